@@ -1,0 +1,199 @@
+"""Three ways to carry out a batch of reads: Linux native AIO, a pool of threads, one read at a time.
+
+A backend starts a batch with `submit(fd, reads)` and returns it; `batch.wait()` gives one result a read: the bytes
+read, or minus an error number. Memory that reads land in must stay alive until `wait` returns.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+
+from flashlite.reads import IOVEC, Reads
+
+_libc = ctypes.CDLL(None, use_errno=True)
+if hasattr(_libc, "preadv"):
+    _libc.preadv.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64)
+    _libc.preadv.restype = ctypes.c_ssize_t
+
+
+class Batch(Protocol):
+    """Reads under way."""
+
+    def wait(self) -> np.ndarray:
+        """Results of all reads, in their order: [reads] int64, bytes read or minus an error number."""
+
+
+class Backend(Protocol):
+    """One way of reading. `name` is what tables call it; `depth` the most reads it keeps in flight."""
+
+    name: str
+    depth: int
+
+    def submit(self, fd: int, reads: Reads) -> Batch:
+        """Start all reads."""
+
+
+def _read_one(fd: int, reads: Reads, i: int) -> int:
+    """One vectored read of a batch; it is begun again if a signal interrupts it."""
+    buffers = reads.iovecs.ctypes.data + int(reads.first[i]) * IOVEC.itemsize
+    while True:
+        done = _libc.preadv(fd, buffers, int(reads.count[i]), int(reads.offset[i]))
+        if done >= 0:
+            return done
+        if (code := ctypes.get_errno()) != errno.EINTR:
+            return -code
+
+
+class Serial:
+    """One read after the other: what a simple loop over a file gets from a drive."""
+
+    name, depth = "serial", 1
+
+    class _Batch:
+        def __init__(self, fd: int, reads: Reads) -> None:
+            self._fd, self._reads = fd, reads
+
+        def wait(self) -> np.ndarray:
+            return np.array([_read_one(self._fd, self._reads, i) for i in range(len(self._reads))], np.int64)
+
+    def submit(self, fd: int, reads: Reads) -> Batch:
+        return self._Batch(fd, reads)
+
+
+class Threads:
+    """The paper's way: a pool of threads, each with one read in flight. (Paper: appendix, 32 threads)"""
+
+    name = "threads"
+
+    def __init__(self, depth: int = 32) -> None:
+        self.depth = depth
+        self._pool = ThreadPoolExecutor(depth, thread_name_prefix="flash")
+
+    class _Batch:
+        def __init__(self, parts: list[Future[list[int]]]) -> None:
+            self._parts = parts
+
+        def wait(self) -> np.ndarray:
+            return np.array([done for part in self._parts for done in part.result()], np.int64)
+
+    def submit(self, fd: int, reads: Reads) -> Batch:
+        def read_part(part: range) -> list[int]:
+            return [_read_one(fd, reads, i) for i in part]
+
+        share = -(-len(reads) // self.depth) or 1
+        parts = [range(i, min(i + share, len(reads))) for i in range(0, len(reads), share)]
+        return self._Batch([self._pool.submit(read_part, part) for part in parts])
+
+
+# Linux native AIO. The kernel reads these structures, so a whole batch is one NumPy array and needs no Python loop.
+_SYSCALLS = {"x86_64": (206, 207, 208, 209), "aarch64": (0, 1, 4, 2)}
+_PREADV = 7
+_IOCB = np.dtype(
+    [("data", "u8"), ("key", "u4"), ("rw", "u4"), ("opcode", "u2"), ("priority", "i2"), ("fd", "u4"), ("buffers", "u8")]
+    + [("count", "u8"), ("offset", "i8"), ("reserved", "u8"), ("flags", "u4"), ("eventfd", "u4")]
+)
+_EVENT = np.dtype([("data", "u8"), ("iocb", "u8"), ("result", "i8"), ("result2", "i8")])
+
+
+def _syscall(number: int, *args: int | ctypes._SimpleCData) -> int:
+    """A raw system call, begun again after a signal; minus the error number if it fails."""
+    while True:
+        result = _libc.syscall(ctypes.c_long(number), *args)
+        if result >= 0:
+            return result
+        if (code := ctypes.get_errno()) != errno.EINTR:
+            return -code
+
+
+class NativeAio:
+    """Linux native AIO: a batch of reads is one array of control blocks, handed over with one system call.
+
+    Raises OSError where the system refuses it.
+    """
+
+    name = "aio"
+
+    def __init__(self, depth: int = 128) -> None:
+        self.depth = depth
+        if sys.platform != "linux" or platform.machine() not in _SYSCALLS:
+            raise OSError(errno.ENOSYS, "native AIO is a Linux interface")
+        self._setup, self._destroy, self.getevents, self.iosubmit = _SYSCALLS[platform.machine()]
+        self._idle: list[int] = [self._new_queue()]  # a queue serves one batch at a time
+        self._all = list(self._idle)
+        self._pid = os.getpid()
+
+    def _new_queue(self) -> int:
+        queue = ctypes.c_ulong(0)
+        if (code := _syscall(self._setup, ctypes.c_long(self.depth), ctypes.byref(queue))) < 0:
+            raise OSError(-code, f"io_setup: {os.strerror(-code)}")
+        return queue.value
+
+    def submit(self, fd: int, reads: Reads) -> Batch:
+        if not self._idle:
+            self._all.append(queue := self._new_queue())
+            self._idle.append(queue)
+        return _AioBatch(self, self._idle.pop(), fd, reads)
+
+    def release(self, queue: int) -> None:
+        """Take back a queue that has nothing in flight."""
+        self._idle.append(queue)
+
+    def __del__(self) -> None:
+        if getattr(self, "_pid", None) == os.getpid():  # queues don't survive a fork
+            for queue in self._all:
+                _syscall(self._destroy, ctypes.c_ulong(queue))
+
+
+class _AioBatch:
+    def __init__(self, aio: NativeAio, queue: int, fd: int, reads: Reads) -> None:
+        n = len(reads)
+        self._aio, self._queue, self._reads = aio, queue, reads
+        self._blocks = np.zeros(n, _IOCB)
+        self._blocks["data"], self._blocks["opcode"], self._blocks["fd"] = np.arange(n), _PREADV, fd
+        self._blocks["buffers"] = reads.iovecs.ctypes.data + reads.first * IOVEC.itemsize
+        self._blocks["count"], self._blocks["offset"] = reads.count, reads.offset
+        self._pointers = (self._blocks.ctypes.data + np.arange(n) * _IOCB.itemsize).astype(np.uint64)
+        self._events = np.empty(min(n, aio.depth), _EVENT)
+        self._results = np.full(n, -errno.EIO, np.int64)
+        self._submitted = self._done = 0
+        self._fill_queue()
+
+    def _fill_queue(self) -> None:
+        """Hand over as many reads as the queue has room for; a read that is refused counts as failed."""
+        room = self._aio.depth - (self._submitted - self._done)
+        while self._submitted < len(self._reads) and room > 0:
+            part = min(room, len(self._reads) - self._submitted)
+            pointers = ctypes.c_void_p(self._pointers.ctypes.data + 8 * self._submitted)
+            taken = _syscall(self._aio.iosubmit, ctypes.c_ulong(self._queue), ctypes.c_long(part), pointers)
+            if taken == -errno.EAGAIN and self._submitted > self._done:
+                return  # the system is busy: wait for some of ours first
+            if taken < 0:
+                self._results[self._submitted] = taken
+                self._done += 1
+            self._submitted += max(taken, 1)
+            room -= max(taken, 0)
+
+    def wait(self) -> np.ndarray:
+        n = len(self._reads)
+        while self._done < n:
+            ready = min(self._submitted - self._done, len(self._events))
+            if ready:
+                queue, most = ctypes.c_ulong(self._queue), ctypes.c_long(ready)
+                events = ctypes.c_void_p(self._events.ctypes.data)
+                got = _syscall(self._aio.getevents, queue, ctypes.c_long(1), most, events, ctypes.c_void_p(None))
+                if got < 0:
+                    raise OSError(-got, f"io_getevents: {os.strerror(-got)}")
+                finished = self._events[:got]
+                self._results[finished["data"].astype(np.int64)] = finished["result"]
+                self._done += got
+            self._fill_queue()
+        self._aio.release(self._queue)
+        return self._results

@@ -1,0 +1,84 @@
+"""How a neuron lies on flash: up row and down column apart, or bundled into one record. (Paper: section 3.2)
+
+Neuron i of a layer needs row i of the up projection and column i of the down projection. In DRAM both always form one
+row `[up | down | padding]`. On flash they are two pieces, each with a read of its own, or one bundle and one read:
+
+    split     up    [ffn, d_model]   down  [ffn, d_model]
+    bundled   bundle [ffn, 2 * d_model + padding]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def round_up(size: int, grid: int) -> int:
+    """The smallest multiple of `grid` that is not below `size`."""
+    return -(-size // grid) * grid
+
+
+@dataclass(frozen=True)
+class FFNShape:
+    """The size of one layer's FFN: neurons, d_model, bytes of one weight, and the drive's grid in bytes."""
+
+    neurons: int
+    d_model: int
+    itemsize: int
+    alignment: int
+
+    @property
+    def half_bytes(self) -> int:
+        """Bytes of one row of the up, or one column of the down projection."""
+        return self.d_model * self.itemsize
+
+    @property
+    def record_bytes(self) -> int:
+        """Bytes of one neuron's bundle, padded to the drive's grid so that direct reads can start at any of them."""
+        return round_up(2 * self.half_bytes, self.alignment)
+
+    @property
+    def layer_bytes(self) -> int:
+        """Bytes of a layer's FFN weights as they are published, without padding."""
+        return 2 * self.half_bytes * self.neurons
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One matrix [neurons, nbytes] on flash; a neuron's row of it lands in DRAM at byte `column` of the neuron's row."""
+
+    name: str
+    nbytes: int
+    column: int
+
+
+def pieces(layout: str, shape: FFNShape) -> tuple[Piece, ...]:
+    """What a layout stores for each layer. Raises KeyError for an unknown layout."""
+    return {
+        "split": (Piece("up", shape.half_bytes, 0), Piece("down", shape.half_bytes, shape.half_bytes)),
+        "bundled": (Piece("bundle", shape.record_bytes, 0),),
+    }[layout]
+
+
+LAYOUTS = ("split", "bundled")
+
+
+def pack_bundles(up: Tensor, down: Tensor, record_bytes: int) -> np.ndarray:
+    """Neurons as rows [up | down | zeros].
+
+    up: [ffn, d_model]; down: [d_model, ffn], as published. Returns [ffn, record_bytes] uint8.
+    """
+    both = torch.cat([up, down.T], dim=1).contiguous()
+    content = both.view(torch.uint8).numpy()
+    return np.pad(content, ((0, 0), (0, record_bytes - content.shape[1])))
+
+
+def unpack_bundles(rows: Tensor, d_model: int) -> tuple[Tensor, Tensor]:
+    """The two projections as views of rows in DRAM, nothing copied.
+
+    rows: [n, at least 2 * d_model]. Returns up [n, d_model] and the transposed down [n, d_model].
+    """
+    return rows[:, :d_model], rows[:, d_model : 2 * d_model]

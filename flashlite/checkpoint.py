@@ -1,0 +1,165 @@
+"""Published checkpoints, one tensor at a time: safetensors or pickled `.bin`, in one file or in shards."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import mmap
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from flashlite.errors import CheckpointError
+from flashlite.families import family_of
+
+BUNDLED_MODEL = Path(__file__).parent / "opt_mini"
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+SMALL_FILES = ["*.json", "*.txt"]
+
+
+def find_checkpoint(model: str | Path) -> Path:
+    """The folder of a checkpoint: `opt-mini`, a local folder, or a hub id, which is downloaded if need be.
+
+    Raises CheckpointError if there is no such folder and the hub can't be reached.
+    """
+    if str(model) == "opt-mini":
+        return BUNDLED_MODEL
+    if Path(model).is_dir():
+        return Path(model)
+    if Path(model).exists():
+        raise CheckpointError(f"{model} is a file: name the folder that holds config.json and the weights")
+    from huggingface_hub import list_repo_files, snapshot_download
+
+    try:
+        files = set(list_repo_files(str(model)))
+        pattern = "*.safetensors" if any(f.endswith(".safetensors") for f in files) else "pytorch_model*.bin"
+        return Path(snapshot_download(str(model), allow_patterns=[*SMALL_FILES, pattern]))
+    except Exception as error:  # the hub's client raises many kinds, and each means that the model can't be had
+        raise CheckpointError(
+            f"{model} is no local folder, and downloading it from the hub failed ({type(error).__name__}); "
+            "check the name and the network"
+        ) from error
+
+
+class Checkpoint:
+    """A checkpoint folder whose tensors are read one by one.
+
+    config: the content of config.json; family: its layer names; names: tensors it holds, as transformers spells them.
+    Raises CheckpointError if a file is missing or of a kind that can't be streamed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config: dict[str, Any] = self._read_json("config.json")
+        self.family = family_of(self.config)
+        self._file_of: dict[str, tuple[Path, str]] = {}
+        for path in self._weight_files():
+            for name in _open_weights(path).keys():
+                if (canonical := self.family.canonical(name)) is not None:
+                    self._file_of[canonical] = (path, name)
+        self.names = sorted(self._file_of)
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor, copied out of its file, whose pages are then dropped from memory."""
+        if name not in self._file_of:
+            raise CheckpointError(f"{self.folder} has no tensor {name}: is the checkpoint complete?")
+        path, original = self._file_of[name]
+        mapped = _open_weights(path)[original]
+        copy = mapped.clone()
+        _drop_pages(mapped)
+        return copy
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, without reading its data."""
+        path, original = self._file_of[name]
+        return tuple(_open_weights(path).shape(original))
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        try:
+            return json.loads((self.folder / name).read_text())
+        except FileNotFoundError:
+            raise CheckpointError(f"{self.folder} has no {name}: is it a checkpoint folder?") from None
+        except ValueError as error:
+            raise CheckpointError(f"{self.folder / name} is not valid JSON: {error}") from None
+
+    def _weight_files(self) -> list[Path]:
+        found = next((f for f in WEIGHT_FILES if (self.folder / f).exists()), None)
+        if found is None:
+            raise CheckpointError(f"{self.folder} holds no weights: expected one of {', '.join(WEIGHT_FILES)}")
+        if not found.endswith(".index.json"):
+            return [self.folder / found]
+        shards = sorted(set(self._read_json(found).get("weight_map", {}).values()))
+        for shard in shards:
+            if Path(shard).name != shard:
+                raise CheckpointError(f"{self.folder / found} names a shard outside its folder: {shard!r}")
+            if not (self.folder / shard).exists():
+                raise CheckpointError(f"{self.folder} lacks the shard {shard}")
+        return [self.folder / shard for shard in shards]
+
+
+class _Safetensors:
+    def __init__(self, path: Path) -> None:
+        self._file = safe_open(path, framework="pt")
+
+    def keys(self) -> list[str]:
+        return list(self._file.keys())
+
+    def shape(self, name: str) -> list[int]:
+        return self._file.get_slice(name).get_shape()
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._file.get_tensor(name)
+
+
+class _Pickle:
+    """A `.bin` file, opened without running any code in it: tensors are mapped, and read only when touched."""
+
+    def __init__(self, path: Path) -> None:
+        self._tensors = torch.load(path, mmap=True, weights_only=True, map_location="cpu")
+        if not isinstance(self._tensors, dict):
+            raise TypeError(f"expected a dict of tensors, found {type(self._tensors).__name__}")
+
+    def keys(self) -> list[str]:
+        return [name for name, value in self._tensors.items() if isinstance(value, Tensor)]
+
+    def shape(self, name: str) -> torch.Size:
+        return self._tensors[name].shape
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+
+_opened: tuple[Path, _Safetensors | _Pickle] | None = None
+
+
+def _open_weights(path: Path) -> _Safetensors | _Pickle:
+    """An opened weights file. Only the last one is kept, so that a sharded model is never mapped as a whole."""
+    global _opened
+    if _opened is None or _opened[0] != path:
+        _opened = None
+        try:
+            _opened = (path, _Safetensors(path) if path.suffix == ".safetensors" else _Pickle(path))
+        except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, EOFError, LookupError) as error:
+            raise CheckpointError(_why_unreadable(path, error)) from error
+        except Exception as error:  # pickle.UnpicklingError and what broken pickles raise
+            raise CheckpointError(_why_unreadable(path, error)) from error
+    return _opened[1]
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    reason = str(error).split("\n")[0][:160]
+    return f"{path} cannot be read as weights: it is truncated, damaged or not made of plain tensors ({reason})"
+
+
+def _drop_pages(tensor: Tensor) -> None:
+    """Tell the system that a mapped tensor's pages are no longer needed; a hint, which only saves memory."""
+    if hasattr(mmap, "MADV_DONTNEED") and os.name == "posix":
+        begin = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = tensor.data_ptr() + tensor.nbytes - begin
+        if length > mmap.PAGESIZE:
+            whole = length // mmap.PAGESIZE * mmap.PAGESIZE
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(whole), mmap.MADV_DONTNEED)

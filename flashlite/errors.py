@@ -1,0 +1,27 @@
+"""What flashlite raises: one clear line that says what is wrong and what to do."""
+
+from __future__ import annotations
+
+
+class FlashliteError(Exception):
+    """Any failure that flashlite foresees; the command line prints it as one line, without a traceback."""
+
+
+class ReadError(FlashliteError, OSError):
+    """A read from flash failed or ended short; the text names the file and the offset."""
+
+
+class StoreError(FlashliteError):
+    """A store is missing, incomplete, altered or of another format."""
+
+
+class CheckpointError(FlashliteError):
+    """A checkpoint is missing, incomplete or of a kind that cannot be streamed."""
+
+
+class BudgetError(FlashliteError):
+    """A DRAM budget is malformed or too small; the text names the smallest that works."""
+
+
+class PredictorError(FlashliteError):
+    """A predictor is missing or made for another model."""

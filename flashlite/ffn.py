@@ -1,0 +1,95 @@
+"""One FFN that streams: predictor -> window -> flash -> pool -> product."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flashlite.neurons import NeuronFile
+from flashlite.pool import NeuronMemory
+from flashlite.predictor import Predictor, active_set
+from flashlite.stream import Stream
+from flashlite.timing import Timing
+from flashlite.window import Window
+
+
+@dataclass
+class Call:
+    """The model call under way: how many sequences, and how many new tokens each has."""
+
+    sequences: int = 1
+    tokens: int = 1
+
+
+class StreamedFFN(nn.Module):
+    """An FFN whose every weight is read for every call: the stages before the predictor, and every prompt.
+
+    layer: its number; up_bias: [ffn]; down_bias: [d_model].
+    """
+
+    def __init__(self, layer: int, stream: Stream, up_bias: Tensor, down_bias: Tensor) -> None:
+        super().__init__()
+        self.layer, self.stream = layer, stream
+        self.up_bias, self.down_bias = up_bias, down_bias
+        self._all = np.arange(len(up_bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [tokens, d_model], the normed input of the FFN. Returns its output, the same shape."""
+        return self.product(x, self._all) + self.down_bias
+
+    def product(self, x: Tensor, neurons: np.ndarray, keep: Tensor | None = None) -> Tensor:
+        """What `neurons` contribute; see Stream.product."""
+        return self.stream.product(x, self.layer, self.up_bias, neurons, keep)
+
+
+class FlashFFN(nn.Module):
+    """An FFN that reads only the neurons that a token needs and doesn't have in DRAM yet.
+
+    whole: the same layer read as a whole, for prompts; file: where its neurons are; memory: where they go.
+    """
+
+    def __init__(
+        self, whole: StreamedFFN, predictor: Predictor, window: Window, file: NeuronFile, memory: NeuronMemory,
+        call: Call, timing: Timing,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.whole, self.predictor, self.window, self.file, self.memory = whole, predictor, window, file, memory
+        self._call, self._timing = call, timing
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [sequences * tokens, d_model], the normed input of the FFN. Returns its output, the same shape."""
+        if self._call.tokens > max(1, self.window.tokens):
+            return self._prompt(x)
+        overflow = self._hold(active_set(self.predictor, x))
+        with self._timing.product:
+            out = self.memory.product(x)
+        if len(overflow):
+            out += self.whole.product(x, overflow)
+        return out + self.whole.down_bias
+
+    def _prompt(self, x: Tensor) -> Tensor:
+        """Stream the layer once; afterwards the window holds the neurons of the last tokens."""
+        by_position = x.view(self._call.sequences, self._call.tokens, -1).transpose(0, 1)
+        for position in by_position[len(by_position) - self.window.tokens :]:
+            self._hold(active_set(self.predictor, position))
+        return self.whole(x)
+
+    def _hold(self, active: np.ndarray) -> np.ndarray:
+        """Bring these neurons into DRAM, reading only those that aren't there. Returns those that found no room."""
+        step = self.window.step(active)
+        try:
+            with self._timing.memory:
+                landing = self.memory.place(step.load, step.drop)
+            with self._timing.io:
+                self.file.read(self.whole.layer, step.load, landing.buffer, landing.rows)
+            with self._timing.memory:
+                self.memory.commit()
+        except BaseException:  # rows whose reads did not finish must never be multiplied
+            self.window.clear()
+            self.memory.clear()
+            raise
+        return step.overflow

@@ -1,0 +1,239 @@
+"""The drive: direct, parallel reads of records into memory that the caller owns. (Paper: sections 2.2 and 3.2)
+
+    file = FlashFile("model.safetensors")
+    buffer = aligned_buffer(rows=100, row_bytes=4096)
+    file.read(offsets, 4096, buffer, rows)      # record i lands in buffer[rows[i]]
+
+Reads go past the page cache, adjacent records are merged into one read, and every read is counted. `submit` starts
+reads and returns at once; `wait` on what it returns ends them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import functools
+import logging
+import mmap
+import os
+import sys
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from flashlite.backends import Backend, Batch, NativeAio, Serial, Threads
+from flashlite.errors import FlashliteError, ReadError
+from flashlite.reads import Reads, plan_reads
+
+log = logging.getLogger("flashlite")
+
+PAGE = 4096
+BACKENDS = {"aio": NativeAio, "threads": Threads, "serial": Serial}
+
+
+@dataclass
+class Counters:
+    """What was read: records asked for, reads after merging, bytes moved from the drive, seconds spent reading."""
+
+    records: int = 0
+    reads: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+    def __sub__(self, earlier: Counters) -> Counters:
+        return Counters(*(getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)))
+
+    def copy(self) -> Counters:
+        return Counters(self.records, self.reads, self.bytes, self.seconds)
+
+
+def aligned_buffer(rows: int, row_bytes: int) -> np.ndarray:
+    """Page-aligned memory [rows, row_bytes] uint8 for direct reads; the system zeroes it and gives it back when freed."""
+    size = max(1, rows * row_bytes)
+    return np.frombuffer(mmap.mmap(-1, size), np.uint8, count=rows * row_bytes).reshape(rows, row_bytes)
+
+
+@functools.cache
+def default_backend() -> Backend:
+    """Native AIO where the system offers it, else 32 threads, announced in one line."""
+    try:
+        return NativeAio()
+    except OSError as error:
+        log.warning("flashlite: reading with 32 threads, because native AIO is refused (%s)", error)
+        return Threads()
+
+
+def make_backend(name: str) -> Backend:
+    """A backend by name: aio, threads or serial. Raises FlashliteError for any other name."""
+    if name not in BACKENDS:
+        raise FlashliteError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
+    return BACKENDS[name]()
+
+
+class FlashFile:
+    """A file on the drive, open for direct reads.
+
+    backend: how reads are carried out; default_backend() unless given. `counters` sums all reads of this file.
+    Raises ReadError if the file can't be opened.
+    """
+
+    def __init__(self, path: Path | str, backend: Backend | None = None) -> None:
+        self.path = Path(path)
+        self.fd, self.direct = _open(self.path)
+        self.backend = backend or default_backend()
+        self.size = os.fstat(self.fd).st_size
+        self.alignment = direct_alignment(self.path) if self.direct else 1
+        self.counters = Counters()
+
+    def read(
+        self, offsets: np.ndarray, sizes: np.ndarray | int, out: np.ndarray, rows: np.ndarray, column: int = 0
+    ) -> None:
+        """Read records and wait for them; see `submit`."""
+        self.submit(offsets, sizes, out, rows, column).wait()
+
+    def submit(
+        self, offsets: np.ndarray, sizes: np.ndarray | int, out: np.ndarray, rows: np.ndarray, column: int = 0
+    ) -> Ticket:
+        """Start reading records: record i, `sizes[i]` bytes at `offsets[i]`, lands in `out[rows[i], column:]`.
+
+        offsets: [records] int64, bytes; sizes: one for all or [records]; out: [rows, row_bytes] uint8, its rows
+        contiguous; rows: [records] int64. Raises ReadError if a record is not inside the file or the row.
+        """
+        began = time.perf_counter()
+        sizes = np.broadcast_to(np.asarray(sizes, np.int64), offsets.shape)
+        self._check_bounds(offsets, sizes, out, rows, column)
+        addresses = (out.ctypes.data + column + rows * out.strides[0]).astype(np.uint64)
+        if self._misaligned(offsets, sizes, addresses):
+            return _BouncedTicket(self, offsets, sizes, out, rows, column, began)
+        return Ticket(self, plan_reads(offsets, sizes, addresses), sizes, out, began)
+
+    def _misaligned(self, offsets: np.ndarray, sizes: np.ndarray, addresses: np.ndarray) -> bool:
+        """Whether direct I/O would refuse any of these: it wants offsets, sizes and addresses on its grid."""
+        together = np.bitwise_or.reduce(offsets | sizes | addresses.astype(np.int64), initial=0)
+        return bool(together % self.alignment)
+
+    def _check_bounds(
+        self, offsets: np.ndarray, sizes: np.ndarray, out: np.ndarray, rows: np.ndarray, column: int
+    ) -> None:
+        if len(offsets) == 0:
+            return
+        outside = (offsets < 0) | (sizes < 0) | (offsets + sizes > self.size)
+        if outside.any():
+            i = int(np.argmax(outside))
+            raise ReadError(
+                f"{self.path}: {sizes[i]} bytes at offset {offsets[i]} are not inside the file of {self.size} bytes; "
+                "was it truncated?"
+            )
+        row_bytes = out.shape[1] * out.itemsize
+        if rows.min() < 0 or rows.max() >= len(out) or column < 0 or column + sizes.max() > row_bytes:
+            raise ReadError(f"{self.path}: records of {sizes.max()} bytes don't fit the buffer's rows of {row_bytes}")
+
+    def close(self) -> None:
+        """Close the file; later reads fail."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __del__(self) -> None:
+        if getattr(self, "fd", -1) >= 0:
+            self.close()
+
+
+class Ticket:
+    """Reads that were submitted. It keeps their destination alive until `wait` has returned."""
+
+    def __init__(self, file: FlashFile, reads: Reads, needed: np.ndarray, out: np.ndarray, began: float) -> None:
+        self._file, self._reads, self._records, self._out = file, reads, len(needed), out
+        self._batch: Batch | None = file.backend.submit(file.fd, reads)
+        self._seconds = time.perf_counter() - began
+
+    def wait(self) -> None:
+        """Return when all reads are complete. Raises ReadError if one failed or ended short."""
+        if self._batch is None:
+            return
+        began = time.perf_counter()
+        batch, self._batch = self._batch, None
+        done = batch.wait()
+        self._check(done)
+        if not self._file.direct and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._file.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        counters = self._file.counters
+        counters.records += self._records
+        counters.reads += len(self._reads)
+        counters.bytes += int(done.sum())
+        counters.seconds += self._seconds + time.perf_counter() - began
+
+    def _check(self, done: np.ndarray) -> None:
+        wrong = done != self._reads.nbytes
+        if wrong.any():
+            i = int(np.argmax(wrong))
+            what = os.strerror(-done[i]) if done[i] < 0 else f"only {done[i]} of {self._reads.nbytes[i]} bytes"
+            raise ReadError(f"{self._file.path}: read at offset {self._reads.offset[i]} failed: {what}")
+
+    def __del__(self) -> None:
+        if self._batch is not None:  # never free memory that the drive still writes to
+            self._batch.wait()
+
+
+class _BouncedTicket(Ticket):
+    """Records off the drive's grid: whole blocks around each are read to a buffer of our own and copied from there."""
+
+    def __init__(
+        self, file: FlashFile, offsets: np.ndarray, sizes: np.ndarray, out: np.ndarray, rows: np.ndarray, column: int,
+        began: float,
+    ) -> None:  # fmt: skip
+        grid = file.alignment
+        self._shift = offsets % grid
+        begin = offsets - self._shift
+        span = -(-(self._shift + sizes) // grid) * grid
+        self._bounce = aligned_buffer(len(offsets), int(span.max(initial=0)))
+        self._sizes, self._destination, self._rows, self._column = sizes, out, rows, column
+        addresses = (self._bounce.ctypes.data + np.arange(len(offsets)) * self._bounce.strides[0]).astype(np.uint64)
+        super().__init__(file, plan_reads(begin, span, addresses), sizes, self._bounce, began)
+
+    def _check(self, done: np.ndarray) -> None:
+        # The last block of a file may be cut by its end; the records in it were checked to lie inside the file.
+        reaches_end = (done >= 0) & (self._reads.offset + done == self._file.size)
+        super()._check(np.where(reaches_end, self._reads.nbytes, done))
+
+    def wait(self) -> None:
+        if self._batch is None:
+            return
+        super().wait()
+        for size in np.unique(self._sizes):
+            these = np.flatnonzero(self._sizes == size)
+            columns = self._shift[these, None] + np.arange(size)
+            self._destination[self._rows[these], self._column : self._column + size] = self._bounce[
+                these[:, None], columns
+            ]
+
+
+def _open(path: Path) -> tuple[int, bool]:
+    """A descriptor for direct reads, or for buffered ones where the file system refuses them, announced in one line."""
+    try:
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECT", 0))
+        if sys.platform == "darwin":  # untested here: macOS has no O_DIRECT but can turn its cache off
+            fcntl.fcntl(fd, fcntl.F_NOCACHE, 1)
+        return fd, hasattr(os, "O_DIRECT") or sys.platform == "darwin"
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise ReadError(f"{path}: cannot be opened: {os.strerror(error.errno or 0)}") from None
+    log.warning("flashlite: %s: buffered reads, because this file system refuses direct ones", path)
+    return os.open(path, os.O_RDONLY), False
+
+
+def direct_alignment(path: Path | str) -> int:
+    """The grid, in bytes, that direct reads of this file must keep; a page where the system doesn't tell."""
+    if sys.platform != "linux":
+        return PAGE
+    statx, answer = ctypes.CDLL(None), ctypes.create_string_buffer(256)
+    if not hasattr(statx, "statx"):
+        return PAGE
+    at_cwd, dio_align = -100, 0x2000
+    if statx.statx(at_cwd, os.fsencode(path), 0, dio_align, answer) != 0:
+        return PAGE
+    memory, offset = np.frombuffer(answer, np.uint32, count=2, offset=152)
+    return int(max(memory, offset)) or PAGE

@@ -1,0 +1,212 @@
+"""load(): a transformers model whose FFN weights stream from flash.
+
+    model = flashlite.load("opt-mini", dram_budget="50%")
+    model.generate(...)             # as with any transformers model
+    model.flash.last_token          # where the last token's time went
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, OPTForCausalLM
+
+from flashlite.budget import Budget, plan_budget
+from flashlite.errors import FlashliteError, StoreError
+from flashlite.ffn import Call, FlashFFN, StreamedFFN
+from flashlite.flash import Counters
+from flashlite.neurons import NeuronFile
+from flashlite.predictor import OraclePredictor, Predictor, PredictorSet
+from flashlite.resident import EMBEDDINGS, ResidentWeights
+from flashlite.stages import LADDER, LAST, NAMES, Stage, stage_number
+from flashlite.store import PREDICTOR, Store, open_model
+from flashlite.stream import Stream
+from flashlite.timing import Timing
+from flashlite.window import Window
+
+log = logging.getLogger("flashlite")
+
+
+def home() -> Path:
+    """Where packed models are kept: $FLASHLITE_HOME, or flashlite in the user's cache folder."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return Path(os.environ.get("FLASHLITE_HOME", cache / "flashlite"))
+
+
+@dataclass(frozen=True)
+class CallCost:
+    """What one call of the model cost: times in ms, and what was read from flash.
+
+    compute_ms is all that is neither waiting for flash nor managing neurons in DRAM; product_ms is the part of it that
+    the FFN's products take.
+    """
+
+    tokens: int
+    io_ms: float
+    memory_ms: float
+    compute_ms: float
+    total_ms: float
+    product_ms: float
+    records: int
+    reads: int
+    bytes: int
+
+
+class Engine:
+    """What `model.flash` is: the parts under a streaming model, its budget, and what its calls cost.
+
+    budget: Budget; stage: Stage; ffns: one module a layer; last_token: CallCost of the last call; calls: all of them.
+    """
+
+    def __init__(self, store: Store, stage: Stage, budget: Budget, predictors: Sequence[Predictor] | str) -> None:
+        self.store, self.stage, self.budget = store, stage, budget
+        self.timing, self.call, self.calls = Timing(), Call(), []
+        self.resident = ResidentWeights(store, stage.resident)
+        self.file = NeuronFile(store, stage.layout)
+        self.stream = Stream(self.file, budget.stream_rows, store.dtype, self.timing)
+        tensors = self.resident.tensors()
+        self.weights = {name: t for name, t in tensors.items() if not name.endswith((".fc1.bias", ".fc2.bias"))}
+        self.ffns = [self._build_ffn(i, tensors, predictors) for i in range(store.layers)]
+
+    def _build_ffn(self, i: int, tensors: dict[str, Tensor], predictors: Sequence[Predictor] | str) -> nn.Module:
+        name, shape, dtype = f"model.decoder.layers.{i}.", self.store.shape, self.store.dtype
+        up_bias = tensors.get(name + "fc1.bias", torch.zeros(shape.neurons, dtype=dtype))
+        down_bias = tensors.get(name + "fc2.bias", torch.zeros(shape.d_model, dtype=dtype))
+        whole = StreamedFFN(i, self.stream, up_bias, down_bias)
+        if not self.stage.predictor:
+            return whole
+        if isinstance(predictors, str):
+            predictor: Predictor = OraclePredictor(NeuronFile(self.store, self.stage.layout), i, up_bias)
+        else:
+            predictor = predictors[i]
+        rows = self.budget.layer_rows[i]
+        window = Window(shape.neurons, self.stage.window, rows)
+        memory = self.stage.memory(rows, shape, dtype, up_bias)
+        return FlashFFN(whole, predictor, window, self.file, memory, self.call, self.timing)
+
+    @property
+    def counters(self) -> Counters:
+        """Everything read since the model was loaded, FFN and resident weights together."""
+        a, b = self.file.counters, self.resident.file.counters
+        return Counters(a.records + b.records, a.reads + b.reads, a.bytes + b.bytes, a.seconds + b.seconds)
+
+    @property
+    def last_token(self) -> CallCost:
+        """What the last call cost. Raises FlashliteError if there was none."""
+        if not self.calls:
+            raise FlashliteError("the model has not been called yet")
+        return self.calls[-1]
+
+    @property
+    def rows_moved(self) -> int:
+        """Rows copied inside DRAM so far, over all layers: rebuilding copies all, the pool only what fills holes."""
+        return sum(ffn.memory.moved for ffn in self.ffns if isinstance(ffn, FlashFFN))
+
+    def install(self, model: OPTForCausalLM) -> None:
+        """Put the streaming FFNs into a model on the meta device and give it the resident weights."""
+        for layer, ffn in zip(model.model.decoder.layers, self.ffns, strict=True):
+            layer.fc1, layer.activation_fn, layer.fc2 = ffn, nn.Identity(), nn.Identity()
+        result = model.load_state_dict(self.weights, strict=False, assign=True)
+        missing = set(result.missing_keys) - {"lm_head.weight"}
+        if missing or result.unexpected_keys:
+            raise StoreError(
+                f"{self.store.path} doesn't fit its configuration: missing {sorted(missing)}, "
+                f"unexpected {result.unexpected_keys}; pack the model again"
+            )
+        model.tie_weights()
+        model.requires_grad_(False).eval()
+        model.register_forward_pre_hook(self._begin_call, with_kwargs=True)
+        model.register_forward_hook(self._end_call)
+        if not self.stage.resident:
+            model.model.decoder.register_forward_pre_hook(lambda *_: self._read_group(EMBEDDINGS))
+            for i, layer in enumerate(model.model.decoder.layers):
+                layer.register_forward_pre_hook(lambda *_, name=f"layers.{i}": self._read_group(name))
+
+    def _read_group(self, name: str) -> None:
+        with self.timing.io:
+            self.resident.read(name)
+
+    def _begin_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ids = next((t for t in (*args, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if t is not None), None)
+        if ids is None:
+            raise FlashliteError("the model was called without input_ids or inputs_embeds")
+        self.call.sequences, self.call.tokens = ids.shape[0], ids.shape[1]
+        self._before = (time.perf_counter(), self.timing.seconds(), self.counters)
+
+    def _end_call(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        began, timing, counters = self._before
+        total = time.perf_counter() - began
+        io, memory, product = (1e3 * (b - a) for a, b in zip(timing, self.timing.seconds(), strict=True))
+        read = self.counters - counters
+        compute = 1e3 * total - io - memory
+        cost = CallCost(
+            self.call.tokens, io, memory, compute, 1e3 * total, product, read.records, read.reads, read.bytes
+        )
+        self.calls.append(cost)
+
+
+def load(
+    model: str | Path,
+    *,
+    dram_budget: int | str = "50%",
+    stage: int | str = LAST,
+    predictor: str | Sequence[Predictor] = "trained",
+    window: int = 5,
+    dtype: str | None = None,
+) -> OPTForCausalLM:
+    """A transformers OPT whose FFN weights stay on flash.
+
+    model: `opt-mini`, a hub id, a checkpoint folder or a store; anything but a store is packed under `home()` first.
+    dram_budget: bytes, "4GiB" or "50%" of the weights, for all but KV cache and interpreter. stage: of the ladder.
+    predictor: "trained", "oracle", or one Predictor a layer. window: tokens whose neurons stay in DRAM, for stages that
+    have a window. dtype: fp32 (default), bf16 or fp16. Raises FlashliteError if anything is wrong.
+    """
+    store = model if isinstance(model, Store) else open_model(model, home() / "stores", dtype)
+    chosen = LADDER[NAMES[stage_number(stage)]]
+    if window < 1:
+        raise FlashliteError(f"a window of {window} tokens keeps nothing: use 1 or more, or stage='predictor'")
+    if chosen.window:
+        chosen = replace(chosen, window=window)
+    return build(store, chosen, dram_budget, predictor)
+
+
+def build(store: Store, stage: Stage, dram_budget: int | str, predictor: str | Sequence[Predictor]) -> OPTForCausalLM:
+    """`load` for a store that is open and a stage put together by hand."""
+    predictors, needs = _choose_predictors(store, stage, predictor)
+    nbytes = 0 if isinstance(predictors, str) else sum(p.nbytes for p in predictors)
+    budget = plan_budget(store, stage, dram_budget, nbytes, needs)
+    engine = Engine(store, stage, budget, predictors)
+    with torch.device("meta"):
+        model = OPTForCausalLM(store.config)
+    engine.install(model)
+    if (store.path / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(store.path)
+    model.name_or_path = str(store.path)
+    model.flash = engine
+    return model
+
+
+def _choose_predictors(
+    store: Store, stage: Stage, predictor: str | Sequence[Predictor]
+) -> tuple[Sequence[Predictor] | str, list[float]]:
+    """The predictors of a stage, and how many rows each layer's window would like."""
+    equal = [1.0] * store.layers
+    if not stage.predictor or predictor == "oracle":
+        return "oracle", equal
+    if predictor == "trained":
+        trained = PredictorSet.load(store.path / PREDICTOR, store.layers, store.shape)
+        k = max(1, stage.window)
+        return trained.layers, [report.window_rows[min(k, len(report.window_rows)) - 1] for report in trained.reports]
+    if isinstance(predictor, str):
+        raise FlashliteError(f"unknown predictor {predictor!r}: use 'trained', 'oracle', or one predictor a layer")
+    if len(predictor) != store.layers:
+        raise FlashliteError(f"{len(predictor)} predictors were given for {store.layers} layers")
+    return predictor, equal

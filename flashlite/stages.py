@@ -1,0 +1,42 @@
+"""The ladder: each stage is the one before with one field changed. (Paper: table 2)"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from flashlite.errors import FlashliteError
+from flashlite.pool import NeuronMemory, Pool, RebuiltMatrix
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What an engine does; the defaults are naive loading."""
+
+    resident: bool = False  # embeddings and attention stay in DRAM
+    predictor: bool = False  # only neurons predicted active are read
+    window: int = 0  # neurons of this many last tokens stay in DRAM
+    layout: str = "split"  # how a neuron lies on flash
+    memory: type[NeuronMemory] = RebuiltMatrix  # how its rows are kept in DRAM
+
+
+NAIVE = Stage()
+RESIDENT = replace(NAIVE, resident=True)
+PREDICTOR = replace(RESIDENT, predictor=True)
+WINDOW = replace(PREDICTOR, window=5)
+BUNDLE = replace(WINDOW, layout="bundled")
+POOL = replace(BUNDLE, memory=Pool)
+
+LADDER = {
+    "naive": NAIVE, "resident": RESIDENT, "predictor": PREDICTOR, "window": WINDOW, "bundle": BUNDLE, "pool": POOL
+}  # fmt: skip
+NAMES = tuple(LADDER)
+LAST = len(LADDER) - 1
+
+
+def stage_number(stage: int | str) -> int:
+    """A stage by number or name. Raises FlashliteError if there is none."""
+    if isinstance(stage, str) and stage in LADDER:
+        return NAMES.index(stage)
+    if isinstance(stage, int) and 0 <= stage <= LAST:
+        return stage
+    raise FlashliteError(f"unknown stage {stage!r}: choose 0 to {LAST}, or {', '.join(NAMES)}")

@@ -1,0 +1,59 @@
+"""Many neurons through little memory: passes that read the next part of a layer while this one is multiplied."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flashlite.flash import Ticket, aligned_buffer
+from flashlite.neurons import NeuronFile, wait_all
+from flashlite.pool import ffn_product
+from flashlite.timing import Timing
+
+
+class Stream:
+    """Two buffers of `rows` neurons each, shared by all layers, through which a layer's FFN passes.
+
+    A prompt, whose tokens together use most neurons, and the stages without a predictor read whole layers this way; a
+    token that needs more neurons than the pool holds reads the rest this way.
+    """
+
+    def __init__(self, file: NeuronFile, rows: int, dtype: torch.dtype, timing: Timing) -> None:
+        self.rows = rows
+        self._file, self._timing = file, timing
+        self._buffers = [aligned_buffer(rows, file.shape.record_bytes) for _ in range(2)]
+        self._matrices = [torch.from_numpy(buffer).view(dtype) for buffer in self._buffers]
+
+    def product(
+        self, x: Tensor, layer: int, bias: Tensor, neurons: np.ndarray, keep: Tensor | None = None
+    ) -> Tensor:
+        """What these neurons of a layer compute, without the down projection's bias.
+
+        x: [tokens, d_model]; bias: [ffn], the up projection's; neurons: [n] int64, sorted; keep: [tokens, ffn] bool,
+        neurons to leave out where False, by token. Returns [tokens, d_model].
+        """
+        parts = [neurons[i : i + self.rows] for i in range(0, len(neurons), self.rows)]
+        out = torch.zeros_like(x)
+        tickets = self._submit(layer, parts, 0)
+        for i, part in enumerate(parts):
+            with self._timing.io:
+                following = self._submit(layer, parts, i + 1)
+                wait_all(tickets)
+            with self._timing.product:
+                out += self._multiply(x, i % 2, bias, part, keep)
+            tickets = following
+        return out
+
+    def _submit(self, layer: int, parts: list[np.ndarray], i: int) -> list[Ticket]:
+        if i >= len(parts):
+            return []
+        return self._file.submit(layer, parts[i], self._buffers[i % 2], np.arange(len(parts[i])))
+
+    def _multiply(self, x: Tensor, which: int, bias: Tensor, part: np.ndarray, keep: Tensor | None) -> Tensor:
+        rows, index = self._matrices[which][: len(part)], torch.from_numpy(part)
+        if keep is None:
+            return ffn_product(x, rows, bias[index], self._file.shape.d_model)
+        d = self._file.shape.d_model
+        h = torch.addmm(bias[index], x, rows[:, :d].T).relu_() * keep[:, index]
+        return h @ rows[:, d : 2 * d]

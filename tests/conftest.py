@@ -1,0 +1,94 @@
+"""Fixtures: small OPT checkpoints in the published formats, packed stores, and what the dense model says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import OPTConfig, OPTForCausalLM
+
+import flashlite
+from flashlite.predictor import LayerReport, LowRankPredictor, PredictorSet
+from flashlite.store import PREDICTOR, Store
+
+TINY = {
+    "vocab_size": 128, "hidden_size": 64, "word_embed_proj_dim": 64, "ffn_dim": 256, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "max_position_embeddings": 128, "dropout": 0.0, "activation_function": "relu",
+    "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 2,
+}  # fmt: skip
+
+
+def make_model(seed: int = 0, **overrides: object) -> OPTForCausalLM:
+    """A random OPT whose biases make about one neuron in ten fire, as in a real one."""
+    torch.manual_seed(seed)
+    model = OPTForCausalLM(OPTConfig(**TINY | overrides)).eval()
+    with torch.no_grad():
+        for layer in model.model.decoder.layers:
+            for p in layer.parameters():
+                if p.ndim == 1:
+                    p.add_(0.1 * torch.randn_like(p))
+            layer.fc1.weight.mul_(5)
+            layer.fc1.bias.sub_(1.0)
+    return model
+
+
+def save_checkpoint(
+    model: OPTForCausalLM, folder: Path, kind: str = "safetensors", shards: int = 1, prefix: str = "model.decoder.",
+    dtype: torch.dtype = torch.float32,
+) -> Path:  # fmt: skip
+    """Write a model as it would be published: kind safetensors or bin, in shards, with old or new names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(model.config.to_dict()))
+    state = {n: t.to(dtype).contiguous() for n, t in model.state_dict().items() if n != "lm_head.weight"}
+    state = {n.replace("model.decoder.", prefix): t for n, t in state.items()}
+    stem, suffix = ("model", "safetensors") if kind == "safetensors" else ("pytorch_model", "bin")
+    if shards == 1:
+        _save(state, folder / f"{stem}.{suffix}")
+        return folder
+    names, weight_map = sorted(state), {}
+    for i in range(shards):
+        shard = f"{stem}-{i + 1:05d}-of-{shards:05d}.{suffix}"
+        part = {n: state[n] for n in names[i::shards]}
+        _save(part, folder / shard)
+        weight_map |= dict.fromkeys(part, shard)
+    (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+def _save(state: dict[str, Tensor], path: Path) -> None:
+    if path.suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path)
+
+
+def add_predictor(store: Store, model: OPTForCausalLM) -> None:
+    """Give a tiny store a full-rank predictor, which is right but for rounding, with made-up needs."""
+    layers, reports = [], []
+    for layer in model.model.decoder.layers:
+        a = torch.eye(store.shape.d_model)
+        layers.append(LowRankPredictor(a, layer.fc1.weight.detach().clone(), layer.fc1.bias.detach() + 0.02))
+        needs = tuple(20.0 * k for k in range(1, 9))
+        reports.append(LayerReport(len(a), 0.1, 0.12, 0.99, 0.01, 0.03, needs))
+    PredictorSet(layers, reports).save(store.path / PREDICTOR)
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> OPTForCausalLM:
+    return make_model()
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_model: OPTForCausalLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_checkpoint(tiny_model, tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tiny_model: OPTForCausalLM, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    store = flashlite.pack(tiny_checkpoint, tmp_path_factory.mktemp("store") / "tiny")
+    add_predictor(store, tiny_model)
+    return store
