@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from flashlite.bundle import round_up
-from flashlite.flash import FlashFile, aligned_buffer
+from flashlite.flash import PAGE, FlashFile, aligned_buffer
+from flashlite.neurons import wait_all
 from flashlite.store import Group, Store
 
 CHUNK = 64 * 1024  # bytes in which a group is read
@@ -23,14 +24,14 @@ class GroupBuffer:
     def __init__(self, file: FlashFile, groups: list[Group]) -> None:
         self._file = file
         self._begins = {g.name: g.begin // file.alignment * file.alignment for g in groups}
-        self.nbytes = max(round_up(g.end - self._begins[g.name], CHUNK) for g in groups)
-        self._chunks = aligned_buffer(self.nbytes // CHUNK, CHUNK)
+        self.nbytes = max(round_up(g.end - self._begins[g.name], PAGE) for g in groups)
+        self._flat = aligned_buffer(1, self.nbytes)[0]
 
     def views(self, group: Group) -> dict[str, Tensor]:
         """The group's tensors as views of the buffer; they hold its weights after `read(group)`."""
-        flat, begin = self._chunks.reshape(-1), self._begins[group.name]
+        begin = self._begins[group.name]
         return {
-            name: torch.from_numpy(flat[e.begin - begin : e.begin - begin + e.nbytes]).view(e.dtype).view(e.shape)
+            name: torch.from_numpy(self._flat[e.begin - begin : e.begin - begin + e.nbytes]).view(e.dtype).view(e.shape)
             for name, e in group.tensors.items()
         }
 
@@ -38,12 +39,11 @@ class GroupBuffer:
         """Fill the buffer from flash. Raises ReadError."""
         begin = self._begins[group.name]
         whole, rest = divmod(group.end - begin, CHUNK)
-        chunks = np.arange(whole)
-        tickets = [self._file.submit(begin + chunks * CHUNK, CHUNK, self._chunks, chunks)]
+        chunks, end = np.arange(whole), whole * CHUNK
+        tickets = [self._file.submit(begin + chunks * CHUNK, CHUNK, self._flat[:end].reshape(-1, CHUNK), chunks)]
         if rest:  # by itself, because it may end off the drive's grid
-            tickets.append(self._file.submit(np.array([begin + whole * CHUNK]), rest, self._chunks, np.array([whole])))
-        for ticket in tickets:
-            ticket.wait()
+            tickets.append(self._file.submit(np.array([begin + end]), rest, self._flat[None, end:], np.array([0])))
+        wait_all(tickets)
 
 
 class ResidentWeights:
@@ -78,6 +78,6 @@ class ResidentWeights:
     @staticmethod
     def bytes_needed(store: Store, persistent: bool) -> int:
         """DRAM that the resident weights of a store take."""
-        sizes = {g.name: round_up(g.end - g.begin + 4096, CHUNK) for g in store.groups}
+        sizes = {g.name: round_up(g.end - g.begin + PAGE, PAGE) for g in store.groups}
         embeddings = sizes.pop(EMBEDDINGS)
         return embeddings + (sum(sizes.values()) if persistent else max(sizes.values()))
