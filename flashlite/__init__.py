@@ -1,8 +1,8 @@
 """flashlite: run a language model larger than memory by streaming its weights from flash.
 
-    import flashlite
-    model = flashlite.load("opt-mini", dram_budget="50%")
-    model.generate(...)
+import flashlite
+model = flashlite.load("opt-mini", dram_budget="50%")
+model.generate(...)
 """
 
 from flashlite.errors import FlashliteError

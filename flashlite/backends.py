@@ -97,8 +97,10 @@ class Threads:
 _SYSCALLS = {"x86_64": (206, 207, 208, 209), "aarch64": (0, 1, 4, 2)}
 _PREADV = 7
 _IOCB = np.dtype(
-    [("data", "u8"), ("key", "u4"), ("rw", "u4"), ("opcode", "u2"), ("priority", "i2"), ("fd", "u4"), ("buffers", "u8")]
-    + [("count", "u8"), ("offset", "i8"), ("reserved", "u8"), ("flags", "u4"), ("eventfd", "u4")]
+    {
+        "names": "data key rw opcode priority fd buffers count offset reserved flags eventfd".split(),
+        "formats": "u8 u4 u4 u2 i2 u4 u8 u8 i8 u8 u4 u4".split(),
+    }
 )
 _EVENT = np.dtype([("data", "u8"), ("iocb", "u8"), ("result", "i8"), ("result2", "i8")])
 

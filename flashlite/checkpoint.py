@@ -17,7 +17,12 @@ from flashlite.errors import CheckpointError
 from flashlite.families import family_of
 
 BUNDLED_MODEL = Path(__file__).parent / "opt_mini"
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 SMALL_FILES = ["*.json", "*.txt"]
 
 
@@ -58,7 +63,7 @@ class Checkpoint:
         self.family = family_of(self.config)
         self._file_of: dict[str, tuple[Path, str]] = {}
         for path in self._weight_files():
-            for name in _open_weights(path).keys():
+            for name in _open_weights(path).names():
                 if (canonical := self.family.canonical(name)) is not None:
                     self._file_of[canonical] = (path, name)
         self.names = sorted(self._file_of)
@@ -105,7 +110,7 @@ class _Safetensors:
     def __init__(self, path: Path) -> None:
         self._file = safe_open(path, framework="pt")
 
-    def keys(self) -> list[str]:
+    def names(self) -> list[str]:
         return list(self._file.keys())
 
     def shape(self, name: str) -> list[int]:
@@ -123,7 +128,7 @@ class _Pickle:
         if not isinstance(self._tensors, dict):
             raise TypeError(f"expected a dict of tensors, found {type(self._tensors).__name__}")
 
-    def keys(self) -> list[str]:
+    def names(self) -> list[str]:
         return [name for name, value in self._tensors.items() if isinstance(value, Tensor)]
 
     def shape(self, name: str) -> torch.Size:

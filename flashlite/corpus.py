@@ -34,9 +34,9 @@ def source_files() -> list[Path]:
 
 def _python_files(root: Path) -> Iterator[Path]:
     for path in sorted(root.rglob("*.py")):
-        if SKIPPED_FOLDERS.isdisjoint(path.relative_to(root).parts):
-            if MIN_FILE_BYTES < path.stat().st_size < MAX_FILE_BYTES:
-                yield path
+        wanted = SKIPPED_FOLDERS.isdisjoint(path.relative_to(root).parts)
+        if wanted and MIN_FILE_BYTES < path.stat().st_size < MAX_FILE_BYTES:
+            yield path
 
 
 def read_source(path: Path) -> str | None:

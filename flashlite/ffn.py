@@ -36,13 +36,16 @@ class StreamedFFN(nn.Module):
         self.up_bias, self.down_bias = up_bias, down_bias
         self._all = np.arange(len(up_bias))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [tokens, d_model], the normed input of the FFN. Returns its output, the same shape."""
-        return self.product(x, self._all) + self.down_bias
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """x: [tokens, d_model], the normed input of the FFN. Returns its output, the same shape.
 
-    def product(self, x: Tensor, neurons: np.ndarray, keep: Tensor | None = None) -> Tensor:
-        """What `neurons` contribute; see Stream.product."""
-        return self.stream.product(x, self.layer, self.up_bias, neurons, keep)
+        keep: [tokens, ffn] bool, which neurons take part; all unless given.
+        """
+        return self.stream.product(x, self.layer, self.up_bias, self._all, keep) + self.down_bias
+
+    def part(self, x: Tensor, neurons: np.ndarray) -> Tensor:
+        """What these neurons ([n] int64, sorted) contribute, without the bias. x: [tokens, d_model]."""
+        return self.stream.product(x, self.layer, self.up_bias, neurons)
 
 
 class FlashFFN(nn.Module):
@@ -68,7 +71,7 @@ class FlashFFN(nn.Module):
         with self._timing.product:
             out = self.memory.product(x)
         if len(overflow):
-            out += self.whole.product(x, overflow)
+            out += self.whole.part(x, overflow)
         return out + self.whole.down_bias
 
     def _prompt(self, x: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from flashlite.flash import PAGE
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _SAFETENSORS_DTYPE = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8"}
 _TORCH_DTYPE = {name: dtype for dtype, name in _SAFETENSORS_DTYPE.items()}
+Specs = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 LARGEST_HEADER = 100 * 1024 * 1024  # as in the safetensors library
 
 
@@ -44,7 +45,7 @@ class SafetensorsWriter:
     direct reads can start at the first tensor. `digests` holds each written tensor's SHA-256.
     """
 
-    def __init__(self, path: Path, specs: dict[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
+    def __init__(self, path: Path, specs: Specs) -> None:
         header, position = {}, 0
         for name, (dtype, shape) in specs.items():
             end = position + dtype.itemsize * int(torch.Size(shape).numel())

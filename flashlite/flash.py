@@ -51,7 +51,7 @@ class Counters:
 
 
 def aligned_buffer(rows: int, row_bytes: int) -> np.ndarray:
-    """Page-aligned memory [rows, row_bytes] uint8 for direct reads; the system zeroes it and gives it back when freed."""
+    """Page-aligned memory [rows, row_bytes] uint8 for direct reads, zeroed, and given back when freed."""
     size = max(1, rows * row_bytes)
     return np.frombuffer(mmap.mmap(-1, size), np.uint8, count=rows * row_bytes).reshape(rows, row_bytes)
 

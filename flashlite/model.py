@@ -1,8 +1,8 @@
 """load(): a transformers model whose FFN weights stream from flash.
 
-    model = flashlite.load("opt-mini", dram_budget="50%")
-    model.generate(...)             # as with any transformers model
-    model.flash.last_token          # where the last token's time went
+model = flashlite.load("opt-mini", dram_budget="50%")
+model.generate(...)             # as with any transformers model
+model.flash.last_token          # where the last token's time went
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class Engine:
 
     def __init__(self, store: Store, stage: Stage, budget: Budget, predictors: Sequence[Predictor] | str) -> None:
         self.store, self.stage, self.budget = store, stage, budget
-        self.timing, self.call, self.calls = Timing(), Call(), []
+        self.timing, self.call = Timing(), Call()
+        self.calls: list[CallCost] = []
         self.resident = ResidentWeights(store, stage.resident)
         self.file = NeuronFile(store, stage.layout)
         self.stream = Stream(self.file, budget.stream_rows, store.dtype, self.timing)
@@ -154,7 +155,7 @@ class Engine:
 
 
 def load(
-    model: str | Path,
+    model: str | Path | Store,
     *,
     dram_budget: int | str = "50%",
     stage: int | str = LAST,
@@ -164,7 +165,7 @@ def load(
 ) -> OPTForCausalLM:
     """A transformers OPT whose FFN weights stay on flash.
 
-    model: `opt-mini`, a hub id, a checkpoint folder or a store; anything but a store is packed under `home()` first.
+    model: `opt-mini`, a hub id, a checkpoint folder or a store, opened or not; anything but a store is packed under `home()` first.
     dram_budget: bytes, "4GiB" or "50%" of the weights, for all but KV cache and interpreter. stage: of the ladder.
     predictor: "trained", "oracle", or one Predictor a layer. window: tokens whose neurons stay in DRAM, for stages that
     have a window. dtype: fp32 (default), bf16 or fp16. Raises FlashliteError if anything is wrong.

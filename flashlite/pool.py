@@ -137,13 +137,8 @@ class RebuiltMatrix:
 
     def __init__(self, capacity: int, shape: FFNShape, dtype: torch.dtype, bias: Tensor) -> None:
         self.capacity, self._shape, self._dtype, self._layer_bias = capacity, shape, dtype, bias
-        self.moved = 0
+        self.moved = self.num_used = 0
         self.clear()
-
-    @property
-    def num_used(self) -> int:
-        """Rows in use."""
-        return len(self._neurons)
 
     def place(self, load: np.ndarray, drop: np.ndarray) -> Landing:
         """See NeuronMemory. Raises ValueError if more rows than the capacity would be needed."""
@@ -160,6 +155,7 @@ class RebuiltMatrix:
         self._matrix = torch.cat([self._matrix[torch.from_numpy(self._kept)], new])
         self._neurons = np.concatenate([self._neurons[self._kept], self._loaded])
         self._bias = self._layer_bias[torch.from_numpy(self._neurons)]
+        self.num_used = len(self._neurons)
         self.moved += self.num_used
         self._landing = aligned_buffer(0, self._shape.record_bytes)
 
@@ -169,7 +165,7 @@ class RebuiltMatrix:
 
     def clear(self) -> None:
         """See NeuronMemory."""
-        self._neurons = np.zeros(0, np.int64)
+        self._neurons, self.num_used = np.zeros(0, np.int64), 0
         self._matrix = torch.zeros(0, self._shape.record_bytes // self._dtype.itemsize, dtype=self._dtype)
         self._bias = torch.zeros(0, dtype=self._dtype)
 

@@ -97,9 +97,9 @@ class OraclePredictor:
 class LayerReport:
     """How good one layer's predictor is on held-out text.
 
-    Shares of all neurons: active (truly), predicted. recall: predicted share of the active ones; false_negatives: missed
-    share of the active ones; false_positives: wrongly predicted share of the inactive ones. window_rows[k-1]: mean size
-    of the union of k tokens' predicted sets, s_agg(k), in neurons.
+    active (truly) and predicted: shares of all neurons; recall: predicted share of the active ones; false_negatives:
+    missed share of the active ones; false_positives: wrongly predicted share of the inactive ones; window_rows[k-1]:
+    mean size of the union of k tokens' predicted sets, s_agg(k), in neurons.
     """
 
     rank: int
@@ -120,7 +120,7 @@ class PredictorSet:
 
     def save(self, path: Path) -> None:
         """Write one safetensors file, under a temporary name until it is complete."""
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for i, layer in enumerate(self.layers):
             tensors |= {f"layers.{i}.{name}": getattr(layer, name).contiguous() for name in ("a", "b", "bias")}
         metadata = {"format": str(FORMAT), "reports": json.dumps([vars(report) for report in self.reports])}

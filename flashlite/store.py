@@ -1,10 +1,10 @@
 """The model on flash: a folder with a manifest, the resident weights, and the FFN's neurons in one or two layouts.
 
-    manifest.json            what the model is; sizes and SHA-256 of everything else
-    resident.safetensors     embeddings, attention, norms, biases: group by group, in the order in which a token needs them
-    ffn-split.safetensors    layers.<i>.up [ffn, half_bytes], layers.<i>.down [ffn, half_bytes]
-    ffn-bundled.safetensors  layers.<i>.bundle [ffn, record_bytes]
-    predictor.safetensors    which neurons will fire (see predictor.py)
+manifest.json            what the model is; sizes and SHA-256 of everything else
+resident.safetensors     embeddings, attention, norms, biases: group by group, in the order in which a token needs them
+ffn-split.safetensors    layers.<i>.up [ffn, half_bytes], layers.<i>.down [ffn, half_bytes]
+ffn-bundled.safetensors  layers.<i>.bundle [ffn, record_bytes]
+predictor.safetensors    which neurons will fire (see predictor.py)
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from transformers import OPTConfig
 from flashlite.bundle import LAYOUTS, FFNShape, pack_bundles, pieces
 from flashlite.checkpoint import Checkpoint, find_checkpoint
 from flashlite.errors import StoreError
-from flashlite.files import DTYPES, Extent, SafetensorsWriter, new_folder, read_extents, write_file
+from flashlite.files import DTYPES, Extent, SafetensorsWriter, Specs, new_folder, read_extents, write_file
 from flashlite.flash import Backend, FlashFile, direct_alignment
 
 FORMAT = 1
 MANIFEST, RESIDENT, PREDICTOR = "manifest.json", "resident.safetensors", "predictor.safetensors"
-COPIED = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
-COPIED += ("generation_config.json", PREDICTOR)
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
+COPIED = (*TOKENIZER, "generation_config.json", PREDICTOR)
 
 
 def is_store(path: Path | str) -> bool:
@@ -57,7 +57,9 @@ def pack(
     and then leaves nothing behind.
     """
     if dtype not in DTYPES or not layouts or not set(layouts) <= set(LAYOUTS):
-        raise StoreError(f"unknown dtype {dtype!r} or layouts {layouts}: choose from {list(DTYPES)} and {list(LAYOUTS)}")
+        raise StoreError(
+            f"unknown dtype {dtype!r} or layouts {layouts}: choose from {list(DTYPES)} and {list(LAYOUTS)}"
+        )
     checkpoint, out = Checkpoint(find_checkpoint(model)), Path(out)
     config = OPTConfig.from_dict(checkpoint.config)
     with new_folder(out, replace) as folder:
@@ -109,10 +111,12 @@ def _write_ffn(
     writers = {}
     for layout in layouts:
         parts = [(f"layers.{i}.{p.name}", p.nbytes) for i in range(layers) for p in pieces(layout, shape)]
-        specs = {name: (torch.uint8, (shape.neurons, nbytes)) for name, nbytes in parts}
+        specs: Specs = {name: (torch.uint8, (shape.neurons, nbytes)) for name, nbytes in parts}
         writers[layout] = SafetensorsWriter(folder / ffn_file(layout), specs)
     for i in range(layers):
-        up, down = (checkpoint.tensor(name.format(i)).to(dtype) for name in (checkpoint.family.up, checkpoint.family.down))
+        up, down = (
+            checkpoint.tensor(name.format(i)).to(dtype) for name in (checkpoint.family.up, checkpoint.family.down)
+        )
         if "split" in layouts:
             writers["split"].write(f"layers.{i}.up", up.contiguous().view(torch.uint8))
             writers["split"].write(f"layers.{i}.down", down.T.contiguous().view(torch.uint8))
@@ -221,12 +225,12 @@ class Store:
         for name, entry in self.manifest["files"].items():
             for tensor, extent in self._extents[name].items():
                 data = np.memmap(self.path / name, np.uint8, "r", extent.begin, (extent.nbytes,))
-                if hashlib.sha256(memoryview(data)).hexdigest() != entry["sha256"][tensor]:
+                if hashlib.sha256(data).hexdigest() != entry["sha256"][tensor]:
                     raise StoreError(f"{self.path / name}: {tensor} was altered; pack the model again")
 
 
 def open_model(model: str | Path, folder: Path, dtype: str | None = None) -> Store:
-    """A store: `model` itself if it is one, else the packed form of it under `folder`, written if it isn't there yet."""
+    """A store: `model` itself if it is one, else its packed form under `folder`, which is written if need be."""
     if is_store(model):
         store = Store(model)
         if dtype is not None and dtype != store.dtype_name:

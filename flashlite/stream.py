@@ -25,9 +25,7 @@ class Stream:
         self._buffers = [aligned_buffer(rows, file.shape.record_bytes) for _ in range(2)]
         self._matrices = [torch.from_numpy(buffer).view(dtype) for buffer in self._buffers]
 
-    def product(
-        self, x: Tensor, layer: int, bias: Tensor, neurons: np.ndarray, keep: Tensor | None = None
-    ) -> Tensor:
+    def product(self, x: Tensor, layer: int, bias: Tensor, neurons: np.ndarray, keep: Tensor | None = None) -> Tensor:
         """What these neurons of a layer compute, without the down projection's bias.
 
         x: [tokens, d_model]; bias: [ffn], the up projection's; neurons: [n] int64, sorted; keep: [tokens, ffn] bool,

@@ -20,7 +20,7 @@ class Timer:
 
 
 class Timing:
-    """The timers of one model. product: the FFN's multiplications alone; all else that isn't I/O or memory is compute."""
+    """The timers of one model; product is the FFN's multiplications alone, a part of compute."""
 
     def __init__(self) -> None:
         self.io, self.memory, self.product = Timer(), Timer(), Timer()

@@ -93,7 +93,8 @@ def published_name(name: str) -> list[str]:
 
 def load_init(folder: Path, model: Trainee) -> dict[str, Tensor]:
     published = load_file(folder / "model.safetensors")
-    return {name: torch.cat([published[p].float() for p in published_name(name)]) for name, _ in model.named_parameters()}
+    homes = {name: published_name(name) for name, _ in model.named_parameters()}
+    return {name: torch.cat([published[part].float() for part in parts]) for name, parts in homes.items()}
 
 
 def export(masters: dict[str, Tensor], tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
@@ -155,9 +156,7 @@ class MixedOptimizer:
         muon = torch.optim.Muon(
             [masters[n] for n in matrices], lr=lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"
         )
-        adam = torch.optim.AdamW(
-            [masters[n] for n in rest], lr=lr, weight_decay=0.0, betas=(0.9, 0.95), fused=True
-        )
+        adam = torch.optim.AdamW([masters[n] for n in rest], lr=lr, weight_decay=0.0, betas=(0.9, 0.95), fused=True)
         self.optimizers = (muon, adam)
 
     def step(self, scale: float) -> None:

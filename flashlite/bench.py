@@ -1,0 +1,166 @@
+"""The ladder measured: every stage in a fresh process, in balanced order, beside what it must cost by the model."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from flashlite.budget import parse_budget
+from flashlite.cost import Speeds, Work, token_ms
+from flashlite.errors import FlashliteError
+from flashlite.flash import direct_alignment
+from flashlite.probe import DEPTHS, SIZES, Curve, probe_file, random_mb_s
+from flashlite.stages import LADDER, NAMES
+from flashlite.store import Store, ffn_file
+from flashlite.text import load_tokenizer
+from flashlite.worker import Task
+
+PROMPT = '''def read_table(path, separator=","):
+    """Read a table of numbers from a text file.
+
+    Lines that start with a hash are comments and are skipped.
+    """
+    rows = []
+    with open(path, encoding="utf-8") as handle:
+        for line in handle:
+'''
+DEPTH = 128
+
+
+def host() -> dict[str, Any]:
+    """The machine: processor, cores, memory, system, versions."""
+    return {
+        "processor": _processor(), "cores": os.cpu_count(), "memory_bytes": _total_memory(),
+        "system": f"{platform.system()} {platform.release()}", "python": platform.python_version(),
+        "torch": torch.__version__, "transformers": transformers.__version__,
+    }  # fmt: skip
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _total_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+
+
+def drive(path: Path) -> dict[str, Any]:
+    """The drive that a file lies on: its device's name and its grid for direct reads."""
+    number = path.stat().st_dev
+    link = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
+    device = link.resolve().name if link.exists() else "unknown"
+    return {"device": device, "alignment": direct_alignment(path)}
+
+
+def prompt_ids(store: Store, length: int) -> list[int]:
+    """The benchmark's prompt: the first tokens of a piece of Python. Raises FlashliteError if it can't be so long."""
+    if length >= store.config.max_position_embeddings:
+        raise FlashliteError(f"a prompt of {length} tokens exceeds the model's {store.config.max_position_embeddings}")
+    ids = load_tokenizer(store)(PROMPT, add_special_tokens=False)["input_ids"]
+    return [store.config.bos_token_id, *(ids * (length // len(ids) + 1))][:length]
+
+
+def run_worker(task: Task) -> dict[str, Any]:
+    """Measure in a fresh process. Raises FlashliteError with what the process said if it fails."""
+    path = Path(task.folder) / "task.json"
+    path.write_text(json.dumps(asdict(task)))
+    done = subprocess.run([sys.executable, "-m", "flashlite.worker", str(path)], capture_output=True, text=True)
+    try:
+        result = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise FlashliteError(f"the measuring process ended with code {done.returncode}: {last}") from None
+    if "error" in result:
+        raise FlashliteError(result["error"])
+    return result
+
+
+def bench(
+    store: Store, *, stages: Sequence[int], tokens: int = 64, prompt_tokens: int = 32, budget: int | str = "50%",
+    window: int = 5, predictor: str = "trained", rounds: int = 3, progress: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure stages of the ladder. Returns the JSON object that `flashlite bench` prints.
+
+    Raises FlashliteError, and shows no speed, if a stage doesn't give the dense model's tokens with the oracle.
+    """
+    if not store.config.max_position_embeddings > prompt_tokens + tokens:
+        raise FlashliteError(
+            f"{prompt_tokens} + {tokens} tokens exceed {store.config.max_position_embeddings} positions"
+        )
+    with tempfile.TemporaryDirectory(prefix="flashlite-bench-") as folder:
+        task = Task(str(store.path), None, prompt_ids(store, prompt_tokens), tokens, folder, budget, window, predictor)
+        progress("the drive's ceiling")
+        path = store.path / ffn_file(store.layouts[-1])
+        curve, ceiling = measure_ceiling(store, path)
+        progress("dense model")
+        dense = run_worker(task)
+        measured = _measure_rounds(task, stages, rounds, progress)
+        again = run_worker(task)  # at both ends, so that a drift of the machine shows
+        dense |= {key: (dense[key] + again[key]) / 2 for key in ("total_ms", "rest_ms")}
+    rows = [_row(number, runs, curve, dense, store) for number, runs in measured.items()]
+    return {
+        "model": store.manifest["name"], "dtype": store.dtype_name, "weight_bytes": store.weight_bytes,
+        "budget_bytes": parse_budget(budget, store.weight_bytes), "memory_cap": {"bytes": None, "enforced": False},
+        "prompt_tokens": prompt_tokens, "new_tokens": tokens, "window": window, "rounds": rounds,
+        "host": host(), "drive": drive(path), "ceiling": ceiling, "curve": curve.to_json(),
+        "dense": dense, "stages": rows,
+    }  # fmt: skip
+
+
+def measure_ceiling(store: Store, path: Path) -> tuple[Curve, dict[str, Any]]:
+    """What the drive gives, measured on the packed model itself."""
+    record = store.shape.record_bytes
+    curve = probe_file(path, sorted({*SIZES, record}), DEPTHS)
+    random = random_mb_s(path, record, DEPTH, np.random.default_rng(0))
+    return curve, {
+        "record_bytes": record, "depth": DEPTH, "random_mb_s": random, "sequential_mb_s": curve.sequential_mb_s
+    }  # fmt: skip
+
+
+def _measure_rounds(
+    task: Task, stages: Sequence[int], rounds: int, progress: Callable[[str], None]
+) -> dict[int, list[dict[str, Any]]]:
+    """Every stage once a round, the order turned round each time, checked for exactness in the first."""
+    measured: dict[int, list[dict[str, Any]]] = {stage: [] for stage in stages}
+    for number in range(rounds):
+        for stage in stages if number % 2 == 0 else reversed(stages):
+            progress(f"round {number + 1} of {rounds}: stage {stage} {NAMES[stage]}")
+            measured[stage].append(run_worker(replace(task, stage=stage, check=number == 0)))
+    return measured
+
+
+def _row(
+    number: int, runs: list[dict[str, Any]], curve: Curve, dense: dict[str, Any], store: Store
+) -> dict[str, Any]:  # fmt: skip
+    """One line of the table: medians over the rounds, with the cost model's prediction beside them."""
+    row = {"stage": number, "name": NAMES[number], **runs[0]}
+    row |= {key: median(run[key] for run in runs) for key in runs[0] if key.endswith(("_ms", "_mb_s", "_second"))}
+    row["peak_rss_bytes"] = max(run["peak_rss_bytes"] for run in runs)
+    stage = LADDER[NAMES[number]]
+    if any(run["bytes_per_token"] != row["bytes_per_token"] for run in runs):
+        raise FlashliteError(f"stage {number} read different amounts in different runs: counts must not vary")
+    copied = 0.0 if stage.memory.spare == 0 or not stage.predictor else row["rows_moved"] * store.shape.record_bytes
+    groups = 0 if stage.resident else store.layers + 1
+    work = Work(
+        row["reads_per_token"], row["bytes_per_token"], store.layers + groups, copied, row["product_bytes"],
+        overlapped=not stage.predictor,
+    )  # fmt: skip
+    speeds = Speeds(row["product_bytes_a_second"], row["copy_bytes_a_second"], dense["rest_ms"])
+    return row | {"predicted_ms": token_ms(curve, work, speeds)}

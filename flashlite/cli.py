@@ -1,0 +1,248 @@
+"""The command line: flashlite --help."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from flashlite.errors import FlashliteError
+from flashlite.files import write_file
+
+app = typer.Typer(
+    help="Run a language model larger than memory by streaming its weights from flash.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+)  # fmt: skip
+screen, notes = Console(width=None if sys.stdout.isatty() else 160), Console(stderr=True)
+
+ModelArgument = Annotated[str, typer.Argument(help="opt-mini, a hub id, a checkpoint folder or a store")]
+TextOption = Annotated[list[Path], typer.Option("--text", help="text files", show_default=False)]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="write the result to this file")]
+PlotOption = Annotated[Path | None, typer.Option("--plot", help="write the figure to this file")]
+BudgetOption = Annotated[str, typer.Option("--dram-budget", help='bytes, "4GiB", or a share of the weights')]
+WindowOption = Annotated[int, typer.Option("--window", help="tokens whose neurons stay in DRAM")]
+PredictorOption = Annotated[str, typer.Option("--predictor", help="trained or oracle")]
+
+
+def _progress(line: str) -> None:
+    notes.print(line, style="dim", highlight=False)
+
+
+def _write_json(path: Path | None, value: Any) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, json.dumps(value, indent=1) + "\n")
+
+
+def _open(model: str, dtype: str | None = None) -> Any:
+    from flashlite.model import home
+    from flashlite.store import open_model
+
+    return open_model(model, home() / "stores", dtype)
+
+
+@app.command()
+def probe(
+    folder: Annotated[Path, typer.Argument(help="a folder on the drive to measure")] = Path("."),
+    json_file: JsonOption = None,
+    plot: PlotOption = None,
+) -> None:
+    """Measure what the drive can do: read sizes against reads in flight."""
+    from flashlite import plots, tables
+    from flashlite.probe import probe as measure
+
+    curve = measure(folder)
+    screen.print(tables.curve_table(curve))
+    print(f"sequential {curve.sequential_mb_s:.0f} MB/s; backend {curve.backend}, grid of {curve.alignment} bytes")
+    print(f"plot: {plots.save(plots.drive_curve(curve), plot or Path('.flashlite/probe.png'))}")
+    _write_json(json_file, curve.to_json())
+    print(json.dumps(curve.to_json()))
+
+
+@app.command()
+def pack(
+    model: ModelArgument,
+    out: Annotated[Path, typer.Argument(help="the store to write, a folder")],
+    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16; fp32 is exact for every published OPT")] = "fp32",
+    layout: Annotated[str, typer.Option(help="bundled, split, or both")] = "bundled,split",
+    force: Annotated[bool, typer.Option("--force", help="replace a store that exists")] = False,
+) -> None:
+    """Write a model to flash in the form that streaming needs, one tensor at a time."""
+    from flashlite.store import pack as pack_model
+
+    store = pack_model(model, out, dtype, tuple(layout.split(",")), force, _progress)
+    print(f"{store.path}: {store.layers} layers, {store.weight_bytes / 1e6:.1f} MB of weights as {store.dtype_name}")
+
+
+@app.command()
+def verify(store: Annotated[Path, typer.Argument(help="a store")]) -> None:
+    """Read every byte of a store and compare it with its checksums."""
+    from flashlite.store import Store
+
+    opened = Store(store)
+    opened.verify()
+    print(f"{store} is complete and unaltered")
+
+
+@app.command("train-predictor")
+def train_predictor(
+    store: Annotated[Path, typer.Argument(help="a store; the predictor is written into it")],
+    text: TextOption,
+    held_out: Annotated[
+        list[Path] | None, typer.Option(help="files to calibrate and report on; the last tenth of --text if not given")
+    ] = None,
+    recall: Annotated[float, typer.Option(help="share of firing neurons to predict", min=0.5, max=0.9999)] = 0.97,
+    tokens: Annotated[int, typer.Option(help="most tokens to train on")] = 100_000,
+    seed: int = 0,
+) -> None:
+    """Train the low-rank predictors that say which neurons will fire."""
+    from flashlite import tables
+    from flashlite.store import PREDICTOR, Store
+    from flashlite.text import read_files, token_windows
+    from flashlite.train_predictor import train_predictors
+
+    opened = Store(store)
+    windows = token_windows(read_files(text), opened, tokens)
+    if held_out:
+        test = token_windows(read_files(held_out), opened, 32_768)
+    else:
+        share = max(2, len(windows) // 10)
+        if len(windows) <= share:
+            raise FlashliteError(f"{windows.numel()} tokens are too few to train and to calibrate on: give more text")
+        windows, test = windows[:-share], windows[-share:]
+    predictors = train_predictors(opened, windows, test, recall, seed, _progress)
+    predictors.save(opened.path / PREDICTOR)
+    screen.print(tables.predictor_table(list(predictors.reports)))
+
+
+@app.command("eval")
+def evaluate(
+    store: ModelArgument,
+    text: TextOption,
+    tokens: Annotated[int, typer.Option(help="most tokens to read")] = 50_000,
+    json_file: JsonOption = None,
+) -> None:
+    """Perplexity of the dense model and of the predicted one, and how good each layer's predictor is."""
+    from flashlite import tables
+    from flashlite.evaluate import evaluate as measure
+    from flashlite.predictor import PredictorSet
+    from flashlite.store import PREDICTOR
+    from flashlite.text import read_files, token_windows
+
+    opened = _open(store)
+    reports = PredictorSet.load(opened.path / PREDICTOR, opened.layers, opened.shape).reports
+    result = measure(opened, token_windows(read_files(text), opened, tokens))
+    screen.print(tables.predictor_table(list(reports)))
+    change = result.predicted_perplexity / result.dense_perplexity - 1
+    print(
+        f"perplexity on {result.tokens} tokens: dense {result.dense_perplexity:.4f}, "
+        f"predicted {result.predicted_perplexity:.4f} ({change:+.2%})"
+    )
+    _write_json(json_file, {**vars(result), "layers": [vars(report) for report in reports]})
+
+
+@app.command()
+def run(
+    model: ModelArgument = "opt-mini",
+    prompt: Annotated[str, typer.Option(help="text to continue")] = "def add(a, b):",
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    stage: Annotated[int, typer.Option(help="of the ladder, 0 to 5")] = 5,
+    dram_budget: BudgetOption = "50%",
+    predictor: PredictorOption = "trained",
+    window: WindowOption = 5,
+    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16")] = None,
+) -> None:
+    """Continue a prompt, token by token, with the weights on flash."""
+    from transformers import TextStreamer
+
+    from flashlite.model import load
+    from flashlite.text import load_tokenizer
+
+    store = _open(model, dtype)
+    tokenizer = load_tokenizer(store)
+    inputs = tokenizer(prompt or tokenizer.bos_token, return_tensors="pt", return_token_type_ids=False)
+    longest = store.config.max_position_embeddings - inputs["input_ids"].shape[1]
+    if longest < 1:
+        raise FlashliteError(f"the prompt fills all {store.config.max_position_embeddings} positions: shorten it")
+    flash_model = load(store, dram_budget=dram_budget, stage=stage, predictor=predictor, window=window)
+    began = time.perf_counter()
+    flash_model.generate(
+        **inputs, max_new_tokens=min(max_new_tokens, longest), do_sample=False, streamer=TextStreamer(tokenizer)
+    )
+    print(_figures(flash_model.flash, time.perf_counter() - began))
+
+
+def _figures(engine: Any, seconds: float) -> str:
+    """One line: what the tokens after the prompt cost on average."""
+    calls = [call for call in engine.calls if call.tokens == 1] or engine.calls
+    n = len(calls)
+
+    def mean(field: str) -> float:
+        return sum(getattr(call, field) for call in calls) / n
+
+    split = f"I/O {mean('io_ms'):.1f} + memory {mean('memory_ms'):.1f} + compute {mean('compute_ms'):.1f} ms"
+    return (
+        f"[{len(engine.calls)} calls in {seconds:.1f} s; a token: {split}, {mean('bytes') / 1e6:.2f} MB in "
+        f"{mean('reads'):.0f} reads; budget {engine.budget.total / 1e6:.1f} MB]"
+    )
+
+
+@app.command()
+def bench(
+    model: ModelArgument = "opt-mini",
+    stages: Annotated[str, typer.Option(help="a range or a list: 0-5, or 0,3,5")] = "0-5",
+    tokens: Annotated[int, typer.Option(help="to generate", min=8)] = 64,
+    prompt_tokens: Annotated[int, typer.Option(min=1)] = 32,
+    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16")] = None,
+    dram_budget: BudgetOption = "50%",
+    window: WindowOption = 5,
+    predictor: PredictorOption = "trained",
+    rounds: Annotated[int, typer.Option(help="processes for each stage", min=1)] = 3,
+    json_file: JsonOption = None,
+    plot: PlotOption = None,
+) -> None:
+    """Measure the ladder, each stage in a fresh process and checked against the dense model first."""
+    from flashlite import plots, tables
+    from flashlite.bench import bench as measure
+
+    result = measure(
+        _open(model, dtype), stages=_parse_stages(stages), tokens=tokens, prompt_tokens=prompt_tokens,
+        budget=dram_budget, window=window, predictor=predictor, rounds=rounds, progress=_progress,
+    )  # fmt: skip
+    first, *rest = tables.summary_lines(result)
+    print(first)
+    screen.print(tables.ladder_table(result))
+    print("\n".join(rest))
+    print(f"plot: {plots.save(plots.ladder(result), plot or Path('.flashlite/bench.png'))}")
+    _write_json(json_file, result)
+    print(json.dumps(result))
+
+
+def _parse_stages(text: str) -> list[int]:
+    """Numbers of stages in "0-5" or "0,3,5". Raises FlashliteError if malformed."""
+    from flashlite.stages import stage_number
+
+    first, dash, last = text.partition("-")
+    try:
+        numbers = list(range(int(first), int(last) + 1)) if dash else [int(part) for part in text.split(",")]
+    except ValueError:
+        raise FlashliteError(f"stages {text!r} are not understood: write 0-5 or 0,3,5") from None
+    if not numbers:
+        raise FlashliteError(f"stages {text!r} name none")
+    return [stage_number(number) for number in numbers]
+
+
+def main() -> None:
+    """Run the command line; an error that flashlite foresees is one line and exit code 1."""
+    try:
+        app()
+    except FlashliteError as error:
+        print(f"flashlite: {error}", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:
+        sys.exit(1)

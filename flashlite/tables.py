@@ -1,0 +1,73 @@
+"""Results as tables: for the terminal, and in Markdown for the README."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from flashlite.predictor import LayerReport
+from flashlite.probe import Curve
+
+LADDER_COLUMNS = (
+    "stage", "I/O ms", "memory ms", "compute ms", "total ms", "predicted ms", "MB/token", "reads/token", "MB/s",
+    "DRAM MB", "peak RSS MB", "same tokens", "agreement",
+)  # fmt: skip
+
+
+def _ladder_row(stage: dict[str, Any]) -> list[str]:
+    times = [f"{stage[key]:.2f}" for key in ("io_ms", "memory_ms", "compute_ms", "total_ms", "predicted_ms")]
+    reads = [f"{stage['bytes_per_token'] / 1e6:.2f}", f"{stage['reads_per_token']:.0f}", f"{stage['read_mb_s']:.0f}"]
+    memory = [f"{stage['dram_bytes'] / 1e6:.1f}", f"{(stage['peak_rss_bytes']) / 1e6:.0f}"]
+    checked = "yes" if stage["tokens_equal"] else "NO"
+    return [f"{stage['stage']} {stage['name']}", *times, *reads, *memory, checked, f"{stage['agreement']:.0%}"]
+
+
+def summary_lines(result: dict[str, Any]) -> list[str]:
+    """What stands around the table: the machine, the drive's ceiling, the dense model, the memory base."""
+    host, ceiling, dense = result["host"], result["ceiling"], result["dense"]
+    base = max(stage["base_rss_bytes"] for stage in result["stages"])
+    budget, weights = result["budget_bytes"], result["weight_bytes"]
+    return [
+        f"{result['model']} {result['dtype']}, {weights / 1e6:.1f} MB of weights, budget {budget / 1e6:.1f} MB "
+        f"({budget / weights:.0%}), {result['new_tokens']} tokens after a prompt of {result['prompt_tokens']}",
+        f"{host['processor']}, {host['cores']} cores, {host['memory_bytes'] / 2**30:.0f} GiB; drive "
+        f"{result['drive']['device']}: {ceiling['random_mb_s']:.0f} MB/s in random reads of {ceiling['record_bytes']} "
+        f"bytes, {ceiling['depth']} in flight, {ceiling['sequential_mb_s']:.0f} MB/s sequential",
+        f"dense, all weights in DRAM: {dense['total_ms']:.2f} ms a token in {dense['dram_bytes'] / 1e6:.0f} MB",
+        f"peak RSS includes a base of {base / 1e6:.0f} MB: interpreter, torch and transformers before the model",
+    ]
+
+
+def ladder_table(result: dict[str, Any]) -> Table:
+    """The ladder for the terminal; times are medians of one token."""
+    table = Table(*LADDER_COLUMNS)
+    for stage in result["stages"]:
+        table.add_row(*_ladder_row(stage))
+    return table
+
+
+def ladder_markdown(result: dict[str, Any]) -> str:
+    """The ladder in Markdown, with the lines around it."""
+    head = "| " + " | ".join(LADDER_COLUMNS) + " |\n|" + "---|" * len(LADDER_COLUMNS)
+    rows = ["| " + " | ".join(_ladder_row(stage)) + " |" for stage in result["stages"]]
+    first, *rest = summary_lines(result)
+    return "\n".join([f"{first}.", "", head, *rows, "", *(f"- {line}" for line in rest)])
+
+
+def curve_table(curve: Curve) -> Table:
+    """MB/s by size of reads and reads in flight."""
+    table = Table("bytes", *(f"{depth} in flight" for depth in curve.depths), title="random reads, MB/s")
+    for size, row in zip(curve.sizes, curve.mb_s, strict=True):
+        table.add_row(str(size), *(f"{rate:.0f}" for rate in row))
+    return table
+
+
+def predictor_table(reports: list[LayerReport]) -> Table:
+    """How good each layer's predictor is on held-out text."""
+    table = Table("layer", "rank", "active", "predicted", "ratio", "recall", "false negatives", "false positives")
+    for i, r in enumerate(reports):
+        ratio = r.predicted / r.active if r.active else 0.0
+        shares = (f"{share:.2%}" for share in (r.recall, r.false_negatives, r.false_positives))
+        table.add_row(str(i), str(r.rank), f"{r.active:.2%}", f"{r.predicted:.2%}", f"{ratio:.2f}", *shares)
+    return table

@@ -1,0 +1,203 @@
+"""One measurement in a process of its own: `python -m flashlite.worker TASK.json` prints one JSON object.
+
+The benchmark starts a fresh process for every stage, so that no stage inherits another's memory or warm caches.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import OPTConfig, OPTForCausalLM
+
+from flashlite.cost import copy_speed, product_speed
+from flashlite.dense import load_dense, product_bytes
+from flashlite.errors import FlashliteError
+from flashlite.model import Engine, load
+from flashlite.stages import NAMES
+from flashlite.store import Store
+
+WARM_UP = 4  # first tokens, left out of the medians
+LOGITS = "logits.safetensors"
+ALLOWED_ERROR = {"fp32": 1e-3, "bf16": 0.5, "fp16": 0.1}  # of logits, by what rounding alone does to the sum's order
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to measure. stage: None for the dense model; check: compare with the dense model by the oracle predictor.
+
+    prompt: token ids; folder: where the dense model's logits are; tokens: how many to generate.
+    """
+
+    store: str
+    stage: int | None
+    prompt: list[int]
+    tokens: int
+    folder: str
+    budget: int | str = "50%"
+    window: int = 5
+    predictor: str = "trained"
+    check: bool = False
+
+
+def _status(field: str) -> int:
+    """A field of this process's memory status in bytes, 0 where the system has no /proc."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":")), 0)
+
+
+def _forget_peak() -> None:
+    clear_refs = Path("/proc/self/clear_refs")
+    if clear_refs.exists():
+        clear_refs.write_text("5")
+
+
+def _warm_up_libraries() -> None:
+    """Run a small OPT, so that what torch and transformers allocate once counts to the base, not to a stage."""
+    torch.manual_seed(0)
+    config = OPTConfig(hidden_size=64, word_embed_proj_dim=64, ffn_dim=128, num_hidden_layers=2, num_attention_heads=4)
+    config.vocab_size = config.max_position_embeddings = 128
+    small = OPTForCausalLM(config).eval()
+    small.generate(torch.ones(1, 32, dtype=torch.long), max_new_tokens=8, do_sample=False, eos_token_id=None)
+
+
+@torch.no_grad()
+def greedy(model: OPTForCausalLM, prompt: list[int], tokens: int) -> tuple[list[int], Tensor]:
+    """The next `tokens` tokens, and the logits that chose them: [tokens, vocab] float32."""
+    out = model.generate(
+        torch.tensor([prompt]), max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, num_beams=1,
+        output_logits=True, return_dict_in_generate=True, eos_token_id=None,
+    )  # fmt: skip
+    return out.sequences[0, len(prompt) :].tolist(), torch.cat(out.logits).float()
+
+
+@torch.no_grad()
+def forced(model: OPTForCausalLM, prompt: list[int], tokens: list[int]) -> tuple[list[float], float, list[int]]:
+    """Feed given tokens one by one, as decoding would: ms of each, ms of the prompt, and the tokens it would choose."""
+    began = time.perf_counter()
+    out = model(torch.tensor([prompt]), use_cache=True)
+    prompt_ms = 1e3 * (time.perf_counter() - began)
+    chosen, total_ms = [int(out.logits[0, -1].argmax())], []
+    for token in tokens[:-1]:
+        began = time.perf_counter()
+        out = model(torch.tensor([[token]]), past_key_values=out.past_key_values, use_cache=True)
+        total_ms.append(1e3 * (time.perf_counter() - began))
+        chosen.append(int(out.logits[0, -1].argmax()))
+    return total_ms, prompt_ms, chosen
+
+
+def measure_dense(task: Task, store: Store) -> dict[str, Any]:
+    """The dense model: its tokens and logits, for the stages to be compared with, and its time."""
+    before = _status("VmRSS")
+    model = load_dense(store)
+    dram = _status("VmRSS") - before
+    tokens, logits = greedy(model, task.prompt, task.tokens)
+    save_file({"logits": logits.contiguous(), "tokens": torch.tensor(tokens)}, Path(task.folder) / LOGITS)
+    total_ms, prompt_ms, _ = forced(model, task.prompt, tokens)
+    total = float(np.median(total_ms[WARM_UP:]))
+    speed = product_speed(store.shape, store.layers, store.dtype, store.shape.neurons)
+    rest = max(0.0, total - 1e3 * product_bytes(model) / speed)
+    return {
+        "total_ms": total, "prompt_ms": prompt_ms, "dram_bytes": dram, "rest_ms": rest, "product_bytes_a_second": speed
+    }  # fmt: skip
+
+
+def measure_stage(task: Task, store: Store) -> dict[str, Any]:
+    """One stage: per-token medians with the trained predictor, after which it must be exact with the oracle."""
+    assert task.stage is not None
+    reference = load_file(Path(task.folder) / LOGITS)
+    tokens = reference["tokens"].tolist()
+    base = _status("VmRSS")
+    _forget_peak()
+    model = load(store, dram_budget=task.budget, stage=task.stage, predictor=task.predictor, window=task.window)
+    total_ms, prompt_ms, chosen = forced(model, task.prompt, tokens)
+    result = {"base_rss_bytes": base, "peak_rss_bytes": _status("VmHWM"), "prompt_ms": prompt_ms}
+    result |= _summary(model.flash, total_ms)
+    result["agreement"] = float(np.mean([a == b for a, b in zip(chosen, tokens, strict=True)]))
+    result |= _speeds(model.flash, store)
+    if task.check:
+        del model
+        exact = load(store, dram_budget=task.budget, stage=task.stage, predictor="oracle", window=task.window)
+        found, logits = greedy(exact, task.prompt, task.tokens)
+        result["tokens_equal"] = found == tokens
+        result["max_logit_error"] = float((logits - reference["logits"]).abs().max())
+        _refuse_wrong(task.stage, result, store.dtype_name)
+    return result
+
+
+def _refuse_wrong(stage: int, result: dict[str, Any], dtype: str) -> None:
+    if not result["tokens_equal"] or not result["max_logit_error"] <= ALLOWED_ERROR[dtype]:
+        raise FlashliteError(
+            f"stage {stage} ({NAMES[stage]}) is wrong: with the oracle predictor its tokens "
+            f"{'equal' if result['tokens_equal'] else 'differ from'} the dense model's and its logits are off by "
+            f"{result['max_logit_error']:.3g}; no speed is shown for a wrong answer"
+        )
+
+
+def _summary(engine: Engine, total_ms: list[float]) -> dict[str, Any]:
+    """Per token: medians of times, means of counts."""
+    calls = [call for call in engine.calls if call.tokens == 1][WARM_UP:]
+
+    def median(field: str) -> float:
+        return float(np.median([getattr(call, field) for call in calls]))
+
+    def mean(field: str) -> float:
+        return float(np.mean([getattr(call, field) for call in calls]))
+
+    nbytes, io = mean("bytes"), mean("io_ms")
+    return {
+        "tokens": len(calls), "io_ms": median("io_ms"), "memory_ms": median("memory_ms"),
+        "compute_ms": median("compute_ms"), "product_ms": median("product_ms"),
+        "total_ms": float(np.median(total_ms[WARM_UP:])),
+        "bytes_per_token": nbytes, "reads_per_token": mean("reads"), "records_per_token": mean("records"),
+        "read_mb_s": nbytes / io / 1e3 if io else 0.0, "dram_bytes": _dram(engine),
+        "rows_moved": engine.rows_moved / len(engine.calls),
+    }  # fmt: skip
+
+
+def _dram(engine: Engine) -> int:
+    """DRAM that the budget accounts for, as it was spent."""
+    budget, record = engine.budget, engine.store.shape.record_bytes
+    rows = sum(budget.layer_rows) + engine.stage.memory.spare * max(budget.layer_rows, default=0)
+    return budget.resident + budget.predictors + budget.buffers + rows * record
+
+
+def _speeds(engine: Engine, store: Store) -> dict[str, float]:
+    """This processor's speed at what the stage does for a token: rows multiplied and copied."""
+    shape, sparse = store.shape, engine.stage.predictor
+    held = [ffn.memory.num_used for ffn in engine.ffns] if sparse else [engine.stream.rows]
+    rows = max(1, int(np.mean(held)))
+    multiplied = sum(held) if sparse else store.layers * shape.neurons
+    return {
+        "product_bytes_a_second": product_speed(shape, store.layers, store.dtype, rows),
+        "copy_bytes_a_second": copy_speed(rows * shape.record_bytes),
+        "product_bytes": float(multiplied * 2 * shape.half_bytes),
+    }
+
+
+def main() -> None:
+    """Read a task, measure, print the result; errors that flashlite foresees are printed as JSON too."""
+    torch.set_grad_enabled(False)
+    task = Task(**json.loads(Path(sys.argv[1]).read_text()))
+    try:
+        _warm_up_libraries()
+        store = Store(task.store)
+        result = measure_dense(task, store) if task.stage is None else measure_stage(task, store)
+    except FlashliteError as error:
+        result = {"error": str(error)}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
