@@ -12,7 +12,7 @@ import os
 import platform
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -97,15 +97,15 @@ class Threads:
 _SYSCALLS = {"x86_64": (206, 207, 208, 209), "aarch64": (0, 1, 4, 2)}
 _PREADV = 7
 _IOCB = np.dtype(
-    {
-        "names": "data key rw opcode priority fd buffers count offset reserved flags eventfd".split(),
-        "formats": "u8 u4 u4 u2 i2 u4 u8 u8 i8 u8 u4 u4".split(),
-    }
+    [
+        *(("data", "u8"), ("key", "u4"), ("rw", "u4"), ("opcode", "u2"), ("priority", "i2"), ("fd", "u4")),
+        *(("buffers", "u8"), ("count", "u8"), ("offset", "i8"), ("reserved", "u8"), ("flags", "u4"), ("eventfd", "u4")),
+    ]
 )
 _EVENT = np.dtype([("data", "u8"), ("iocb", "u8"), ("result", "i8"), ("result2", "i8")])
 
 
-def _syscall(number: int, *args: int | ctypes._SimpleCData) -> int:
+def _syscall(number: int, *args: Any) -> int:
     """A raw system call, begun again after a signal; minus the error number if it fails."""
     while True:
         result = _libc.syscall(ctypes.c_long(number), *args)

@@ -75,7 +75,7 @@ def plan_budget(store: Store, stage: Stage, budget: int | str, predictor_bytes: 
     smallest = resident + predictor_bytes + least_rows * record
     if total < smallest:
         raise BudgetError(
-            f"a budget of {total} bytes is too small: the smallest that works here is {smallest} bytes "
+            f"a budget of {total} bytes is too small: the smallest that works is {smallest} bytes "
             f"({100 * smallest / store.weight_bytes:.1f}% of the model), {resident} of them for embeddings and attention"
         )
     left = (total - resident - predictor_bytes) // record

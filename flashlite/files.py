@@ -53,7 +53,8 @@ class SafetensorsWriter:
             position = end
         text = json.dumps(header).encode()
         text += b" " * (-(len(text) + 8) % PAGE)
-        self._specs, self._waiting, self.digests = specs, list(specs), {}
+        self._specs, self._waiting = specs, list(specs)
+        self.digests: dict[str, str] = {}
         self._file = path.open("wb")
         self._file.write(len(text).to_bytes(8, "little") + text)
 
@@ -62,7 +63,7 @@ class SafetensorsWriter:
         expected = self._waiting.pop(0)
         if (name, (tensor.dtype, tuple(tensor.shape))) != (expected, self._specs[expected]):
             raise StoreError(f"tensor {name} {tuple(tensor.shape)} was written where {expected} was announced")
-        data = memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+        data = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
         self.digests[name] = hashlib.sha256(data).hexdigest()
         self._file.write(data)
 

@@ -235,5 +235,5 @@ def direct_alignment(path: Path | str) -> int:
     at_cwd, dio_align = -100, 0x2000
     if statx.statx(at_cwd, os.fsencode(path), 0, dio_align, answer) != 0:
         return PAGE
-    memory, offset = np.frombuffer(answer, np.uint32, count=2, offset=152)
+    memory, offset = np.frombuffer(answer.raw, np.uint32, count=2, offset=152)
     return int(max(memory, offset)) or PAGE

@@ -111,6 +111,11 @@ class Engine:
         """Rows copied inside DRAM so far, over all layers: rebuilding copies all, the pool only what fills holes."""
         return sum(ffn.memory.moved for ffn in self.ffns if isinstance(ffn, FlashFFN))
 
+    @property
+    def rows_held(self) -> list[int]:
+        """Neurons in DRAM now, by layer."""
+        return [ffn.memory.num_used for ffn in self.ffns if isinstance(ffn, FlashFFN)]
+
     def install(self, model: OPTForCausalLM) -> None:
         """Put the streaming FFNs into a model on the meta device and give it the resident weights."""
         for layer, ffn in zip(model.model.decoder.layers, self.ffns, strict=True):
@@ -165,7 +170,7 @@ def load(
 ) -> OPTForCausalLM:
     """A transformers OPT whose FFN weights stay on flash.
 
-    model: `opt-mini`, a hub id, a checkpoint folder or a store, opened or not; anything but a store is packed under `home()` first.
+    model: `opt-mini`, a hub id, a checkpoint folder or a store; anything but a store is packed under `home()` first.
     dram_budget: bytes, "4GiB" or "50%" of the weights, for all but KV cache and interpreter. stage: of the ladder.
     predictor: "trained", "oracle", or one Predictor a layer. window: tokens whose neurons stay in DRAM, for stages that
     have a window. dtype: fp32 (default), bf16 or fp16. Raises FlashliteError if anything is wrong.

@@ -138,6 +138,8 @@ class RebuiltMatrix:
     def __init__(self, capacity: int, shape: FFNShape, dtype: torch.dtype, bias: Tensor) -> None:
         self.capacity, self._shape, self._dtype, self._layer_bias = capacity, shape, dtype, bias
         self.moved = self.num_used = 0
+        self._neurons: np.ndarray
+        self._matrix: Tensor
         self.clear()
 
     def place(self, load: np.ndarray, drop: np.ndarray) -> Landing:

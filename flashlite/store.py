@@ -225,7 +225,7 @@ class Store:
         for name, entry in self.manifest["files"].items():
             for tensor, extent in self._extents[name].items():
                 data = np.memmap(self.path / name, np.uint8, "r", extent.begin, (extent.nbytes,))
-                if hashlib.sha256(data).hexdigest() != entry["sha256"][tensor]:
+                if hashlib.sha256(data.data).hexdigest() != entry["sha256"][tensor]:
                     raise StoreError(f"{self.path / name}: {tensor} was altered; pack the model again")
 
 

@@ -176,7 +176,7 @@ def _dram(engine: Engine) -> int:
 def _speeds(engine: Engine, store: Store) -> dict[str, float]:
     """This processor's speed at what the stage does for a token: rows multiplied and copied."""
     shape, sparse = store.shape, engine.stage.predictor
-    held = [ffn.memory.num_used for ffn in engine.ffns] if sparse else [engine.stream.rows]
+    held = engine.rows_held if sparse else [engine.stream.rows]
     rows = max(1, int(np.mean(held)))
     multiplied = sum(held) if sparse else store.layers * shape.neurons
     return {
