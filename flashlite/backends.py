@@ -183,14 +183,19 @@ class _AioBatch:
             self._submitted += max(taken, 1)
             room -= max(taken, 0)
 
+    def _enough(self, in_flight: int) -> int:
+        """How many reads to wait for: all when none is left to submit, else few, so that the queue stays full."""
+        return in_flight if self._submitted == len(self._reads) else max(1, in_flight // 8)
+
     def wait(self) -> np.ndarray:
         n = len(self._reads)
         while self._done < n:
             ready = min(self._submitted - self._done, len(self._events))
             if ready:
-                queue, most = ctypes.c_ulong(self._queue), ctypes.c_long(ready)
-                events = ctypes.c_void_p(self._events.ctypes.data)
-                got = _syscall(self._aio.getevents, queue, ctypes.c_long(1), most, events, ctypes.c_void_p(None))
+                got = _syscall(
+                    self._aio.getevents, ctypes.c_ulong(self._queue), ctypes.c_long(self._enough(ready)),
+                    ctypes.c_long(ready), ctypes.c_void_p(self._events.ctypes.data), ctypes.c_void_p(None),
+                )  # fmt: skip
                 if got < 0:
                     raise OSError(-got, f"io_getevents: {os.strerror(-got)}")
                 finished = self._events[:got]

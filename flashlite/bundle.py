@@ -37,7 +37,7 @@ class FFNShape:
 
     @property
     def record_bytes(self) -> int:
-        """Bytes of one neuron's bundle, padded to the drive's grid so that direct reads can start at each."""
+        """Bytes of one neuron's bundle, padded to the drive's grid, where direct reads must start."""
         return round_up(2 * self.half_bytes, self.alignment)
 
     @property

@@ -23,6 +23,7 @@ DEPTHS = (1, 2, 4, 8, 16, 32, 64, 128)
 FILE_BYTES = 256 * 2**20
 SECONDS_A_POINT = 0.06
 BATCHES = 3  # at least
+BATCH_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def backend_of_depth(depth: int) -> Backend:
 def random_mb_s(path: Path, size: int, depth: int, rng: np.random.Generator) -> float:
     """Throughput of random reads, in MB/s: the median over batches."""
     file = FlashFile(path, backend_of_depth(depth))
-    count = min(file.size // size // 2, max(64, 4 * depth))
+    count = max(1, min(file.size // size // 2, BATCH_BYTES // size, max(64, 16 * depth)))
     buffer, rows = aligned_buffer(count, size), np.arange(count)
     seconds: list[float] = []
     while len(seconds) < BATCHES or sum(seconds) < SECONDS_A_POINT:

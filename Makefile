@@ -1,0 +1,26 @@
+# make bench   run the whole ladder on opt-mini, from this machine's drive
+# make test    run the tests
+# make lint    style and types
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: bench test lint clean
+
+bench: .venv/ready
+	$(BIN)/flashlite bench opt-mini --json .flashlite/bench.json --plot .flashlite/bench.png
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv .flashlite
