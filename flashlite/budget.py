@@ -76,7 +76,7 @@ def plan_budget(store: Store, stage: Stage, budget: int | str, predictor_bytes: 
     if total < smallest:
         raise BudgetError(
             f"a budget of {total} bytes is too small: the smallest that works is {smallest} bytes "
-            f"({100 * smallest / store.weight_bytes:.1f}% of the model), {resident} of them for what always stays in DRAM"
+            f"({100 * smallest / store.weight_bytes:.1f}% of the model), {resident} of them for resident weights"
         )
     left = (total - resident - predictor_bytes) // record
     largest = min(neurons, max(1, LARGEST_BUFFER // record))

@@ -37,7 +37,7 @@ class FFNShape:
 
     @property
     def record_bytes(self) -> int:
-        """Bytes of one neuron's bundle, padded to the drive's grid, where direct reads must start."""
+        """Bytes of one neuron's bundle, padded to the drive's grid."""
         return round_up(2 * self.half_bytes, self.alignment)
 
     @property
@@ -48,7 +48,7 @@ class FFNShape:
 
 @dataclass(frozen=True)
 class Piece:
-    """One matrix [neurons, nbytes] on flash; a neuron's row of it lands in DRAM at byte `column` of the neuron's row."""
+    """One matrix [neurons, nbytes] on flash; its rows land in DRAM from byte `column` of the neuron's row."""
 
     name: str
     nbytes: int

@@ -66,33 +66,35 @@ class FlashFFN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: [sequences * tokens, d_model], the normed input of the FFN. Returns its output, the same shape."""
         if self._call.tokens > max(1, self.window.tokens):
-            return self._prompt(x)
-        overflow = self._hold(active_set(self.predictor, x))
+            self._remember_last(x)
+            return self.whole(x)
+        step = self.window.step(active_set(self.predictor, x))
+        self._exchange(step.load, step.drop)
         with self._timing.product:
             out = self.memory.product(x)
-        if len(overflow):
-            out += self.whole.part(x, overflow)
+        if len(step.overflow):
+            out += self.whole.part(x, step.overflow)
         return out + self.whole.down_bias
 
-    def _prompt(self, x: Tensor) -> Tensor:
-        """Stream the layer once; afterwards the window holds the neurons of the last tokens."""
+    def _remember_last(self, x: Tensor) -> None:
+        """After a prompt the window holds what its last tokens need, as if they had been decoded one by one."""
+        before = self.window.resident
         by_position = x.view(self._call.sequences, self._call.tokens, -1).transpose(0, 1)
         for position in by_position[len(by_position) - self.window.tokens :]:
-            self._hold(active_set(self.predictor, position))
-        return self.whole(x)
+            self.window.step(active_set(self.predictor, position))
+        after = self.window.resident if self.window.tokens else before
+        self._exchange(np.setdiff1d(after, before, True), np.setdiff1d(before, after, True))
 
-    def _hold(self, active: np.ndarray) -> np.ndarray:
-        """Bring these neurons into DRAM, reading only those that aren't there. Returns those that found no room."""
-        step = self.window.step(active)
+    def _exchange(self, load: np.ndarray, drop: np.ndarray) -> None:
+        """Read neurons from flash to DRAM, in place of others."""
         try:
             with self._timing.memory:
-                landing = self.memory.place(step.load, step.drop)
+                landing = self.memory.place(load, drop)
             with self._timing.io:
-                self.file.read(self.whole.layer, step.load, landing.buffer, landing.rows)
+                self.file.read(self.whole.layer, load, landing.buffer, landing.rows)
             with self._timing.memory:
                 self.memory.commit()
         except BaseException:  # rows whose reads did not finish must never be multiplied
             self.window.clear()
             self.memory.clear()
             raise
-        return step.overflow

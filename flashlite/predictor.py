@@ -15,7 +15,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -26,6 +25,7 @@ from flashlite.flash import aligned_buffer
 from flashlite.neurons import NeuronFile
 
 FORMAT = 1
+PARTS = ("a", "a_scale", "b", "b_scale", "bias")
 
 
 class Predictor(Protocol):
@@ -43,24 +43,54 @@ def active_set(predictor: Predictor, x: Tensor) -> np.ndarray:
     return np.flatnonzero(mask[0].numpy() if len(mask) == 1 else mask.any(0).numpy())
 
 
-class LowRankPredictor:
-    """Two thin matrices that stand in for the up projection: a neuron is predicted active where its score is positive.
+@dataclass(frozen=True)
+class Int8Matrix:
+    """A weight matrix in a quarter of float32's memory: values [out, in] int8, scale [out] bf16."""
 
-    a: [rank, d_model]; b: [ffn, rank]; bias: [ffn], with the calibrated threshold already subtracted.
+    values: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor) -> Int8Matrix:
+        """The nearest such matrix. weight: [out, in], floating point."""
+        scale = (weight.abs().amax(1) / 127).clamp(min=1e-12).bfloat16()
+        return cls((weight / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8), scale)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x W^T. x: [tokens, in] bfloat16. Returns [tokens, out] bfloat16."""
+        return torch._weight_int8pack_mm(x, self.values, self.scale)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.values.nbytes + self.scale.nbytes
+
+
+class LowRankPredictor:
+    """Two thin matrices that stand in for the up projection: where a neuron's score is positive, it should fire.
+
+    a: [rank, d_model]; b: [ffn, rank]; bias: [ffn] bfloat16, with the calibrated threshold already subtracted. The
+    weights are int8: a score must only be right about its sign, and each byte that a predictor takes is missing for
+    neurons.
     """
 
-    def __init__(self, a: Tensor, b: Tensor, bias: Tensor) -> None:
-        self.a, self.b, self.bias = a, b, bias.to(b.dtype)
+    def __init__(self, a: Int8Matrix, b: Int8Matrix, bias: Tensor) -> None:
+        self.a, self.b, self.bias = a, b, bias.bfloat16()
         self.nbytes = a.nbytes + b.nbytes + self.bias.nbytes
+
+    @classmethod
+    def of(cls, a: Tensor, b: Tensor, bias: Tensor) -> LowRankPredictor:
+        """A predictor of float matrices, which it rounds. a: [rank, d_model]; b: [ffn, rank]; bias: [ffn]."""
+        return cls(Int8Matrix.of(a), Int8Matrix.of(b), bias)
 
     @property
     def rank(self) -> int:
         """The width of the bottleneck."""
-        return len(self.a)
+        return len(self.a.values)
 
     def scores(self, x: Tensor) -> Tensor:
-        """[tokens, ffn], positive where a neuron should fire. x: [tokens, d_model]."""
-        return F.linear(F.linear(x.to(self.a.dtype), self.a), self.b, self.bias)
+        """[tokens, ffn] bfloat16, positive where a neuron should fire. x: [tokens, d_model]."""
+        return self.b(self.a(x.bfloat16())).add_(self.bias)
 
     def mask(self, x: Tensor) -> Tensor:
         """See Predictor."""
@@ -122,7 +152,8 @@ class PredictorSet:
         """Write one safetensors file, under a temporary name until it is complete."""
         tensors: dict[str, Tensor] = {}
         for i, layer in enumerate(self.layers):
-            tensors |= {f"layers.{i}.{name}": getattr(layer, name).contiguous() for name in ("a", "b", "bias")}
+            parts = zip(PARTS, (layer.a.values, layer.a.scale, layer.b.values, layer.b.scale, layer.bias), strict=True)
+            tensors |= {f"layers.{i}.{name}": tensor.contiguous() for name, tensor in parts}
         metadata = {"format": str(FORMAT), "reports": json.dumps([vars(report) for report in self.reports])}
         unfinished = path.with_name(f".{path.name}.writing-{os.getpid()}")
         try:
@@ -146,14 +177,17 @@ class PredictorSet:
                 metadata: dict[str, Any] = file.metadata() or {}
                 if metadata.get("format") != str(FORMAT):
                     raise PredictorError(f"{path} has another format than {FORMAT}: train the predictor again")
-                parts = [[file.get_tensor(f"layers.{i}.{name}") for name in ("a", "b", "bias")] for i in range(layers)]
+                parts = [[file.get_tensor(f"layers.{i}.{name}").clone() for name in PARTS] for i in range(layers)]
                 reports = [
                     LayerReport(**report | {"window_rows": tuple(report["window_rows"])})
                     for report in json.loads(metadata["reports"])
                 ]
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise PredictorError(f"{path} is damaged or another model's: {error}; train the predictor again") from None
-        for a, b, bias in parts:
-            if a.shape != (len(a), shape.d_model) or b.shape != (shape.neurons, len(a)) or len(bias) != shape.neurons:
+        for part in parts:
+            rank = len(part[0])
+            expected = [(rank, shape.d_model), (rank,), (shape.neurons, rank), (shape.neurons,), (shape.neurons,)]
+            if [tuple(tensor.shape) for tensor in part] != expected:
                 raise PredictorError(f"{path} was trained for another model: train the predictor again")
-        return cls([LowRankPredictor(*(t.clone() for t in part)) for part in parts], reports)
+        predictors = [LowRankPredictor(Int8Matrix(p[0], p[1]), Int8Matrix(p[2], p[3]), p[4]) for p in parts]
+        return cls(predictors, reports)

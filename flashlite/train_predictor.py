@@ -105,12 +105,12 @@ def threshold_for(scores: Tensor, fired: Tensor, recall: float) -> float:
 
 
 def calibrate(a: Tensor, b: Tensor, bias: Tensor, data: Activations, recall: float) -> LowRankPredictor:
-    """A bf16 predictor whose threshold reaches the wanted recall on these activations."""
-    rounded = LowRankPredictor(a.bfloat16(), b.bfloat16(), bias)
+    """A predictor whose threshold reaches the wanted recall on these activations, after rounding."""
+    rounded = LowRankPredictor.of(a, b, bias)
     scores = torch.cat([rounded.scores(x).float() for x in data.x.float().split(4096)])
     threshold, fired = threshold_for(scores, data.mask(slice(None)), recall), data.mask(slice(None))
     while True:  # rounding the shifted bias to bf16 moves scores a little
-        predictor = LowRankPredictor(a.bfloat16(), b.bfloat16(), bias - threshold)
+        predictor = LowRankPredictor(rounded.a, rounded.b, bias - threshold)
         mask = torch.cat([predictor.mask(x) for x in data.x.float().split(4096)])
         if not fired.any() or (mask & fired).sum() >= recall * fired.sum():
             return predictor

@@ -71,7 +71,7 @@ def add_predictor(store: Store, model: OPTForCausalLM) -> None:
     layers, reports = [], []
     for layer in model.model.decoder.layers:
         a = torch.eye(store.shape.d_model)
-        layers.append(LowRankPredictor(a, layer.fc1.weight.detach().clone(), layer.fc1.bias.detach() + 0.02))
+        layers.append(LowRankPredictor.of(a, layer.fc1.weight.detach().clone(), layer.fc1.bias.detach() + 0.02))
         needs = tuple(20.0 * k for k in range(1, 9))
         reports.append(LayerReport(len(a), 0.1, 0.12, 0.99, 0.01, 0.03, needs))
     PredictorSet(layers, reports).save(store.path / PREDICTOR)

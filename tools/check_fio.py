@@ -37,7 +37,8 @@ def main() -> None:
                 pairs = [(random_mb_s(path, size, depth, rng), fio_mb_s(path, size, depth)) for _ in range(ROUNDS)]
                 ours, theirs = (median(column) for column in zip(*pairs, strict=True))
                 ratio = median(a / b for a, b in pairs)
-                print(f"{size:6d} bytes, {depth:3d} in flight: flashlite {ours:6.0f} MB/s, fio {theirs:6.0f}, ratio {ratio:.2f}")
+                rates = f"flashlite {ours:6.0f} MB/s, fio {theirs:6.0f}, ratio {ratio:.2f}"
+                print(f"{size:6d} bytes, {depth:3d} in flight: {rates}")
 
 
 if __name__ == "__main__":
