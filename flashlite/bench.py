@@ -38,6 +38,7 @@ PROMPT = '''def read_table(path, separator=","):
         for line in handle:
 '''
 DEPTH = 128
+WORK_BYTES = 4 * 2**20
 
 
 def host() -> dict[str, Any]:
@@ -120,8 +121,15 @@ def bench(
         "budget_bytes": parse_budget(budget, store.weight_bytes), "memory_cap": {"bytes": None, "enforced": False},
         "prompt_tokens": prompt_tokens, "new_tokens": tokens, "window": window, "rounds": rounds,
         "host": host(), "drive": drive(path), "ceiling": ceiling, "curve": curve.to_json(),
-        "dense": dense, "stages": rows,
+        "dense": dense, "base": fixed_base(store, rows, prompt_tokens + tokens), "stages": rows,
     }  # fmt: skip
+
+
+def fixed_base(store: Store, rows: list[dict[str, Any]], tokens: int) -> dict[str, int]:
+    """What a process needs beyond the budget, in bytes: libraries (measured), KV cache, activations and allocator."""
+    libraries = max(row["base_rss_bytes"] for row in rows)
+    cache = 2 * store.layers * tokens * store.shape.half_bytes
+    return {"libraries": libraries, "kv_cache": cache, "work": WORK_BYTES, "total": libraries + cache + WORK_BYTES}
 
 
 def measure_ceiling(store: Store, path: Path) -> tuple[Curve, dict[str, Any]]:

@@ -13,7 +13,7 @@ from flashlite.store import Store
 
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 FEWEST_ROWS = 16  # of a layer's neurons, and of a read buffer
-LARGEST_BUFFER = 4 * 2**20  # bytes; one pass of a stream
+LARGEST_BUFFER = 2 * 2**20  # bytes; one pass of a stream
 BUFFER_SHARE = 1 / 8  # of what is left for neurons
 
 

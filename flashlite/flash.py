@@ -31,6 +31,7 @@ from flashlite.reads import Reads, plan_reads
 log = logging.getLogger("flashlite")
 
 PAGE = 4096
+PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 BACKENDS = {"aio": NativeAio, "threads": Threads, "serial": Serial}
 
 
@@ -52,8 +53,8 @@ class Counters:
 
 def aligned_buffer(rows: int, row_bytes: int) -> np.ndarray:
     """Page-aligned memory [rows, row_bytes] uint8 for direct reads, zeroed, and given back when freed."""
-    size = max(1, rows * row_bytes)
-    return np.frombuffer(mmap.mmap(-1, size), np.uint8, count=rows * row_bytes).reshape(rows, row_bytes)
+    memory = mmap.mmap(-1, max(1, rows * row_bytes), **PRIVATE)
+    return np.frombuffer(memory, np.uint8, count=rows * row_bytes).reshape(rows, row_bytes)
 
 
 @functools.cache

@@ -139,7 +139,7 @@ class RebuiltMatrix:
         self.capacity, self._shape, self._dtype, self._layer_bias = capacity, shape, dtype, bias
         self.moved = self.num_used = 0
         self._neurons: np.ndarray
-        self._matrix: Tensor
+        self._buffer: np.ndarray
         self.clear()
 
     def place(self, load: np.ndarray, drop: np.ndarray) -> Landing:
@@ -153,8 +153,11 @@ class RebuiltMatrix:
 
     def commit(self) -> None:
         """Build the new matrix out of the rows that stay and those that were read."""
-        new = torch.from_numpy(self._landing).view(self._dtype)
-        self._matrix = torch.cat([self._matrix[torch.from_numpy(self._kept)], new])
+        kept = len(self._kept)
+        new = aligned_buffer(kept + len(self._loaded), self._shape.record_bytes)
+        np.take(self._buffer, self._kept, axis=0, out=new[:kept], mode="clip")
+        new[kept:] = self._landing
+        self._buffer, self._matrix = new, torch.from_numpy(new).view(self._dtype)
         self._neurons = np.concatenate([self._neurons[self._kept], self._loaded])
         self._bias = self._layer_bias[torch.from_numpy(self._neurons)]
         self.num_used = len(self._neurons)
@@ -168,7 +171,8 @@ class RebuiltMatrix:
     def clear(self) -> None:
         """See NeuronMemory."""
         self._neurons, self.num_used = np.zeros(0, np.int64), 0
-        self._matrix = torch.zeros(0, self._shape.record_bytes // self._dtype.itemsize, dtype=self._dtype)
+        self._buffer = aligned_buffer(0, self._shape.record_bytes)
+        self._matrix = torch.from_numpy(self._buffer).view(self._dtype)
         self._bias = torch.zeros(0, dtype=self._dtype)
 
     def neurons(self) -> np.ndarray:

@@ -54,7 +54,8 @@ class Int8Matrix:
     def of(cls, weight: Tensor) -> Int8Matrix:
         """The nearest such matrix. weight: [out, in], floating point."""
         scale = (weight.abs().amax(1) / 127).clamp(min=1e-12).bfloat16()
-        return cls((weight / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8), scale)
+        values = (weight / scale.float()[:, None]).round().clamp(-127, 127)
+        return cls(values.to(torch.int8).contiguous(), scale)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x W^T. x: [tokens, in] bfloat16. Returns [tokens, out] bfloat16."""

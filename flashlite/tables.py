@@ -26,7 +26,7 @@ def _ladder_row(stage: dict[str, Any]) -> list[str]:
 def summary_lines(result: dict[str, Any]) -> list[str]:
     """What stands around the table: the machine, the drive's ceiling, the dense model, the memory base."""
     host, ceiling, dense = result["host"], result["ceiling"], result["dense"]
-    base = max(stage["base_rss_bytes"] for stage in result["stages"])
+    base, most = result["base"], max(stage["peak_rss_bytes"] for stage in result["stages"])
     budget, weights = result["budget_bytes"], result["weight_bytes"]
     return [
         f"{result['model']} {result['dtype']}, {weights / 1e6:.1f} MB of weights, budget {budget / 1e6:.1f} MB "
@@ -35,7 +35,9 @@ def summary_lines(result: dict[str, Any]) -> list[str]:
         f"{result['drive']['device']}: {ceiling['random_mb_s']:.0f} MB/s in random reads of {ceiling['record_bytes']} "
         f"bytes, {ceiling['depth']} in flight, {ceiling['sequential_mb_s']:.0f} MB/s sequential",
         f"dense, all weights in DRAM: {dense['total_ms']:.2f} ms a token in {dense['dram_bytes'] / 1e6:.0f} MB",
-        f"peak RSS includes a base of {base / 1e6:.0f} MB: interpreter, torch and transformers before the model",
+        f"peak RSS {'never passes' if most <= budget + base['total'] else 'PASSES'} budget plus a base of "
+        f"{base['total'] / 1e6:.1f} MB: libraries {base['libraries'] / 1e6:.1f}, KV cache {base['kv_cache'] / 1e6:.1f}, "
+        f"activations and allocator {base['work'] / 1e6:.1f}",
     ]
 
 

@@ -5,6 +5,8 @@ The benchmark starts a fresh process for every stage, so that no stage inherits 
 
 from __future__ import annotations
 
+import copy
+import gc
 import json
 import sys
 import time
@@ -16,7 +18,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import OPTConfig, OPTForCausalLM
+from transformers import OPTForCausalLM
 
 from flashlite.cost import copy_speed, product_speed
 from flashlite.dense import load_dense, product_bytes
@@ -63,13 +65,15 @@ def _forget_peak() -> None:
         clear_refs.write_text("5")
 
 
-def _warm_up_libraries() -> None:
-    """Run a small OPT, so that what torch and transformers allocate once counts to the base, not to a stage."""
-    torch.manual_seed(0)
-    config = OPTConfig(hidden_size=64, word_embed_proj_dim=64, ffn_dim=128, num_hidden_layers=2, num_attention_heads=4)
-    config.vocab_size = config.max_position_embeddings = 128
-    small = OPTForCausalLM(config).eval()
-    small.generate(torch.ones(1, 32, dtype=torch.long), max_new_tokens=8, do_sample=False, eos_token_id=None)
+def _warm_up(store: Store, prompt: list[int]) -> None:
+    """Run one random layer of the model's own width, so that what torch and transformers allocate for their work, such
+    as copies for matrix products, counts to the base and not to a stage."""
+    config = copy.deepcopy(store.config)
+    config.num_hidden_layers = 1
+    one_layer = OPTForCausalLM(config).to(store.dtype).eval()
+    forced(one_layer, prompt, [config.bos_token_id] * WARM_UP)
+    del one_layer
+    gc.collect()
 
 
 @torch.no_grad()
@@ -191,8 +195,8 @@ def main() -> None:
     torch.set_grad_enabled(False)
     task = Task(**json.loads(Path(sys.argv[1]).read_text()))
     try:
-        _warm_up_libraries()
         store = Store(task.store)
+        _warm_up(store, task.prompt)
         result = measure_dense(task, store) if task.stage is None else measure_stage(task, store)
     except FlashliteError as error:
         result = {"error": str(error)}
