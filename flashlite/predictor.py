@@ -25,6 +25,7 @@ from flashlite.flash import aligned_buffer
 from flashlite.neurons import NeuronFile
 
 FORMAT = 1
+INT8_BLOCK = 32  # torch's int8 product reads whole blocks, beyond the end of a matrix that is no multiple
 PARTS = ("a", "a_scale", "b", "b_scale", "bias")
 
 
@@ -49,6 +50,13 @@ class Int8Matrix:
 
     values: Tensor
     scale: Tensor
+
+    def __post_init__(self) -> None:
+        out, inside = self.values.shape
+        if out % INT8_BLOCK or inside % INT8_BLOCK or not self.values.is_contiguous():
+            raise PredictorError(
+                f"a predictor's matrix of {out} x {inside} is no multiple of {INT8_BLOCK}: change its rank"
+            )
 
     @classmethod
     def of(cls, weight: Tensor) -> Int8Matrix:

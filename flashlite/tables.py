@@ -36,8 +36,8 @@ def summary_lines(result: dict[str, Any]) -> list[str]:
         f"bytes, {ceiling['depth']} in flight, {ceiling['sequential_mb_s']:.0f} MB/s sequential",
         f"dense, all weights in DRAM: {dense['total_ms']:.2f} ms a token in {dense['dram_bytes'] / 1e6:.0f} MB",
         f"peak RSS {'never passes' if most <= budget + base['total'] else 'PASSES'} budget plus a base of "
-        f"{base['total'] / 1e6:.1f} MB: libraries {base['libraries'] / 1e6:.1f}, KV cache {base['kv_cache'] / 1e6:.1f}, "
-        f"activations and allocator {base['work'] / 1e6:.1f}",
+        f"{base['total'] / 1e6:.1f} MB: libraries {base['libraries'] / 1e6:.1f}, KV cache "
+        f"{base['kv_cache'] / 1e6:.1f}, activations and allocator {base['work'] / 1e6:.1f}",
     ]
 
 

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flashlite.bundle import unpack_bundles
+from flashlite.bundle import round_up, unpack_bundles
 from flashlite.evaluate import dense_model
 from flashlite.flash import aligned_buffer
 from flashlite.neurons import NeuronFile
-from flashlite.predictor import LayerReport, LowRankPredictor, OraclePredictor, PredictorSet
+from flashlite.predictor import INT8_BLOCK, LayerReport, LowRankPredictor, OraclePredictor, PredictorSet
 from flashlite.store import Store
 
 POSITIVE_WEIGHT = 4.0  # a missed neuron costs quality, a superfluous one only bytes
@@ -155,8 +155,8 @@ def train_predictors(
     for i in range(store.layers):
         up, bias = up_projection(store, i)
         best: tuple[float, LowRankPredictor, LayerReport] | None = None
-        rank = max(1, store.shape.d_model // 8)
-        while rank <= store.shape.d_model // 2:
+        rank = lowest = round_up(store.shape.d_model // 8, INT8_BLOCK)
+        while rank <= max(lowest, store.shape.d_model // 2):
             predictor = calibrate(*fit(up, bias, rank, data[i], seed), calibration[i], recall)
             quality = report(predictor, test[i], held_out.shape[1])
             cost = predictor.nbytes + quality.window_rows[WINDOW - 1] * store.shape.record_bytes

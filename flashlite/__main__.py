@@ -1,0 +1,3 @@
+from flashlite.cli import main
+
+main()

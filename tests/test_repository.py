@@ -1,0 +1,65 @@
+"""What the repository promises about itself."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flashlite.corpus import is_held_out, read_source
+
+ROOT = Path(__file__).parent.parent
+LIBRARY = sorted((ROOT / "flashlite").rglob("*.py"))
+
+
+def test_readme_table_is_that_of_results() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools/update_readme.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_published_results_are_exact_and_within_the_budget() -> None:
+    result = json.loads((ROOT / "results/bench-opt-mini-fp32.json").read_text())
+    for stage in result["stages"]:
+        assert stage["tokens_equal"]
+        assert stage["max_logit_error"] < 1e-3
+        assert stage["agreement"] >= 0.95
+        assert stage["dram_bytes"] <= result["budget_bytes"]
+        assert stage["peak_rss_bytes"] <= result["budget_bytes"] + result["base"]["total"]
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: path.name)
+def test_files_are_short_and_public_names_documented(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= 300
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            assert ast.get_docstring(node) or _is_small_override(node), f"{path.name}: {node.name} has no docstring"
+
+
+def _is_small_override(node: ast.AST) -> bool:
+    """Methods of private classes implement a documented protocol and need no text of their own."""
+    return isinstance(node, ast.FunctionDef) and node.name in {
+        "wait",
+        "submit",
+        "forward",
+        "names",
+        "shape",
+        "keep",
+        "run",
+    }
+
+
+def test_held_out_rule(tmp_path: Path) -> None:
+    held_out = [name for name in (f"module_{i}.py" for i in range(2000)) if is_held_out(Path("any") / name)]
+    assert 5 <= len(held_out) <= 40
+    source = tmp_path / "a.py"
+    source.write_text("# licence\n# text\n\nimport os\n" + "x = 1\n" * 100)
+    assert (read_source(source) or "").startswith("import os")
+    source.write_text("x = 1\n")
+    assert read_source(source) is None
