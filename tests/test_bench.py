@@ -1,0 +1,85 @@
+"""The benchmark: real processes, real reads, exact tokens, counts that hold the paper's claims."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import flashlite
+from flashlite import plots, tables
+from flashlite.bench import bench, prompt_ids, run_worker
+from flashlite.errors import FlashliteError
+from flashlite.store import Store
+from flashlite.worker import LOGITS, Task
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return flashlite.pack("opt-mini", tmp_path_factory.mktemp("bench") / "store")
+
+
+@pytest.fixture(scope="module")
+def result(store: Store) -> dict[str, Any]:
+    return bench(store, stages=range(6), tokens=24, prompt_tokens=32, rounds=1)
+
+
+def test_every_stage_gives_the_dense_tokens(result: dict[str, Any]) -> None:
+    for stage in result["stages"]:
+        assert stage["tokens_equal"]
+        assert stage["max_logit_error"] < 1e-3
+        assert stage["agreement"] >= 0.9
+
+
+def test_stages_read_less_and_less(result: dict[str, Any]) -> None:
+    nbytes = [stage["bytes_per_token"] for stage in result["stages"]]
+    reads = [stage["reads_per_token"] for stage in result["stages"]]
+    assert nbytes[0] >= result["weight_bytes"]
+    assert nbytes == sorted(nbytes, reverse=True)
+    assert nbytes[5] <= 0.05 * nbytes[0]
+    assert reads[4] <= 0.51 * reads[3]
+
+
+def test_pool_moves_less_than_rebuilding(result: dict[str, Any]) -> None:
+    moved = [stage["rows_moved"] for stage in result["stages"]]
+    assert moved[5] < 0.25 * moved[4]
+
+
+def test_memory_stays_within_budget_and_base(result: dict[str, Any]) -> None:
+    for stage in result["stages"]:
+        assert stage["dram_bytes"] <= result["budget_bytes"]
+        assert stage["peak_rss_bytes"] <= result["budget_bytes"] + result["base"]["total"]
+
+
+def test_result_is_shown_and_drawn(result: dict[str, Any], tmp_path: Path) -> None:
+    assert json.loads(json.dumps(result)) == result
+    markdown = tables.ladder_markdown(result)
+    assert all(name in markdown for name in ("0 naive", "5 pool", "never passes", "random reads"))
+    assert plots.save(plots.ladder(result), tmp_path / "ladder.png").stat().st_size > 10_000
+
+
+def test_a_wrong_stage_shows_an_error_and_no_speed(store: Store, tmp_path: Path) -> None:
+    task = Task(str(store.path), None, prompt_ids(store, 8), 8, str(tmp_path))
+    run_worker(task)
+    path = tmp_path / LOGITS
+    wrong = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    wrong["logits"] += 1.0
+    save_file(wrong, path)
+    with pytest.raises(FlashliteError, match="stage 5 .pool. is wrong.*no speed"):
+        run_worker(Task(**vars(task) | {"stage": 5, "check": True}))
+
+
+def test_a_worker_that_fails_says_why(tmp_path: Path) -> None:
+    with pytest.raises(FlashliteError, match="is no store"):
+        run_worker(Task(str(tmp_path / "none"), 5, [1], 8, str(tmp_path)))
+
+
+def test_prompt_has_the_wanted_length(store: Store) -> None:
+    assert [len(prompt_ids(store, n)) for n in (1, 32, 500)] == [1, 32, 500]
+    with pytest.raises(FlashliteError, match="exceeds"):
+        prompt_ids(store, 512)
+    assert torch.tensor(prompt_ids(store, 32)).max() < store.config.vocab_size

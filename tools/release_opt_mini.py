@@ -1,0 +1,144 @@
+"""Make the bundled model out of a trained checkpoint: python tools/release_opt_mini.py CHECKPOINT.
+
+Copies the checkpoint to flashlite/opt_mini, trains its predictors, measures both on held-out text and writes the model
+card. HISTORY says how the published weights came about; each phase's own record is the training.json of its checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from train_opt_mini import HELD_OUT_WINDOWS, POSITIONS, encode
+from transformers import AutoTokenizer, OPTForCausalLM
+
+import flashlite
+from flashlite.bench import host
+from flashlite.checkpoint import BUNDLED_MODEL
+from flashlite.corpus import corpus
+from flashlite.evaluate import evaluate
+from flashlite.predictor import LayerReport
+from flashlite.store import PREDICTOR
+from flashlite.text import token_windows
+from flashlite.train_predictor import train_predictors
+
+FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+RECALL, TRAIN_TOKENS, HELD_OUT_TOKENS = 0.975, 100_000, 64 * 512
+
+CARD = """# opt-mini
+
+A real OPT in the published format (fp16 safetensors), small enough to ship: {parameters:.1f} M parameters, 4096 (byte-level BPE), d_model 512, 6 layers, ffn 2048, 8 heads, 512 positions. It loads with
+`AutoModelForCausalLM.from_pretrained` and continues Python source.
+
+## Data
+
+The Python source of the standard library and of the course's own packages (`flashlite/corpus.py` lists them), without
+licence headers and duplicates: {corpus_tokens:.1f} M tokens. A file is **held out** if the md5 of its base name is 0
+modulo 100. No weight and no predictor was trained on held-out files; predictors are calibrated on one half of the
+held-out windows named below and reported on the other.
+
+The sources' own licences apply to them: PSF (standard library), BSD (numpy, torch, sympy, networkx, mpmath, pygments),
+Apache-2.0 (transformers, huggingface_hub), MIT (fontTools, pip, setuptools, rich), HPND (Pillow), and matplotlib's.
+
+## Training
+
+`tools/train_opt_mini.py`: bf16 weights with fp32 masters, Muon for the block matrices and AdamW for the rest, 8192
+tokens a step, warm-up, constant, linear decay. A **sparsity term** brings so small a model to where large OPTs are by
+themselves: per layer, the soft share of active neurons times a weight that rises while more than the target share of
+that layer's neurons fire.
+
+| phase | start | steps | tokens | learning rate | decay share | target active | seed | minutes |
+|---|---|---|---|---|---|---|---|---|
+{phases}
+
+{tokens:.1f} M tokens in all, on two cores of {processor}. Phase 1 used a first form of the same recipe. The script trains
+from scratch as well: `python tools/train_opt_mini.py OUT --steps 4000`.
+
+## Held-out figures
+
+Loss **{held_out_loss:.4f} nats a token** (perplexity {perplexity:.2f}) on the first {windows} windows of {positions}
+held-out tokens, in fp32 from these fp16 weights.
+
+Predictors: low rank, int8, trained on {train_tokens} tokens; perplexity dense {dense:.4f}, with predicted neurons alone
+{predicted:.4f} ({change:+.2%}) on {evaluated} held-out tokens.
+
+| layer | active | predictor's rank | predicted | recall | false negatives | false positives |
+|---|---|---|---|---|---|---|
+{layers}
+
+Mean active: {mean_active:.2%}.
+"""
+
+
+def held_out_loss(folder: Path) -> float:
+    model, tokenizer = (
+        OPTForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        AutoTokenizer.from_pretrained(folder),
+    )
+    stream = torch.from_numpy(encode(corpus(held_out=True), tokenizer).astype("int64"))
+    total = 0.0
+    for i in range(HELD_OUT_WINDOWS):
+        window = stream[i * POSITIONS : (i + 1) * POSITIONS + 1]
+        with torch.no_grad():
+            logits = model(window[None, :-1]).logits
+        total += torch.nn.functional.cross_entropy(logits[0], window[1:]).item()
+    return total / HELD_OUT_WINDOWS
+
+
+def phase_rows(history: list[dict[str, Any]]) -> str:
+    return "\n".join(
+        f"| {i} | {p['start']} | {p['steps']} | {p['tokens'] / 1e6:.1f} M | {p['lr']:g} | {p['decay']:.0%} | "
+        f"{p['target']:.1%} | {p['seed']} | {p['minutes']:.0f} |"
+        for i, p in enumerate(history, 1)
+    )
+
+
+def layer_rows(reports: list[LayerReport]) -> str:
+    return "\n".join(
+        f"| {i} | {r.active:.2%} | {r.rank} | {r.predicted:.2%} | {r.recall:.2%} | {r.false_negatives:.2%} | "
+        f"{r.false_positives:.2%} |"
+        for i, r in enumerate(reports)
+    )
+
+
+def main() -> None:
+    torch.set_grad_enabled(True)
+    checkpoint = Path(sys.argv[1])
+    for name in FILES:
+        shutil.copyfile(checkpoint / name, BUNDLED_MODEL / name)
+    (BUNDLED_MODEL / PREDICTOR).unlink(missing_ok=True)
+    history = json.loads((BUNDLED_MODEL / "training.json").read_text())
+    with tempfile.TemporaryDirectory() as folder:
+        store = flashlite.pack(BUNDLED_MODEL, Path(folder) / "store")
+        train, held_out = corpus(held_out=False), corpus(held_out=True)
+        for texts in (train, held_out):
+            random.Random(0).shuffle(texts)
+        windows = token_windows(held_out, store, HELD_OUT_TOKENS)
+        train_windows = token_windows(train, store, TRAIN_TOKENS)
+        predictors = train_predictors(store, train_windows, windows, RECALL, progress=lambda s: print(s, flush=True))
+        predictors.save(store.path / PREDICTOR)
+        result = evaluate(store, windows)
+        shutil.copyfile(store.path / PREDICTOR, BUNDLED_MODEL / PREDICTOR)
+        parameters = store.weight_bytes / 4 / 1e6
+    measured, reports = held_out_loss(BUNDLED_MODEL), list(predictors.reports)
+    card = CARD.format(
+        parameters=parameters, corpus_tokens=history["corpus_tokens"] / 1e6, phases=phase_rows(history["phases"]),
+        tokens=sum(p["tokens"] for p in history["phases"]) / 1e6, processor=host()["processor"],
+        held_out_loss=measured, perplexity=torch.tensor(measured).exp().item(), windows=HELD_OUT_WINDOWS,
+        positions=POSITIONS, train_tokens=train_windows.numel(), dense=result.dense_perplexity,
+        predicted=result.predicted_perplexity, change=result.predicted_perplexity / result.dense_perplexity - 1,
+        evaluated=result.tokens, layers=layer_rows(reports), mean_active=sum(r.active for r in reports) / len(reports),
+    )  # fmt: skip
+    (BUNDLED_MODEL / "README.md").write_text(card)
+    figures = {"held_out_loss": measured, "active": [r.active for r in reports], **vars(result)}
+    (BUNDLED_MODEL / "training.json").write_text(json.dumps(history | {"released": figures}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
