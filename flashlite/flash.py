@@ -148,7 +148,8 @@ class Ticket:
 
     def __init__(self, file: FlashFile, reads: Reads, needed: np.ndarray, out: np.ndarray, began: float) -> None:
         self._file, self._reads, self._records, self._out = file, reads, len(needed), out
-        self._batch: Batch | None = file.backend.submit(file.fd, reads)
+        self._batch: Batch | None = None
+        self._batch = file.backend.submit(file.fd, reads)
         self._seconds = time.perf_counter() - began
 
     def wait(self) -> None:
@@ -175,8 +176,9 @@ class Ticket:
             raise ReadError(f"{self._file.path}: read at offset {self._reads.offset[i]} failed: {what}")
 
     def __del__(self) -> None:
-        if self._batch is not None:  # never free memory that the drive still writes to
-            self._batch.wait()
+        batch = getattr(self, "_batch", None)
+        if batch is not None:  # never free memory that the drive still writes to
+            batch.wait()
 
 
 class _BouncedTicket(Ticket):

@@ -33,7 +33,8 @@ RECALL, TRAIN_TOKENS, HELD_OUT_TOKENS = 0.975, 100_000, 64 * 512
 
 CARD = """# opt-mini
 
-A real OPT in the published format (fp16 safetensors), small enough to ship: {parameters:.1f} M parameters, 4096 (byte-level BPE), d_model 512, 6 layers, ffn 2048, 8 heads, 512 positions. It loads with
+A real OPT in the published format (fp16 safetensors), small enough to ship: {parameters:.1f} M parameters, vocabulary
+4096 (byte-level BPE), d_model 512, 6 layers, ffn 2048, 8 heads, 512 positions. It loads with
 `AutoModelForCausalLM.from_pretrained` and continues Python source.
 
 ## Data
@@ -57,16 +58,16 @@ that layer's neurons fire.
 |---|---|---|---|---|---|---|---|---|
 {phases}
 
-{tokens:.1f} M tokens in all, on two cores of {processor}. Phase 1 used a first form of the same recipe. The script trains
-from scratch as well: `python tools/train_opt_mini.py OUT --steps 4000`.
+{tokens:.1f} M tokens in all, on two cores of {processor}. Phase 1 used a first form of the same recipe. The script
+trains from scratch as well: `python tools/train_opt_mini.py OUT --steps 4000`.
 
 ## Held-out figures
 
 Loss **{held_out_loss:.4f} nats a token** (perplexity {perplexity:.2f}) on the first {windows} windows of {positions}
 held-out tokens, in fp32 from these fp16 weights.
 
-Predictors: low rank, int8, trained on {train_tokens} tokens; perplexity dense {dense:.4f}, with predicted neurons alone
-{predicted:.4f} ({change:+.2%}) on {evaluated} held-out tokens.
+Predictors: low rank, int8, trained on {train_tokens} tokens. Perplexity on {evaluated} held-out tokens: dense
+{dense:.4f}, with predicted neurons alone {predicted:.4f} ({change:+.2%}).
 
 | layer | active | predictor's rank | predicted | recall | false negatives | false positives |
 |---|---|---|---|---|---|---|
