@@ -82,3 +82,13 @@ def unpack_bundles(rows: Tensor, d_model: int) -> tuple[Tensor, Tensor]:
     rows: [n, at least 2 * d_model]. Returns up [n, d_model] and the transposed down [n, d_model].
     """
     return rows[:, :d_model], rows[:, d_model : 2 * d_model]
+
+
+def closest_friends(fired: Tensor) -> Tensor:
+    """For each neuron the one that fires most often together with it: [ffn] int64.
+
+    fired: [tokens, ffn] bool. Bundling a neuron with its closest friend is the paper's negative result: the neurons
+    that fire most are the closest friend of nearly all others, and would be loaded again and again. (Paper: 3.2)
+    """
+    together = fired.float().T @ fired.float()
+    return together.fill_diagonal_(-1).argmax(1)
