@@ -81,6 +81,7 @@ def plan_budget(store: Store, stage: Stage, budget: int | str, predictor_bytes: 
     left = (total - resident - predictor_bytes) // record
     largest = min(neurons, max(1, LARGEST_BUFFER // record))
     share = BUFFER_SHARE if stage.predictor else 1.0
-    stream_rows = max(fewest, min(largest, int(left * share) // 2))
+    most = (left - fewest * (store.layers + stage.memory.spare)) // 2 if stage.predictor else left // 2
+    stream_rows = max(fewest, min(largest, int(left * share) // 2, most))
     rows = split_rows(left - 2 * stream_rows, needs, neurons, stage.memory.spare) if stage.predictor else ()
     return Budget(total, resident, predictor_bytes, 2 * stream_rows * record, stream_rows, rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import mmap
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 from torch import Tensor
+from transformers import OPTConfig, OPTForCausalLM
 
 from flashlite.errors import CheckpointError
 from flashlite.families import family_of
@@ -44,6 +47,10 @@ def find_checkpoint(model: str | Path) -> Path:
         pattern = "*.safetensors" if any(f.endswith(".safetensors") for f in files) else "pytorch_model*.bin"
         return Path(snapshot_download(str(model), allow_patterns=[*SMALL_FILES, pattern]))
     except Exception as error:  # the hub's client raises many kinds, and each means that the model can't be had
+        with contextlib.suppress(Exception):  # unless it was downloaded before
+            cached = Path(snapshot_download(str(model), local_files_only=True))
+            if any((cached / name).exists() for name in WEIGHT_FILES):
+                return cached
         raise CheckpointError(
             f"{model} is no local folder, and downloading it from the hub failed ({type(error).__name__}); "
             "check the name and the network"
@@ -53,25 +60,33 @@ def find_checkpoint(model: str | Path) -> Path:
 class Checkpoint:
     """A checkpoint folder whose tensors are read one by one.
 
-    config: the content of config.json; family: its layer names; names: tensors it holds, as transformers spells them.
-    Raises CheckpointError if a file is missing or of a kind that can't be streamed.
+    config: the content of config.json; opt: the same as OPTConfig; family: its layer names; names: the model's tensors,
+    as transformers spells them. Raises CheckpointError if a file or a tensor is missing, of another shape than the
+    configuration says, or of a kind that can't be streamed.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.config: dict[str, Any] = self._read_json("config.json")
         self.family = family_of(self.config)
+        expected = self._expected_shapes()
+        self.names = sorted(expected)
         self._file_of: dict[str, tuple[Path, str]] = {}
         for path in self._weight_files():
             for name in _open_weights(path).names():
-                if (canonical := self.family.canonical(name)) is not None:
+                if (canonical := self.family.canonical(name)) in expected:
                     self._file_of[canonical] = (path, name)
-        self.names = sorted(self._file_of)
+                    if self.shape(canonical) != expected[canonical]:
+                        raise CheckpointError(
+                            f"{path}: {name} has shape {self.shape(canonical)}, config.json asks for "
+                            f"{expected[canonical]}: is it this model's?"
+                        )
+        for name in self.names:
+            if name not in self._file_of:
+                raise CheckpointError(f"{self.folder} has no tensor {name}: is the checkpoint complete?")
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, copied out of its file, whose pages are then dropped from memory."""
-        if name not in self._file_of:
-            raise CheckpointError(f"{self.folder} has no tensor {name}: is the checkpoint complete?")
         path, original = self._file_of[name]
         mapped = _open_weights(path)[original]
         copy = mapped.clone()
@@ -83,9 +98,23 @@ class Checkpoint:
         path, original = self._file_of[name]
         return tuple(_open_weights(path).shape(original))
 
+    def _expected_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The tensors that the configured model needs. The head is the embedding, so it isn't among them."""
+        try:
+            self.opt = read_config(self.config)
+            with torch.device("meta"):
+                state = OPTForCausalLM(self.opt).state_dict()
+        except (ValueError, TypeError, RuntimeError, KeyError, ZeroDivisionError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{self.folder / 'config.json'} describes no OPT: {reason}") from None
+        return {name: tuple(t.shape) for name, t in state.items() if self.family.canonical(name)}
+
     def _read_json(self, name: str) -> dict[str, Any]:
         try:
-            return json.loads((self.folder / name).read_text())
+            content = json.loads((self.folder / name).read_text())
+            if not isinstance(content, dict):
+                raise ValueError("it holds no object")
+            return content
         except FileNotFoundError:
             raise CheckpointError(f"{self.folder} has no {name}: is it a checkpoint folder?") from None
         except ValueError as error:
@@ -97,13 +126,24 @@ class Checkpoint:
             raise CheckpointError(f"{self.folder} holds no weights: expected one of {', '.join(WEIGHT_FILES)}")
         if not found.endswith(".index.json"):
             return [self.folder / found]
-        shards = sorted(set(self._read_json(found).get("weight_map", {}).values()))
+        weight_map = self._read_json(found).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+            raise CheckpointError(f"{self.folder / found} has no map from tensors to shards")
+        shards = sorted(set(weight_map.values()))
         for shard in shards:
             if Path(shard).name != shard:
                 raise CheckpointError(f"{self.folder / found} names a shard outside its folder: {shard!r}")
             if not (self.folder / shard).exists():
                 raise CheckpointError(f"{self.folder} lacks the shard {shard}")
         return [self.folder / shard for shard in shards]
+
+
+def read_config(content: dict[str, Any]) -> OPTConfig:
+    """The content of a config.json as transformers reads it. Raises ValueError, one line, if a field is senseless."""
+    try:
+        return OPTConfig.from_dict(dict(content))
+    except StrictDataclassError as error:
+        raise ValueError(" ".join(str(error).split())) from None
 
 
 class _Safetensors:
@@ -138,16 +178,18 @@ class _Pickle:
         return self._tensors[name]
 
 
-_opened: tuple[Path, _Safetensors | _Pickle] | None = None
+_opened: tuple[object, _Safetensors | _Pickle] | None = None
 
 
 def _open_weights(path: Path) -> _Safetensors | _Pickle:
     """An opened weights file. Only the last one is kept, so that a sharded model is never mapped as a whole."""
     global _opened
-    if _opened is None or _opened[0] != path:
+    found = path.stat()  # a file that was replaced since is another one
+    key = (path, found.st_ino, found.st_size, found.st_mtime_ns)
+    if _opened is None or _opened[0] != key:
         _opened = None
         try:
-            _opened = (path, _Safetensors(path) if path.suffix == ".safetensors" else _Pickle(path))
+            _opened = (key, _Safetensors(path) if path.suffix == ".safetensors" else _Pickle(path))
         except Exception as error:  # a damaged pickle can raise nearly anything
             raise CheckpointError(_why_unreadable(path, error)) from error
     return _opened[1]
@@ -160,7 +202,8 @@ def _why_unreadable(path: Path, error: Exception) -> str:
 
 def _drop_pages(tensor: Tensor) -> None:
     """Tell the system that a mapped tensor's pages are no longer needed; a hint, which only saves memory."""
-    if hasattr(mmap, "MADV_DONTNEED") and os.name == "posix":
+    # A contiguous tensor lies inside its file; an expanded one would reach beyond it, into memory of others.
+    if hasattr(mmap, "MADV_DONTNEED") and os.name == "posix" and tensor.is_contiguous():
         begin = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
         length = tensor.data_ptr() + tensor.nbytes - begin
         if length > mmap.PAGESIZE:

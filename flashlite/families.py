@@ -47,4 +47,6 @@ def family_of(config: dict) -> Family:
             f"activation {activation!r} is not supported: only ReLU leaves neurons at exactly zero, so only with ReLU "
             "can their weights stay on flash"
         )
+    if not config.get("tie_word_embeddings", True):
+        raise CheckpointError("tie_word_embeddings is false: flashlite streams models whose head is the embedding")
     return OPT

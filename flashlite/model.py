@@ -175,7 +175,7 @@ def load(
     predictor: "trained", "oracle", or one Predictor a layer. window: tokens whose neurons stay in DRAM, for stages that
     have a window. dtype: fp32 (default), bf16 or fp16. Raises FlashliteError if anything is wrong.
     """
-    store = model if isinstance(model, Store) else open_model(model, home() / "stores", dtype)
+    store = open_model(model, home() / "stores", dtype)
     chosen = LADDER[NAMES[stage_number(stage)]]
     if window < 1:
         raise FlashliteError(f"a window of {window} tokens keeps nothing: use 1 or more, or stage='predictor'")

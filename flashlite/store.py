@@ -19,10 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import OPTConfig
 
 from flashlite.bundle import LAYOUTS, FFNShape, pack_bundles, pieces
-from flashlite.checkpoint import Checkpoint, find_checkpoint
+from flashlite.checkpoint import Checkpoint, find_checkpoint, read_config
 from flashlite.errors import StoreError
 from flashlite.files import DTYPES, Extent, SafetensorsWriter, Specs, new_folder, read_extents, write_file
 from flashlite.flash import Backend, FlashFile, direct_alignment
@@ -61,7 +60,9 @@ def pack(
             f"unknown dtype {dtype!r} or layouts {layouts}: choose from {list(DTYPES)} and {list(LAYOUTS)}"
         )
     checkpoint, out = Checkpoint(find_checkpoint(model)), Path(out)
-    config = OPTConfig.from_dict(checkpoint.config)
+    if replace and out.exists() and not is_store(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise StoreError(f"{out} is no store, so it isn't replaced: choose another name")
+    config = checkpoint.opt
     with new_folder(out, replace) as folder:
         alignment = _grid_of(folder)
         shape = FFNShape(config.ffn_dim, config.hidden_size, DTYPES[dtype].itemsize, alignment)
@@ -149,7 +150,7 @@ class Store:
         self.path = Path(path)
         self.manifest = self._read_manifest()
         try:
-            self.config = OPTConfig.from_dict(dict(self.manifest["config"]))
+            self.config = read_config(self.manifest["config"])
             self.dtype_name: str = self.manifest["dtype"]
             self.dtype = DTYPES[self.dtype_name]
             self.layouts: tuple[str, ...] = tuple(self.manifest["layouts"])
@@ -158,6 +159,8 @@ class Store:
                 self.config.ffn_dim, self.config.hidden_size, self.dtype.itemsize, int(self.manifest["alignment"])
             )
             self._extents = {name: self._check_file(name, entry) for name, entry in self.manifest["files"].items()}
+            if not self.layouts:
+                raise ValueError("it names no layout")
             for layout in self.layouts:
                 self._check_layout(layout)
             self.groups = self._group_resident()
@@ -229,14 +232,27 @@ class Store:
                     raise StoreError(f"{self.path / name}: {tensor} was altered; pack the model again")
 
 
-def open_model(model: str | Path, folder: Path, dtype: str | None = None) -> Store:
+def open_model(model: str | Path | Store, folder: Path, dtype: str | None = None) -> Store:
     """A store: `model` itself if it is one, else its packed form under `folder`, which is written if need be."""
-    if is_store(model):
-        store = Store(model)
+    if isinstance(model, Store) or is_store(model):
+        store = model if isinstance(model, Store) else Store(model)
         if dtype is not None and dtype != store.dtype_name:
-            raise StoreError(f"{model} was packed as {store.dtype_name}, not {dtype}: pack the checkpoint again")
+            raise StoreError(f"{store.path} was packed as {store.dtype_name}, not {dtype}: pack the checkpoint again")
         return store
     if (Path(model) / MANIFEST).parent.is_dir() and not (Path(model) / "config.json").exists():
         raise StoreError(f"{model} is neither a store nor a checkpoint: it has no {MANIFEST} and no config.json")
-    packed = folder / f"{str(model).strip('/').replace('/', '--')}-{dtype or 'fp32'}"
+    packed = folder / f"{_packed_name(model)}-{dtype or 'fp32'}"
     return Store(packed) if is_store(packed) else pack(model, packed, dtype or "fp32")
+
+
+def _packed_name(model: str | Path) -> str:
+    """What a checkpoint's packed form is called: another name for another or a changed checkpoint."""
+    if str(model) != "opt-mini" and not Path(model).is_dir():
+        return str(model).strip("/").replace("/", "--")
+    checkpoint = find_checkpoint(model).resolve()
+    files = [path for path in sorted(checkpoint.iterdir()) if path.suffix in {".json", ".safetensors", ".bin"}]
+    if str(model) == "opt-mini":  # the same model in whichever place flashlite is installed
+        facts: list[object] = [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files]
+    else:
+        facts = [checkpoint, *((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)]
+    return f"{Path(model).name}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"

@@ -15,6 +15,8 @@ import flashlite
 from flashlite.predictor import LayerReport, LowRankPredictor, PredictorSet
 from flashlite.store import PREDICTOR, Store
 
+torch.set_num_threads(1)  # threads only get in each other's way in models this small
+
 TINY = {
     "vocab_size": 128, "hidden_size": 64, "word_embed_proj_dim": 64, "ffn_dim": 256, "num_hidden_layers": 3,
     "num_attention_heads": 4, "max_position_embeddings": 128, "dropout": 0.0, "activation_function": "relu",

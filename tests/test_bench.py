@@ -69,7 +69,7 @@ def test_a_wrong_stage_shows_an_error_and_no_speed(store: Store, tmp_path: Path)
     wrong = {name: tensor.clone() for name, tensor in load_file(path).items()}
     wrong["logits"] += 1.0
     save_file(wrong, path)
-    with pytest.raises(FlashliteError, match="stage 5 .pool. is wrong.*no speed"):
+    with pytest.raises(FlashliteError, match=r"stage 5 .pool. is wrong.*no speed"):
         run_worker(Task(**vars(task) | {"stage": 5, "check": True}))
 
 

@@ -47,7 +47,7 @@ def copy(tiny_store: Store, tmp_path: Path) -> Path:
 
 def raw(tensor: Tensor) -> Tensor:
     """A tensor's bytes."""
-    return tensor.detach().contiguous().view(torch.uint8)
+    return tensor.detach().clone(memory_format=torch.contiguous_format).view(torch.uint8)
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -184,7 +184,7 @@ def test_packing_replaces_a_store_if_told_to(tiny_checkpoint: Path, copy: Path) 
 
 @pytest.mark.parametrize("arguments", [{"dtype": "int4"}, {"layouts": ("diagonal",)}, {"layouts": ()}], ids=str)
 def test_unknown_dtype_or_layout_is_refused(arguments: dict[str, Any], tiny_checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="choose from .*'bf16'.* and .*'split'") as error:
+    with pytest.raises(StoreError, match=r"choose from .*'bf16'.* and .*'split'") as error:
         pack(tiny_checkpoint, tmp_path / "store", **arguments)
     assert "\n" not in str(error.value)
     assert os.listdir(tmp_path) == []
@@ -222,7 +222,7 @@ def test_full_drive_is_one_line_and_leaves_nothing(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(SafetensorsWriter, "write", full)
-    with pytest.raises(StoreError, match="store cannot be written: No space left on device$"):
+    with pytest.raises(StoreError, match=r"store cannot be written: No space left on device$"):
         pack(tiny_checkpoint, tmp_path / "store")
     assert os.listdir(tmp_path) == []
 

@@ -54,7 +54,7 @@ tokens a step, warm-up, constant, linear decay. A **sparsity term** brings so sm
 themselves: per layer, the soft share of active neurons times a weight that rises while more than the target share of
 that layer's neurons fire.
 
-| phase | start | steps | tokens | learning rate | decay share | target active | seed | minutes |
+| phase | start | steps | tokens | learning rate | falling | target active | seed | minutes |
 |---|---|---|---|---|---|---|---|---|
 {phases}
 
@@ -94,7 +94,7 @@ def held_out_loss(folder: Path) -> float:
 
 def phase_rows(history: list[dict[str, Any]]) -> str:
     return "\n".join(
-        f"| {i} | {p['start']} | {p['steps']} | {p['tokens'] / 1e6:.1f} M | {p['lr']:g} | {p['decay']:.0%} | "
+        f"| {i} | {p['start']} | {p['steps']} | {p['tokens'] / 1e6:.1f} M | {p['lr']:g} | {p['decay']} | "
         f"{p['target']:.1%} | {p['seed']} | {p['minutes']:.0f} |"
         for i, p in enumerate(history, 1)
     )

@@ -29,7 +29,7 @@ from flashlite.corpus import corpus
 
 VOCAB, WIDTH, LAYERS, HEADS, POSITIONS = 4096, 512, 6, 8, 512
 BATCH, HELD_OUT_WINDOWS = 16, 96
-WARMUP_STEPS, SPARSITY_WARMUP = 100, 0.001
+SPARSITY_STEP = 0.001
 
 
 class Block(nn.Module):
@@ -173,8 +173,8 @@ class MixedOptimizer:
                 p.copy_(self.masters[name])
 
 
-def schedule(step: int, steps: int, decay: float) -> float:
-    return min(1.0, (step + 1) / WARMUP_STEPS, max(0.01, (1 - step / steps) / decay))
+def schedule(step: int, steps: int, decay: float, warmup: int) -> float:
+    return min(1.0, (step + 1) / warmup, max(0.01, (1 - step / steps) / decay))
 
 
 def train(args: argparse.Namespace) -> None:
@@ -191,20 +191,20 @@ def train(args: argparse.Namespace) -> None:
         for name, p in model.named_parameters():
             p.copy_(masters[name])
     compiled, optimizer = torch.compile(model, dynamic=False), MixedOptimizer(model, masters, args.lr)
-    rng, weights, log = np.random.default_rng(args.seed), torch.zeros(LAYERS), []
+    rng, weights, log = np.random.default_rng(args.seed), torch.tensor(args.sparsity), []
     print("held out at the start", held_out_loss(model, held_out), flush=True)
     began = time.time()
     for step in range(args.steps):
         x, y = windows(stream, rng.integers(0, len(stream) - POSITIONS - 1, BATCH))
         loss, soft, share = compiled(x, y)
         (loss + (weights * soft).sum()).backward()
-        optimizer.step(schedule(step, args.steps, args.decay))
+        optimizer.step(schedule(step, args.steps, args.decay, args.warmup))
         excess = ((share.detach() - args.target) / args.target).clamp(max=3.0)
-        weights = (weights + SPARSITY_WARMUP * excess).clamp(0.0, 1.0)
+        weights = (weights + SPARSITY_STEP * excess).clamp(0.0, 1.0)
         if step % 20 == 0:
             shares = " ".join(f"{s:.3f}" for s in share.tolist())
             print(f"{step} loss {loss.item():.3f} active {shares} weights {weights.tolist()}", flush=True)
-        if step % 100 == 99 or step == args.steps - 1:
+        if step % 50 == 49 or step == args.steps - 1:
             value, shares = held_out_loss(model, held_out)
             log.append({"step": step + 1, "held_out_loss": value, "active": shares, "seconds": time.time() - began})
             print(json.dumps(log[-1]), flush=True)
@@ -220,6 +220,8 @@ def main() -> None:
     parser.add_argument("--init", type=Path, help="checkpoint folder to go on from")
     parser.add_argument("--steps", type=int, default=4000, help=f"of {BATCH * POSITIONS} tokens")
     parser.add_argument("--decay", type=float, default=0.4, help="share of the steps over which the rate falls")
+    parser.add_argument("--warmup", type=int, default=100, help="steps over which the rate rises")
+    parser.add_argument("--sparsity", type=float, nargs=LAYERS, default=[0.0] * LAYERS, help="weights at the start")
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--target", type=float, default=0.035, help="share of a layer's neurons that may fire")
     parser.add_argument("--seed", type=int, default=0)
