@@ -21,7 +21,8 @@ app = typer.Typer(
 screen, notes = Console(width=None if sys.stdout.isatty() else 160), Console(stderr=True)
 
 ModelArgument = Annotated[str, typer.Argument(help="opt-mini, a hub id, a checkpoint folder or a store")]
-TextOption = Annotated[list[Path], typer.Option("--text", help="text files", show_default=False)]
+TextOption = Annotated[list[Path], typer.Option("--text", help="text files: --text a.py b.py", show_default=False)]
+MORE_FILES = {"allow_extra_args": True}  # a shell expands --text *.py to several words
 JsonOption = Annotated[Path | None, typer.Option("--json", help="write the result to this file")]
 PlotOption = Annotated[Path | None, typer.Option("--plot", help="write the figure to this file")]
 BudgetOption = Annotated[str, typer.Option("--dram-budget", help='bytes, "4GiB", or a share of the weights')]
@@ -89,8 +90,9 @@ def verify(store: Annotated[Path, typer.Argument(help="a store")]) -> None:
     print(f"{store} is complete and unaltered")
 
 
-@app.command("train-predictor")
+@app.command("train-predictor", context_settings=MORE_FILES)
 def train_predictor(
+    context: typer.Context,
     store: Annotated[Path, typer.Argument(help="a store; the predictor is written into it")],
     text: TextOption,
     held_out: Annotated[
@@ -107,7 +109,7 @@ def train_predictor(
     from flashlite.train_predictor import train_predictors
 
     opened = Store(store)
-    windows = token_windows(read_files(text), opened, tokens)
+    windows = token_windows(read_files([*text, *map(Path, context.args)]), opened, tokens)
     if held_out:
         test = token_windows(read_files(held_out), opened, 32_768)
     else:
@@ -120,8 +122,9 @@ def train_predictor(
     screen.print(tables.predictor_table(list(predictors.reports)))
 
 
-@app.command("eval")
+@app.command("eval", context_settings=MORE_FILES)
 def evaluate(
+    context: typer.Context,
     store: ModelArgument,
     text: TextOption,
     tokens: Annotated[int, typer.Option(help="most tokens to read")] = 50_000,
@@ -136,7 +139,7 @@ def evaluate(
 
     opened = _open(store)
     reports = PredictorSet.load(opened.path / PREDICTOR, opened.layers, opened.shape).reports
-    result = measure(opened, token_windows(read_files(text), opened, tokens))
+    result = measure(opened, token_windows(read_files([*text, *map(Path, context.args)]), opened, tokens))
     screen.print(tables.predictor_table(list(reports)))
     change = result.predicted_perplexity / result.dense_perplexity - 1
     print(

@@ -116,9 +116,9 @@ def test_eval_prints_both_perplexities_and_writes_them(
     text = tmp_path / "text.txt"
     text.write_text(" ".join(f"w{i}" for i in torch.randint(3, 128, (600,)).tolist()))
     result = tmp_path / "eval.json"
-    code, out, _ = call(monkeypatch, capsys, "eval", store_with_tokenizer, "--text", text, "--json", result)
+    code, out, _ = call(monkeypatch, capsys, "eval", store_with_tokenizer, "--json", result, "--text", text, text)
     assert code == 0
-    assert "perplexity on 512 tokens" in out
+    assert "perplexity on 1152 tokens" in out
     data = json.loads(result.read_text())
     assert data["predicted_perplexity"] == pytest.approx(data["dense_perplexity"], rel=0.05)
 
