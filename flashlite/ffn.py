@@ -65,6 +65,14 @@ class FlashFFN(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """x: [sequences * tokens, d_model], the normed input of the FFN. Returns its output, the same shape."""
+        try:
+            return self._forward(x)
+        except BaseException:  # what the window says and what has landed may differ now: begin anew with the next call
+            self.window.clear()
+            self.memory.clear()
+            raise
+
+    def _forward(self, x: Tensor) -> Tensor:
         if self._call.tokens > max(1, self.window.tokens):
             self._remember_last(x)
             return self.whole(x)
@@ -87,14 +95,9 @@ class FlashFFN(nn.Module):
 
     def _exchange(self, load: np.ndarray, drop: np.ndarray) -> None:
         """Read neurons from flash to DRAM, in place of others."""
-        try:
-            with self._timing.memory:
-                landing = self.memory.place(load, drop)
-            with self._timing.io:
-                self.file.read(self.whole.layer, load, landing.buffer, landing.rows)
-            with self._timing.memory:
-                self.memory.commit()
-        except BaseException:  # rows whose reads did not finish must never be multiplied
-            self.window.clear()
-            self.memory.clear()
-            raise
+        with self._timing.memory:
+            landing = self.memory.place(load, drop)
+        with self._timing.io:
+            self.file.read(self.whole.layer, load, landing.buffer, landing.rows)
+        with self._timing.memory:
+            self.memory.commit()

@@ -47,9 +47,6 @@ class Counters:
     def __sub__(self, earlier: Counters) -> Counters:
         return Counters(*(getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)))
 
-    def copy(self) -> Counters:
-        return Counters(self.records, self.reads, self.bytes, self.seconds)
-
 
 def aligned_buffer(rows: int, row_bytes: int) -> np.ndarray:
     """Page-aligned memory [rows, row_bytes] uint8 for direct reads, zeroed, and given back when freed."""
@@ -137,6 +134,11 @@ class FlashFile:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+    def __reduce__(self) -> str:
+        raise ReadError(
+            f"{self.path}: an open file can't be copied, for two owners would close it twice: open it again"
+        )
 
     def __del__(self) -> None:
         if getattr(self, "fd", -1) >= 0:

@@ -129,8 +129,10 @@ class Engine:
             )
         model.tie_weights()
         model.requires_grad_(False).eval()
-        model.register_forward_pre_hook(self._begin_call, with_kwargs=True)
+        model.save_pretrained = _refuse_saving
+        model.register_forward_pre_hook(self._begin_call)
         model.register_forward_hook(self._end_call)
+        model.model.decoder.layers[0].register_forward_pre_hook(self._see_shape)
         if not self.stage.resident:
             model.model.decoder.register_forward_pre_hook(lambda *_: self._read_group(EMBEDDINGS))
             for i, layer in enumerate(model.model.decoder.layers):
@@ -140,12 +142,11 @@ class Engine:
         with self.timing.io:
             self.resident.read(name)
 
-    def _begin_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        ids = next((t for t in (*args, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if t is not None), None)
-        if ids is None:
-            raise FlashliteError("the model was called without input_ids or inputs_embeds")
-        self.call.sequences, self.call.tokens = ids.shape[0], ids.shape[1]
+    def _begin_call(self, *_: Any) -> None:
         self._before = (time.perf_counter(), self.timing.seconds(), self.counters)
+
+    def _see_shape(self, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self.call.sequences, self.call.tokens = args[0].shape[:2]  # hidden states: [sequences, tokens, d_model]
 
     def _end_call(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         began, timing, counters = self._before
@@ -157,6 +158,10 @@ class Engine:
             self.call.tokens, io, memory, compute, 1e3 * total, product, read.records, read.reads, read.bytes
         )
         self.calls.append(cost)
+
+
+def _refuse_saving(*_: Any, **__: Any) -> None:
+    raise FlashliteError("a streaming model holds no FFN weights to save: copy its store or its checkpoint instead")
 
 
 def load(

@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,23 +37,19 @@ def test_published_results_are_exact_and_within_the_budget() -> None:
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda path: path.name)
 def test_files_are_short_and_public_names_documented(path: Path) -> None:
     text = path.read_text()
-    assert len(text.splitlines()) <= 300
-    for node in ast.walk(ast.parse(text)):
+    assert len(text.splitlines()) <= 270
+    for node in public_names(ast.parse(text)):
+        assert ast.get_docstring(node), f"{path.name}: {node.name} has no docstring"
+
+
+def public_names(scope: ast.Module | ast.ClassDef) -> Iterator[ast.FunctionDef | ast.ClassDef]:
+    """Public classes, functions and methods, but for methods that a protocol or torch documents."""
+    for node in scope.body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
-            assert ast.get_docstring(node) or _is_small_override(node), f"{path.name}: {node.name} has no docstring"
-
-
-def _is_small_override(node: ast.AST) -> bool:
-    """Methods of private classes implement a documented protocol and need no text of their own."""
-    return isinstance(node, ast.FunctionDef) and node.name in {
-        "wait",
-        "submit",
-        "forward",
-        "names",
-        "shape",
-        "keep",
-        "run",
-    }
+            if not (isinstance(scope, ast.ClassDef) and node.name in {"submit", "forward"}):
+                yield node
+            if isinstance(node, ast.ClassDef):
+                yield from public_names(node)
 
 
 def test_held_out_rule(tmp_path: Path) -> None:
