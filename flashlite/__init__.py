@@ -5,9 +5,24 @@ model = flashlite.load("opt-mini", dram_budget="50%")
 model.generate(...)
 """
 
-from flashlite.errors import FlashliteError
-from flashlite.model import load
-from flashlite.store import Store, pack
-from flashlite.version import __version__
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flashlite.errors import FlashliteError
+    from flashlite.model import load
+    from flashlite.store import Store, pack
+    from flashlite.version import __version__
 
 __all__ = ["FlashliteError", "Store", "__version__", "load", "pack"]
+
+_HOMES = {"FlashliteError": "errors", "Store": "store", "__version__": "version", "load": "model", "pack": "store"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a part when it is first used, so that the command line answers before torch is loaded."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'flashlite' has no attribute {name!r}")
+    return getattr(import_module(f"flashlite.{_HOMES[name]}"), name)

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from flashlite.bundle import FFNShape
-from flashlite.pool import ffn_product
 from flashlite.probe import Curve
+from flashlite.product import ffn_product
 
 
 @dataclass(frozen=True)

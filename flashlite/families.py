@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from flashlite.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import OPTConfig
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,24 @@ OPT = Family(
     up="model.decoder.layers.{}.fc1.weight",
     down="model.decoder.layers.{}.fc2.weight",
 )
+
+
+def resident_and_streamed(config: OPTConfig) -> tuple[int, int]:
+    """How many of an OPT's weights selective persistence keeps in DRAM, and how many still stream for each token.
+
+    Streamed are the two matrices [ffn_dim, hidden_size] of every layer's FFN. Resident is all else: the token embedding
+    [vocab_size, word_embed_proj_dim], which is the head too and counts once; the position embedding, two rows longer
+    than max_position_embeddings; two projections without bias between word_embed_proj_dim and hidden_size, where these
+    differ; in every layer four attention matrices, all biases, and two norms of two vectors each; and the decoder's
+    last norm, which models with do_layer_norm_before have. (Paper: section 3.1, selective persistence)
+    """
+    d, ffn, embedding, norm = config.hidden_size, config.ffn_dim, config.word_embed_proj_dim, 2 * config.hidden_size
+    embeddings = config.vocab_size * embedding + (config.max_position_embeddings + 2) * d
+    projections = 0 if embedding == d else 2 * embedding * d
+    layer = 4 * (d * d + d) + (ffn + d) + 2 * norm
+    last_norm = norm if config.do_layer_norm_before else 0
+    resident = embeddings + projections + config.num_hidden_layers * layer + last_norm
+    return resident, config.num_hidden_layers * 2 * ffn * d
 
 
 def family_of(config: dict) -> Family:

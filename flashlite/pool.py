@@ -13,18 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flashlite.bundle import FFNShape, unpack_bundles
+from flashlite.bundle import FFNShape
 from flashlite.flash import aligned_buffer
-
-
-def ffn_product(x: Tensor, rows: Tensor, bias: Tensor, d_model: int) -> Tensor:
-    """The part of an FFN that these neurons compute, without the down projection's bias.
-
-    x: [tokens, d_model]; rows: [n, at least 2 * d_model], each a neuron; bias: [n], the up projection's.
-    Returns relu(x up^T + bias) down: [tokens, d_model].
-    """
-    up, down = unpack_bundles(rows, d_model)
-    return torch.addmm(bias, x, up.T).relu_() @ down
+from flashlite.product import ffn_product
 
 
 @dataclass(frozen=True)

@@ -79,9 +79,10 @@ def probe_file(path: Path, sizes: Sequence[int] = SIZES, depths: Sequence[int] =
     rng, file = np.random.default_rng(seed), FlashFile(path)
     grid, native = file.alignment, isinstance(default_backend(), NativeAio)
     usable = tuple(size for size in sizes if size % grid == 0)
+    sequential = sequential_mb_s(path)  # first: some drives answer the first touch of a block late
     rows = tuple(tuple(random_mb_s(path, size, depth, rng) for depth in depths) for size in usable)
     name = "aio" if native else "threads"
-    return Curve(name, grid, file.direct, usable, tuple(depths), rows, sequential_mb_s(path))
+    return Curve(name, grid, file.direct, usable, tuple(depths), rows, sequential)
 
 
 def backend_of_depth(depth: int) -> Backend:

@@ -6,10 +6,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flashlite.bundle import unpack_bundles
 from flashlite.flash import Ticket, aligned_buffer
 from flashlite.neurons import NeuronFile, wait_all
-from flashlite.pool import ffn_product
 from flashlite.timing import Timing
+
+
+def relu_ffn(x: Tensor, up: Tensor, bias: Tensor, down: Tensor, keep: Tensor | None = None) -> Tensor:
+    """A feed-forward block by hand, without the down projection's bias: relu(x up^T + bias) down.
+
+    x: [tokens, d_model]; up: [n, d_model], one row a neuron; bias: [n]; down: [n, d_model], transposed, so that it has
+    one row a neuron too; keep: [tokens, n] bool, False where a token must leave a neuron out, or None for all.
+    Returns [tokens, d_model].
+    """
+    h = torch.addmm(bias, x, up.T).relu_()
+    return (h if keep is None else h * keep) @ down
 
 
 class Stream:
@@ -49,9 +60,6 @@ class Stream:
         return self._file.submit(layer, parts[i], self._buffers[i % 2], np.arange(len(parts[i])))
 
     def _multiply(self, x: Tensor, which: int, bias: Tensor, part: np.ndarray, keep: Tensor | None) -> Tensor:
-        rows, index = self._matrices[which][: len(part)], torch.from_numpy(part)
-        if keep is None:
-            return ffn_product(x, rows, bias[index], self._file.shape.d_model)
-        d = self._file.shape.d_model
-        h = torch.addmm(bias[index], x, rows[:, :d].T).relu_() * keep[:, index]
-        return h @ rows[:, d : 2 * d]
+        index = torch.from_numpy(part)
+        up, down = unpack_bundles(self._matrices[which][: len(part)], self._file.shape.d_model)
+        return relu_ffn(x, up, bias[index], down, None if keep is None else keep[:, index])

@@ -20,11 +20,11 @@ from flashlite.flash import aligned_buffer
 from flashlite.neurons import NeuronFile
 from flashlite.predictor import INT8_BLOCK, LayerReport, LowRankPredictor, OraclePredictor, PredictorSet
 from flashlite.store import Store
+from flashlite.window import union_sizes
 
 POSITIVE_WEIGHT = 4.0  # a missed neuron costs quality, a superfluous one only bytes
 STEPS, BATCH, LEARNING_RATE = 800, 512, 1e-3
 WINDOW = 5  # the window that ranks are chosen for
-LONGEST_WINDOW = 8  # s_agg is reported up to here
 
 
 @dataclass
@@ -115,19 +115,6 @@ def calibrate(a: Tensor, b: Tensor, bias: Tensor, data: Activations, recall: flo
         if not fired.any() or (mask & fired).sum() >= recall * fired.sum():
             return predictor
         threshold -= 0.02
-
-
-def union_sizes(mask: Tensor, length: int) -> tuple[float, ...]:
-    """s_agg(k) for k = 1 to 8: the mean number of neurons that k tokens in a row use together.
-
-    mask: [tokens, ffn] bool, of texts of `length` tokens each. (Paper: section 3.1, figure 4)
-    """
-    union = mask.view(-1, length, mask.shape[1])
-    sizes = []
-    for k in range(1, LONGEST_WINDOW + 1):
-        sizes.append(union.sum(-1).float().mean().item())
-        union = union[:, 1:] | mask.view(-1, length, mask.shape[1])[:, : length - k]
-    return tuple(sizes)
 
 
 def report(predictor: LowRankPredictor, data: Activations, length: int) -> LayerReport:

@@ -7,11 +7,35 @@ the last k tokens used, and neurons that leave the window are dropped.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
+LONGEST_WINDOW = 8  # s_agg is reported up to here
 NONE = np.zeros(0, np.int64)
+
+
+def union_sizes(mask: Tensor, length: int) -> tuple[float, ...]:
+    """s_agg(k) for k = 1 to LONGEST_WINDOW: the mean number of neurons that k tokens in a row use together.
+
+    mask: [tokens, ffn] bool, of texts of `length` tokens each; a window never spans two texts. (Paper: figure 4)
+    """
+    texts = mask.view(-1, length, mask.shape[1])
+    union, sizes = texts, []
+    for k in range(1, LONGEST_WINDOW + 1):
+        sizes.append(union.sum(-1).float().mean().item())
+        union = union[:, 1:] | texts[:, : length - k]
+    return tuple(sizes)
+
+
+def largest_window(sizes: Sequence[float], rows: int) -> int:
+    """The most tokens whose neurons fit in a layer's rows of DRAM: the largest k with s_agg(k) <= rows, 0 if none.
+
+    sizes: s_agg(k) for k = 1, 2, ... as `union_sizes` gives it, never falling; rows: neurons that DRAM has room for.
+    """
+    return int(np.searchsorted(sizes, rows, side="right"))
 
 
 @dataclass(frozen=True)

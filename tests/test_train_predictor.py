@@ -18,9 +18,9 @@ from flashlite.train_predictor import (
     initial_factors,
     threshold_for,
     train_predictors,
-    union_sizes,
     up_projection,
 )
+from flashlite.window import union_sizes
 
 
 @pytest.fixture(scope="module")

@@ -204,7 +204,7 @@ def train(args: argparse.Namespace) -> None:
         if step % 20 == 0:
             shares = " ".join(f"{s:.3f}" for s in share.tolist())
             print(f"{step} loss {loss.item():.3f} active {shares} weights {weights.tolist()}", flush=True)
-        if step % 50 == 49 or step == args.steps - 1:
+        if step % 100 == 99 or step == args.steps - 1:
             value, shares = held_out_loss(model, held_out)
             log.append({"step": step + 1, "held_out_loss": value, "active": shares, "seconds": time.time() - began})
             print(json.dumps(log[-1]), flush=True)
