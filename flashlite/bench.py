@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,7 @@ PROMPT = '''def read_table(path, separator=","):
     with open(path, encoding="utf-8") as handle:
         for line in handle:
 '''
+WORKER = (sys.executable, "-m", "flashlite.worker")
 DEPTH = 128
 WORK_BYTES = 4 * 2**20
 
@@ -78,26 +80,37 @@ def prompt_ids(store: Store, length: int) -> list[int]:
     return [store.config.bos_token_id, *(ids * (length // len(ids) + 1))][:length]
 
 
-def run_worker(task: Task) -> dict[str, Any]:
+def run_worker(task: Task, command: Sequence[str] = WORKER) -> dict[str, Any]:
     """Measure in a fresh process. Raises FlashliteError with what the process said if it fails."""
     path = Path(task.folder) / "task.json"
     path.write_text(json.dumps(asdict(task)))
-    done = subprocess.run([sys.executable, "-m", "flashlite.worker", str(path)], capture_output=True, text=True)
+    done = subprocess.run([*command, str(path)], capture_output=True, text=True)
     try:
         result = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise FlashliteError(f"the measuring process ended with code {done.returncode}: {last}") from None
+        raise FlashliteError(
+            f"the measuring process ended with code {done.returncode}: {_last_words(done.stderr)}"
+        ) from None
     if "error" in result:
         raise FlashliteError(result["error"])
     return result
 
 
+def _last_words(stderr: str) -> str:
+    """The last line of a traceback, with the place in code outside of libraries that it comes from."""
+    frames = [line for line in re.findall(r'File "(.+), in', stderr) if "site-packages" not in line]
+    place = Path(frames[-1].replace('", line ', ":")).name + ": " if frames else ""
+    return place + (stderr.strip().splitlines() or ["no message"])[-1]
+
+
 def bench(
     store: Store, *, stages: Sequence[int], tokens: int = 64, prompt_tokens: int = 32, budget: int | str = "50%",
     window: int = 5, predictor: str = "trained", rounds: int = 3, progress: Callable[[str], None] = lambda line: None,
+    worker: Sequence[str] = WORKER,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure stages of the ladder. Returns the JSON object that `flashlite bench` prints.
+
+    worker: the command that runs one measurement; another one may run the engine on somebody else's code.
 
     Raises FlashliteError, and shows no speed, if a stage doesn't give the dense model's tokens with the oracle.
     """
@@ -112,7 +125,7 @@ def bench(
         curve, ceiling = measure_ceiling(store, path)
         progress("dense model")
         dense = run_worker(task)
-        measured = _measure_rounds(task, stages, rounds, progress)
+        measured = _measure_rounds(task, stages, rounds, progress, worker)
         again = run_worker(task)  # at both ends, so that a drift of the machine shows
         dense |= {key: (dense[key] + again[key]) / 2 for key in ("total_ms", "rest_ms")}
     rows = [_row(number, runs, curve, dense, store) for number, runs in measured.items()]
@@ -123,6 +136,16 @@ def bench(
         "host": host(), "drive": drive(path), "ceiling": ceiling, "curve": curve.to_json(),
         "dense": dense, "base": fixed_base(store, rows, prompt_tokens + tokens), "stages": rows,
     }  # fmt: skip
+
+
+def check_stage(
+    store: Store, stage: int, budget: int | str, window: int, worker: Sequence[str], tokens: int = 8
+) -> None:
+    """Raise FlashliteError unless a stage, run by this command, gives the dense model's tokens with the oracle."""
+    with tempfile.TemporaryDirectory(prefix="flashlite-check-") as folder:
+        task = Task(str(store.path), None, prompt_ids(store, 32), tokens, folder, budget, window, "oracle")
+        run_worker(task)
+        run_worker(replace(task, stage=stage, check=True), worker)
 
 
 def fixed_base(store: Store, rows: list[dict[str, Any]], tokens: int) -> dict[str, int]:
@@ -143,14 +166,14 @@ def measure_ceiling(store: Store, path: Path) -> tuple[Curve, dict[str, Any]]:
 
 
 def _measure_rounds(
-    task: Task, stages: Sequence[int], rounds: int, progress: Callable[[str], None]
+    task: Task, stages: Sequence[int], rounds: int, progress: Callable[[str], None], worker: Sequence[str]
 ) -> dict[int, list[dict[str, Any]]]:
     """Every stage once a round, the order turned round each time, checked for exactness in the first."""
     measured: dict[int, list[dict[str, Any]]] = {stage: [] for stage in stages}
     for number in range(rounds):
         for stage in stages if number % 2 == 0 else reversed(stages):
             progress(f"round {number + 1} of {rounds}: stage {stage} {NAMES[stage]}")
-            measured[stage].append(run_worker(replace(task, stage=stage, check=number == 0)))
+            measured[stage].append(run_worker(replace(task, stage=stage, check=number == 0), worker))
     return measured
 
 

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from flashlite.course import commands, plug
 from flashlite.errors import FlashliteError
-from flashlite.files import write_file
 
 app = typer.Typer(
     help="Run a language model larger than memory by streaming its weights from flash.",
@@ -28,6 +28,9 @@ PlotOption = Annotated[Path | None, typer.Option("--plot", help="write the figur
 BudgetOption = Annotated[str, typer.Option("--dram-budget", help='bytes, "4GiB", or a share of the weights')]
 WindowOption = Annotated[int, typer.Option("--window", help="tokens whose neurons stay in DRAM")]
 PredictorOption = Annotated[str, typer.Option("--predictor", help="trained or oracle")]
+ImplOption = Annotated[str, typer.Option("--impl", help="whose code runs: ref, mine, solutions, or ref,ex03=mine")]
+
+commands.register(app)
 
 
 def _progress(line: str) -> None:
@@ -36,6 +39,8 @@ def _progress(line: str) -> None:
 
 def _write_json(path: Path | None, value: Any) -> None:
     if path is not None:
+        from flashlite.files import write_file
+
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, json.dumps(value, indent=1) + "\n")
 
@@ -159,16 +164,22 @@ def run(
     predictor: PredictorOption = "trained",
     window: WindowOption = 5,
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16")] = None,
+    impl: ImplOption = "ref",
 ) -> None:
     """Continue a prompt, token by token, with the weights on flash."""
+    plugs, _ = plug.plug_in(impl)
     from transformers import TextStreamer
 
+    from flashlite import tables
+    from flashlite.bench import check_stage
     from flashlite.model import load
     from flashlite.text import load_tokenizer
 
     store = _open(model, dtype)
     tokenizer = load_tokenizer(store)
     inputs = tokenizer(prompt or tokenizer.bos_token, return_tensors="pt", return_token_type_ids=False)
+    if plugs:
+        check_stage(store, stage, dram_budget, window, plug.command(plugs, "flashlite.worker"))
     longest = store.config.max_position_embeddings - inputs["input_ids"].shape[1]
     if longest < 1:
         raise FlashliteError(f"the prompt fills all {store.config.max_position_embeddings} positions: shorten it")
@@ -177,28 +188,14 @@ def run(
     flash_model.generate(
         **inputs, max_new_tokens=min(max_new_tokens, longest), do_sample=False, streamer=TextStreamer(tokenizer)
     )
-    print(_figures(flash_model.flash, time.perf_counter() - began))
-
-
-def _figures(engine: Any, seconds: float) -> str:
-    """One line: what the tokens after the prompt cost on average."""
-    calls = [call for call in engine.calls if call.tokens == 1] or engine.calls
-    n = len(calls)
-
-    def mean(field: str) -> float:
-        return sum(getattr(call, field) for call in calls) / n
-
-    split = f"I/O {mean('io_ms'):.1f} + memory {mean('memory_ms'):.1f} + compute {mean('compute_ms'):.1f} ms"
-    return (
-        f"[{len(engine.calls)} calls in {seconds:.1f} s; a token: {split}, {mean('bytes') / 1e6:.2f} MB in "
-        f"{mean('reads'):.0f} reads; budget {engine.budget.total / 1e6:.1f} MB]"
-    )
+    engine = flash_model.flash
+    print(tables.token_line(engine.calls, engine.budget.total, time.perf_counter() - began))
 
 
 @app.command()
 def bench(
     model: ModelArgument = "opt-mini",
-    stages: Annotated[str, typer.Option(help="a range or a list: 0-5, or 0,3,5")] = "0-5",
+    stages: Annotated[str, typer.Option("--stages", "--stage", help="a range or a list: 0-5, or 0,3,5")] = "0-5",
     tokens: Annotated[int, typer.Option(help="to generate", min=8)] = 64,
     prompt_tokens: Annotated[int, typer.Option(min=1)] = 32,
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16")] = None,
@@ -206,17 +203,21 @@ def bench(
     window: WindowOption = 5,
     predictor: PredictorOption = "trained",
     rounds: Annotated[int, typer.Option(help="processes for each stage", min=1)] = 3,
+    impl: ImplOption = "ref",
     json_file: JsonOption = None,
     plot: PlotOption = None,
 ) -> None:
     """Measure the ladder, each stage in a fresh process and checked against the dense model first."""
+    plugs, plugged = plug.plug_in(impl)
     from flashlite import plots, tables
     from flashlite.bench import bench as measure
+    from flashlite.stages import parse_stages
 
     result = measure(
-        _open(model, dtype), stages=_parse_stages(stages), tokens=tokens, prompt_tokens=prompt_tokens,
+        _open(model, dtype), stages=parse_stages(stages), tokens=tokens, prompt_tokens=prompt_tokens,
         budget=dram_budget, window=window, predictor=predictor, rounds=rounds, progress=_progress,
-    )  # fmt: skip
+        worker=plug.command(plugs, "flashlite.worker"),
+    ) | {"impl": impl, "plugged": plugged}  # fmt: skip
     first, *rest = tables.summary_lines(result)
     print(first)
     screen.print(tables.ladder_table(result))
@@ -226,20 +227,6 @@ def bench(
     print(json.dumps(result))
 
 
-def _parse_stages(text: str) -> list[int]:
-    """Numbers of stages in "0-5" or "0,3,5". Raises FlashliteError if malformed."""
-    from flashlite.stages import stage_number
-
-    first, dash, last = text.partition("-")
-    try:
-        numbers = list(range(int(first), int(last) + 1)) if dash else [int(part) for part in text.split(",")]
-    except ValueError:
-        raise FlashliteError(f"stages {text!r} are not understood: write 0-5 or 0,3,5") from None
-    if not numbers:
-        raise FlashliteError(f"stages {text!r} name none")
-    return [stage_number(number) for number in numbers]
-
-
 def main() -> None:
     """Run the command line; an error that flashlite foresees is one line and exit code 1."""
     try:
@@ -247,5 +234,13 @@ def main() -> None:
     except FlashliteError as error:
         print(f"flashlite: {error}", file=sys.stderr)
         sys.exit(1)
+    except NotImplementedError as error:  # a stub of the course
+        print(f"flashlite: {error}", file=sys.stderr)
+        sys.exit(1)
     except BrokenPipeError:
+        sys.exit(1)
+    except Exception as error:
+        if not (line := plug.own_line(error)):
+            raise
+        print(f"flashlite: {line}{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(1)

@@ -40,3 +40,15 @@ def stage_number(stage: int | str) -> int:
     if isinstance(stage, int) and 0 <= stage <= LAST:
         return stage
     raise FlashliteError(f"unknown stage {stage!r}: choose 0 to {LAST}, or {', '.join(NAMES)}")
+
+
+def parse_stages(text: str) -> list[int]:
+    """Numbers of stages in "0-5" or "0,3,5". Raises FlashliteError if malformed."""
+    first, dash, last = text.partition("-")
+    try:
+        numbers = list(range(int(first), int(last) + 1)) if dash else [int(part) for part in text.split(",")]
+    except ValueError:
+        raise FlashliteError(f"stages {text!r} are not understood: write 0-5 or 0,3,5") from None
+    if not numbers:
+        raise FlashliteError(f"stages {text!r} name none")
+    return [stage_number(number) for number in numbers]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
 
+from flashlite.model import CallCost
 from flashlite.predictor import LayerReport
 from flashlite.probe import Curve
 
@@ -73,3 +75,17 @@ def predictor_table(reports: list[LayerReport]) -> Table:
         shares = (f"{share:.2%}" for share in (r.recall, r.false_negatives, r.false_positives))
         table.add_row(str(i), str(r.rank), f"{r.active:.2%}", f"{r.predicted:.2%}", f"{ratio:.2f}", *shares)
     return table
+
+
+def token_line(calls: Sequence[CallCost], budget_bytes: int, seconds: float) -> str:
+    """One line: what the tokens after the prompt cost on average."""
+    decoded = [call for call in calls if call.tokens == 1] or calls
+
+    def mean(field: str) -> float:
+        return sum(getattr(call, field) for call in decoded) / len(decoded)
+
+    split = f"I/O {mean('io_ms'):.1f} + memory {mean('memory_ms'):.1f} + compute {mean('compute_ms'):.1f} ms"
+    return (
+        f"[{len(calls)} calls in {seconds:.1f} s; a token: {split}, {mean('bytes') / 1e6:.2f} MB in "
+        f"{mean('reads'):.0f} reads; budget {budget_bytes / 1e6:.1f} MB]"
+    )

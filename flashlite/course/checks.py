@@ -1,0 +1,74 @@
+"""How exercise tests say what is wrong: what was found, what was expected, and which mistake that looks like."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+SEED = "FLASHLITE_SEED"  # set anew for each grading run
+
+
+def rng() -> np.random.Generator:
+    """Where a test's inputs come from: another seed in each grading run, always the same in a plain test run."""
+    return np.random.default_rng(int(os.environ.get(SEED, "0")))
+
+
+class Wrong(AssertionError):
+    """An answer that is wrong; the text names both values and the likely mistake."""
+
+
+def require(condition: bool, measured: str, allowed: str, mistake: str = "") -> None:
+    """Raise Wrong unless the condition holds. measured, allowed: with units; mistake: one sentence."""
+    if not condition:
+        raise Wrong(f"{measured}, allowed {allowed}" + (f"\n{mistake}" if mistake else ""))
+
+
+def expect(
+    found: Any, expected: Any, what: str, mistakes: Mapping[str, Any] | None = None, tolerance: float = 0.0
+) -> None:
+    """Raise Wrong unless found equals expected: numbers, arrays, tensors, or tuples and lists of them.
+
+    what: names the value; mistakes: by sentence, what each usual mistake would have given, so that it can be named;
+    tolerance: largest absolute difference.
+    """
+    if same(found, expected, tolerance):
+        return
+    likely = [text for text, wrong in (mistakes or {}).items() if same(found, wrong, tolerance)]
+    text = f"{what}: found {short(found)}, expected {short(expected)}"
+    raise Wrong("\n".join([text, *likely[:1]]))
+
+
+def same(a: Any, b: Any, tolerance: float = 0.0) -> bool:
+    """Whether two values are equal in structure, shape and numbers."""
+    if isinstance(b, (tuple, list)):
+        return isinstance(a, (tuple, list)) and len(a) == len(b) and all(map(same, a, b, [tolerance] * len(b)))
+    if a is None or b is None:
+        return a is b
+    try:
+        left, right = _array(a), _array(b)
+        return left.shape == right.shape and bool(np.all(np.abs(left - right) <= tolerance))
+    except (TypeError, ValueError):
+        return False
+
+
+def _array(value: Any) -> np.ndarray:
+    if hasattr(value, "detach"):
+        value = value.detach().float().numpy()
+    return np.asarray(value).astype(np.float64)
+
+
+def short(value: Any) -> str:
+    """A value in a few words: numbers as they are, arrays by shape and first elements."""
+    if isinstance(value, (tuple, list)):
+        return "(" + ", ".join(short(v) for v in value[:4]) + (", …)" if len(value) > 4 else ")")
+    try:
+        array = _array(value)
+    except (TypeError, ValueError):
+        return repr(value)[:80]
+    if array.ndim == 0:
+        return f"{float(array):.6g}"
+    first = " ".join(f"{v:.4g}" for v in array.ravel()[:6])
+    return f"[{first}{' …' if array.size > 6 else ''}] of shape {list(array.shape)}"

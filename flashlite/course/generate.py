@@ -1,0 +1,94 @@
+"""Exercise stubs and solutions, made from the engine's own code, so that the three never differ."""
+
+from __future__ import annotations
+
+import ast
+import textwrap
+from pathlib import Path
+
+from flashlite.course.manifest import Course, Exercise
+from flashlite.errors import FlashliteError
+
+WIDTH = 120
+
+
+def find_function(tree: ast.AST, qualname: str) -> ast.FunctionDef:
+    """A function or method in a parsed module. Raises FlashliteError if it isn't there."""
+    scope: ast.AST = tree
+    for name in qualname.split("."):
+        body = getattr(scope, "body", [])
+        found = [n for n in body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name == name]
+        if not found:
+            raise FlashliteError(f"there is no function {qualname}")
+        scope = found[-1]
+    if not isinstance(scope, ast.FunctionDef):
+        raise FlashliteError(f"{qualname} is no function")
+    return scope
+
+
+def reference_path(root: Path, exercise: Exercise) -> Path:
+    """The engine's file that an exercise's reference is in."""
+    return root / f"{exercise.module.replace('.', '/')}.py"
+
+
+def stub(root: Path, exercises: list[Exercise]) -> str:
+    """An exercise file: the engine's module in which the named functions have lost their bodies."""
+    slot, module = exercises[0].slot, exercises[0].module
+    head = (
+        f"# Exercises {', '.join(e.id for e in exercises)}. With `--impl ref,{slot}=mine` this file takes the place of "
+        f"{module}.\n# Everything without a TODO is provided, and runs as it stands.\n"
+    )
+    return head + _rewritten(root, exercises, _contract)
+
+
+def solution(root: Path, exercises: list[Exercise]) -> str:
+    """A solution file: the engine's module with the reasons and the usual mistakes beside each solved function."""
+    head = (
+        f"# Solutions of exercises {', '.join(e.id for e in exercises)}: {exercises[0].module} as the engine runs it.\n"
+    )
+    return head + _rewritten(root, exercises, _explanation)
+
+
+def _rewritten(root: Path, exercises: list[Exercise], write_body: object) -> str:
+    text = reference_path(root, exercises[0]).read_text(encoding="utf-8")
+    lines, tree = text.splitlines(), ast.parse(text)
+    spots = [(find_function(tree, exercise.qualname), exercise) for exercise in exercises]
+    for function, exercise in sorted(spots, key=lambda spot: -spot[0].lineno):
+        begin, end = function.body[0].end_lineno or 0, function.end_lineno or 0  # the docstring's end, the function's
+        assert callable(write_body)
+        lines[begin:end] = write_body(exercise, lines[begin:end], " " * function.body[0].col_offset)
+    return "\n".join(lines) + "\n"
+
+
+def _contract(exercise: Exercise, body: list[str], indent: str) -> list[str]:
+    facts = f"{exercise.points} points, {exercise.minutes} minutes, paper {exercise.paper}"
+    lines = [f"{indent}# TODO {exercise.id}  {exercise.title} ({facts})"]
+    lines += _comment(exercise.task, indent)
+    lines += _comment("Example: " + exercise.example, indent)
+    if exercise.provided:
+        lines += _comment("Provided: " + exercise.provided, indent)
+    order = f"exercise {exercise.id}: delete this line and write {exercise.qualname.split('.')[-1]}, see the TODO above"
+    return [*lines, f'{indent}raise NotImplementedError("{order}")']
+
+
+def _explanation(exercise: Exercise, body: list[str], indent: str) -> list[str]:
+    why = _comment(f"{exercise.id}  {exercise.why}", indent)
+    return [*why, *_comment("Usual mistakes: " + exercise.mistakes, indent), *body]
+
+
+def _comment(text: str, indent: str) -> list[str]:
+    """Text as comment lines; a line that begins with a space is kept as it is, for examples."""
+    lines: list[str] = []
+    for part in text.strip("\n").split("\n"):
+        wrapped = [part] if part.startswith(" ") else textwrap.wrap(part, WIDTH - len(indent) - 2)
+        lines += [f"{indent}# {line}".rstrip() for line in wrapped or [""]]
+    return lines
+
+
+def generated_files(course: Course) -> dict[str, str]:
+    """Every file made from the engine: exercises/... and solutions/... with its text."""
+    files = {}
+    for name, exercises in course.files.items():
+        files[f"exercises/{name}"] = stub(course.root, exercises)
+        files[f"solutions/{name}"] = solution(course.root, exercises)
+    return files

@@ -1,0 +1,117 @@
+"""course.toml: the one place that says which exercises there are, what they ask, and which code is their reference."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flashlite.errors import FlashliteError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # comes with pytest there
+
+MANIFEST = "course.toml"
+STUBS = "exercises/stubs.json"  # SHA-256 of each exercise file as it was handed out
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One thing to build.
+
+    id: chapter.number; reference: module.function or module.Class.method in flashlite; task, example, provided: the
+    contract, put in the stub; why, mistakes: what the solution says; hints: shown one at a time.
+    """
+
+    id: str
+    title: str
+    points: int
+    minutes: int
+    difficulty: int
+    paper: str
+    reference: str
+    task: str
+    example: str
+    why: str
+    mistakes: str
+    provided: str = ""
+    hints: list[str] = field(default_factory=list)
+
+    @property
+    def chapter(self) -> int:
+        """The chapter it belongs to."""
+        return int(self.id.split(".")[0])
+
+    @property
+    def slot(self) -> str:
+        """What `--impl` calls the chapter's exercises: ex03."""
+        return f"ex{self.chapter:02}"
+
+    @property
+    def module(self) -> str:
+        """The module of the engine that its file takes the place of: flashlite.window."""
+        return ".".join(self.reference.split(".")[:2])
+
+    @property
+    def qualname(self) -> str:
+        """The function's name inside its module: Window.step."""
+        return ".".join(self.reference.split(".")[2:])
+
+    @property
+    def file(self) -> str:
+        """The name of its file, in exercises/ and in solutions/."""
+        return f"{self.slot}_{self.module.split('.')[1]}.py"
+
+
+@dataclass(frozen=True)
+class Course:
+    """A clone of the course: its root folder, the titles of its chapters, its exercises in order."""
+
+    root: Path
+    chapters: dict[int, str]
+    exercises: tuple[Exercise, ...]
+
+    @property
+    def files(self) -> dict[str, list[Exercise]]:
+        """The exercises of each file, by its name."""
+        files: dict[str, list[Exercise]] = {}
+        for exercise in self.exercises:
+            files.setdefault(exercise.file, []).append(exercise)
+        return files
+
+    def find(self, identifier: str) -> Exercise:
+        """The exercise of this id. Raises FlashliteError that lists them if there is none."""
+        for exercise in self.exercises:
+            if exercise.id == identifier:
+                return exercise
+        known = ", ".join(exercise.id for exercise in self.exercises)
+        raise FlashliteError(f"there is no exercise {identifier!r}: choose one of {known}")
+
+    def is_edited(self, path: Path) -> bool:
+        """Whether an exercise file differs from the stub that was handed out."""
+        stubs = json.loads((self.root / STUBS).read_text())
+        return stubs.get(path.name) != hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def find_course(start: Path | None = None) -> Course:
+    """The course whose clone we are in. Raises FlashliteError outside one."""
+    here = (start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        if (folder / MANIFEST).is_file():
+            return read_course(folder)
+    raise FlashliteError(f"{here} is not in a clone of the course (no {MANIFEST} here or above): change into one")
+
+
+def read_course(root: Path) -> Course:
+    """The course in a folder. Raises FlashliteError if its manifest is malformed."""
+    try:
+        content: dict[str, Any] = tomllib.loads((root / MANIFEST).read_text(encoding="utf-8"))
+        chapters = {int(number): title for number, title in content["chapters"].items()}
+        return Course(root, chapters, tuple(Exercise(**entry) for entry in content["exercise"]))
+    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
+        raise FlashliteError(f"{root / MANIFEST} is malformed: {error}") from None

@@ -1,0 +1,167 @@
+"""Running the engine on somebody else's files: a file takes the place of a module, loaded by its path.
+
+    python -m flashlite.course.plug SPEC MODULE ARGUMENTS...     # run a module with files plugged in
+
+SPEC is JSON, {"flashlite.window": {"file": ".../ex03_window.py", "from_reference": ["Window.step"]}}. The functions
+that from_reference names are the engine's own, so that one exercise can be judged without the others of its file.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import json
+import re
+import runpy
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import ModuleType
+
+from flashlite.course.generate import find_function
+from flashlite.course.manifest import Course, find_course
+from flashlite.errors import FlashliteError
+
+
+@dataclass(frozen=True)
+class Plug:
+    """A file that takes the place of a module, but for the functions that the engine's own module gives."""
+
+    file: str
+    from_reference: list[str] = field(default_factory=list)
+
+
+def install(plugs: dict[str, Plug]) -> None:
+    """Let later imports of these modules load their files. Raises FlashliteError if one was imported already."""
+    late = [name for name in plugs if name in sys.modules]
+    if late:
+        raise FlashliteError(f"{', '.join(late)} was imported before the exercises were plugged in")
+    sys.meta_path.insert(0, _Finder(plugs))
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    def __init__(self, plugs: dict[str, Plug]) -> None:
+        self._plugs = plugs
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if (plug := self._plugs.get(name)) is None:
+            return None
+        return importlib.util.spec_from_file_location(name, plug.file, loader=_Loader(name, plug))
+
+
+class _Loader(importlib.abc.Loader):
+    def __init__(self, name: str, plug: Plug) -> None:
+        self._name, self._plug = name, plug
+
+    def exec_module(self, module: ModuleType) -> None:
+        text = Path(self._plug.file).read_text(encoding="utf-8")
+        tree = ast.parse(text, self._plug.file)
+        if self._plug.from_reference:
+            reference = Path(__file__).parents[1] / f"{self._name.split('.')[1]}.py"
+            graft(tree, ast.parse(reference.read_text(encoding="utf-8")), self._plug.from_reference)
+        exec(compile(tree, self._plug.file, "exec"), module.__dict__)
+
+
+def graft(tree: ast.Module, reference: ast.Module, names: list[str]) -> None:
+    """Replace functions of a module by the reference's; one that is missing is added."""
+    for name in names:
+        function = find_function(reference, name)
+        owner: ast.AST = tree
+        for part in name.split(".")[:-1]:
+            owner = next(
+                (n for n in getattr(owner, "body", []) if isinstance(n, ast.ClassDef) and n.name == part), tree
+            )
+        body = getattr(owner, "body", [])
+        same = [i for i, node in enumerate(body) if isinstance(node, ast.FunctionDef) and node.name == function.name]
+        for i in same:
+            body[i] = function
+        if not same:
+            body.append(function)
+
+
+def choose(course: Course, impl: str) -> dict[str, Plug]:
+    """The plugs that `--impl` asks for: ref, mine, solutions, or a list such as ref,ex03=mine.
+
+    Raises FlashliteError for anything else, or if a file is missing.
+    """
+    folders = {"ref": None, "mine": "exercises", "solutions": "solutions"}
+    slots = sorted({exercise.slot for exercise in course.exercises})
+    chosen = dict.fromkeys(slots, "ref")
+    for part in impl.split(","):
+        slot, equals, source = part.partition("=")
+        if (source if equals else slot) not in folders or (equals and slot not in chosen):
+            raise FlashliteError(
+                f"--impl {impl!r} is not understood at {part!r}: write mine, solutions or ref, or ref,ex03=mine with "
+                f"{', '.join(slots)}"
+            )
+        chosen |= {slot: source} if equals else dict.fromkeys(slots, slot)
+    plugs = {}
+    for name, exercises in course.files.items():
+        folder = folders[chosen[exercises[0].slot]]
+        if folder is not None:
+            plugs[exercises[0].module] = Plug(str(existing(course.root / folder / name)))
+    return plugs
+
+
+def existing(path: Path) -> Path:
+    """The path, if it is a file. Raises FlashliteError if not."""
+    if not path.is_file():
+        raise FlashliteError(f"{path} is missing: restore it with `git checkout` or tools/sync.py")
+    return path
+
+
+def describe(course: Course, plugs: dict[str, Plug]) -> list[str]:
+    """A line for each plugged file: slot, file, and whether it was edited."""
+    lines = []
+    for plug in plugs.values():
+        path = Path(plug.file)
+        state = "edited" if course.is_edited(path) else "untouched"
+        shown = path.relative_to(course.root) if path.is_relative_to(course.root) else path
+        lines.append(f"{path.name[:4]} → {shown}" + (f" ({state})" if path.parent.name == "exercises" else ""))
+    return lines
+
+
+def plug_in(impl: str) -> tuple[dict[str, Plug], list[str]]:
+    """Let exercise files take the places of engine modules, before any of these is imported, and say so."""
+    if impl == "ref":
+        return {}, []
+    course = find_course()
+    plugs = choose(course, impl)
+    lines = describe(course, plugs)
+    print("\n".join([f"impl={impl}", *lines]))
+    install(plugs)
+    return plugs, lines
+
+
+def command(plugs: dict[str, Plug], module: str) -> list[str]:
+    """The command that runs a module with files plugged in."""
+    if not plugs:
+        return [sys.executable, "-m", module]
+    spec = json.dumps({name: asdict(plug) for name, plug in plugs.items()})
+    return [sys.executable, "-m", "flashlite.course.plug", spec, module]
+
+
+def own_line(error: BaseException) -> str:
+    """Where in an exercise file an exception comes from, with the line itself; empty if it isn't from one."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{Path(error.filename).name}:{error.lineno}: {(error.text or '').strip()}  → "
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if re.match(r"ex\d\d_", Path(f.filename).name)]
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}: {frames[-1].line}  → " if frames else ""
+
+
+def main() -> None:
+    """Plug files in and run a module, as the text at the top says."""
+    spec, module = sys.argv[1:3]
+    install({name: Plug(**plug) for name, plug in json.loads(spec).items()})
+    sys.argv = sys.argv[2:]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

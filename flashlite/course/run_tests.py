@@ -1,0 +1,84 @@
+"""One exercise's tests in a process of their own: `python -m flashlite.course.run_tests ID TESTS SEED RESULT`.
+
+grade.py runs it with the student's file plugged in, and reads the JSON that it leaves in the file RESULT.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flashlite.course.checks import SEED, Wrong
+from flashlite.course.plug import own_line
+
+
+class Collector:
+    """A pytest plugin: keeps the tests of one exercise and notes how each ended."""
+
+    def __init__(self, exercise: str) -> None:
+        self.exercise = exercise
+        self.results: list[dict[str, Any]] = []
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Keep this exercise's tests alone."""
+        items[:] = [item for item in items if self._points(item)]
+
+    def _points(self, item: pytest.Item) -> int:
+        mark = item.get_closest_marker("points")
+        return mark.args[1] if mark and mark.args[0] == self.exercise else 0
+
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+        """Note the end of a test, or of its set-up if that failed."""
+        if call.when == "call" or (call.when == "setup" and call.excinfo):
+            error = call.excinfo.value if call.excinfo else None
+            self.results.append({"points": self._points(item), **outcome(error)})
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Note a test module that can't be imported, most often because the exercise file can't."""
+        if report.failed:
+            error = getattr(report, "error", None)
+            self.results.append({"points": 0, **(error or {"status": "ERROR", "message": str(report.longrepr)[-300:]})})
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_make_collect_report(self, collector: pytest.Collector) -> Any:
+        """Keep the exception behind a failed import, which pytest's report has only as text."""
+        report = yield
+        info = getattr(report, "call", None)
+        if report.failed and info is not None and info.excinfo is not None:
+            report.error = outcome(info.excinfo.value)
+        return report
+
+
+def outcome(error: BaseException | None) -> dict[str, str]:
+    """What an exception says of an exercise: status PASS, TODO, FAIL or ERROR, and one or two lines."""
+    while error is not None and error.__cause__ is not None:
+        error = error.__cause__  # pytest wraps what an import raised
+    if error is None:
+        return {"status": "PASS", "message": ""}
+    if isinstance(error, NotImplementedError) and "exercise" in str(error):
+        return {"status": "TODO", "message": str(error)}
+    if isinstance(error, Wrong):
+        return {"status": "FAIL", "message": str(error)}
+    first_line = (str(error).strip().splitlines() or ["no message"])[0]
+    return {"status": "ERROR", "message": f"{own_line(error)}{type(error).__name__}: {first_line}"}
+
+
+def main() -> None:
+    """Run the tests, as the text at the top says."""
+    exercise, tests, seed, result = sys.argv[1:5]
+    os.environ[SEED] = seed
+    collector = Collector(exercise)
+    options = ["-q", "--tb=no", "--noconftest", "-p", "no:cacheprovider", "-p", "no:hypothesispytest"]
+    pytest.main([tests, *options], plugins=[collector])
+    unfinished = Path(result).with_suffix(".writing")
+    unfinished.write_text(json.dumps(collector.results))
+    unfinished.replace(result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+# Solutions of exercises 3.2: flashlite.window as the engine runs it.
+"""Which neurons stay in DRAM: those that any of the last k tokens used. (Paper: section 3.1, sliding window)
+
+A neuron that fired for one token tends to fire for the next ones. So a new token loads only the neurons that none of
+the last k tokens used, and neurons that leave the window are dropped.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+LONGEST_WINDOW = 8  # s_agg is reported up to here
+NONE = np.zeros(0, np.int64)
+
+
+def union_sizes(mask: Tensor, length: int) -> tuple[float, ...]:
+    """s_agg(k) for k = 1 to LONGEST_WINDOW: the mean number of neurons that k tokens in a row use together.
+
+    mask: [tokens, ffn] bool, of texts of `length` tokens each; a window never spans two texts. (Paper: figure 4)
+    """
+    texts = mask.view(-1, length, mask.shape[1])
+    union, sizes = texts, []
+    for k in range(1, LONGEST_WINDOW + 1):
+        sizes.append(union.sum(-1).float().mean().item())
+        union = union[:, 1:] | texts[:, : length - k]
+    return tuple(sizes)
+
+
+def largest_window(sizes: Sequence[float], rows: int) -> int:
+    """The most tokens whose neurons fit in a layer's rows of DRAM: the largest k with s_agg(k) <= rows, 0 if none.
+
+    sizes: s_agg(k) for k = 1, 2, ... as `union_sizes` gives it, never falling; rows: neurons that DRAM has room for.
+    """
+    return int(np.searchsorted(sizes, rows, side="right"))
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one token changes: neurons to load, to drop, and those that found no room. Each: [n] int64."""
+
+    load: np.ndarray
+    drop: np.ndarray
+    overflow: np.ndarray
+
+
+class Window:
+    """The neurons of the last `tokens` tokens of one layer, never more than `capacity` of them.
+
+    neurons: how many the layer has; tokens: k, where 0 keeps nothing from one token to the next.
+    """
+
+    def __init__(self, neurons: int, tokens: int, capacity: int) -> None:
+        self.tokens, self.capacity = tokens, capacity
+        self._uses = np.zeros(neurons, np.int32)  # how many tokens of the window use each neuron
+        self._history: deque[np.ndarray] = deque()
+        self.size = 0
+
+    @property
+    def resident(self) -> np.ndarray:
+        """The neurons in the window, sorted: [size] int64."""
+        return np.flatnonzero(self._uses)
+
+    def step(self, active: np.ndarray) -> Step:
+        """Move the window on by a token that uses the neurons `active` ([n] int64, sorted, no duplicates).
+
+        Where the window would pass its capacity, its oldest tokens leave early. If the token alone is too large, the
+        window keeps as much of it as fits, first what is there already, and the rest is `overflow`.
+        """
+        # 3.2  A neuron stays as long as one token of the window uses it, so a count of uses is enough: 0 → 1 means
+        # load, 1 → 0 means drop. The new token is counted before the oldest one leaves; otherwise a neuron that both
+        # use would be dropped and read again.
+        # Usual mistakes: forgetting the oldest token first (neurons that both use are read again); loading all of
+        # `active` (neurons already in DRAM are read again); a window of k + 1 or k - 1 tokens.
+        dropped = [self.clear()] if self.tokens == 0 else []
+        kept, overflow = self._fit(active)
+        load = kept[self._uses[kept] == 0]
+        self._uses[kept] += 1
+        self._history.append(kept)
+        self.size += len(load)
+        while len(self._history) > max(1, self.tokens) or self.size > self.capacity:
+            dropped.append(self._forget_oldest())
+        return Step(load, np.concatenate(dropped) if dropped else NONE, overflow)
+
+    def clear(self) -> np.ndarray:
+        """Empty the window. Returns the neurons that were in it."""
+        gone = self.resident
+        self._uses[:] = 0
+        self._history.clear()
+        self.size = 0
+        return gone
+
+    def _fit(self, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if len(active) <= self.capacity:
+            return active, NONE
+        here = self._uses[active] > 0
+        by_preference = np.concatenate([active[here], active[~here]])
+        return np.sort(by_preference[: self.capacity]), np.sort(by_preference[self.capacity :])
+
+    def _forget_oldest(self) -> np.ndarray:
+        oldest = self._history.popleft()
+        self._uses[oldest] -= 1
+        gone = oldest[self._uses[oldest] == 0]
+        self.size -= len(gone)
+        return gone
