@@ -188,9 +188,8 @@ def _row(
     if any(run["bytes_per_token"] != row["bytes_per_token"] for run in runs):
         raise FlashliteError(f"stage {number} read different amounts in different runs: counts must not vary")
     copied = 0.0 if stage.memory.spare == 0 or not stage.predictor else row["rows_moved"] * store.shape.record_bytes
-    groups = 0 if stage.resident else store.layers + 1
     work = Work(
-        row["reads_per_token"], row["bytes_per_token"], store.layers + groups, copied, row["product_bytes"],
+        row["reads_per_token"], row["bytes_per_token"], row["batches_per_token"], copied, row["product_bytes"],
         overlapped=not stage.predictor,
     )  # fmt: skip
     speeds = Speeds(row["product_bytes_a_second"], row["copy_bytes_a_second"], dense["rest_ms"])

@@ -69,7 +69,8 @@ LAYOUTS = ("split", "bundled")
 def pack_bundles(up: Tensor, down: Tensor, record_bytes: int) -> np.ndarray:
     """Neurons as rows [up | down | zeros].
 
-    up: [ffn, d_model]; down: [d_model, ffn], as published. Returns [ffn, record_bytes] uint8.
+    up: [ffn, d_model]; down: [d_model, ffn], as published, of any one dtype. Returns [ffn, record_bytes] uint8: the
+    weights' own bytes.
     """
     both = torch.cat([up, down.T], dim=1).contiguous()
     content = both.view(torch.uint8).numpy()
@@ -85,9 +86,9 @@ def unpack_bundles(rows: Tensor, d_model: int) -> tuple[Tensor, Tensor]:
 
 
 def closest_friends(fired: Tensor) -> Tensor:
-    """For each neuron the one that fires most often together with it: [ffn] int64.
+    """For each neuron the other one that fires most often together with it: [ffn] int64.
 
-    fired: [tokens, ffn] bool. Bundling a neuron with its closest friend is the paper's negative result: the neurons
+    fired: [tokens, ffn] bool. Of several that do so equally often it is any. Bundling a neuron with its closest friend is the paper's negative result: the neurons
     that fire most are the closest friend of nearly all others, and would be loaded again and again. (Paper: 3.2)
     """
     together = fired.float().T @ fired.float()

@@ -63,14 +63,18 @@ class Pool:
     def __init__(self, capacity: int, shape: FFNShape, dtype: torch.dtype, bias: Tensor) -> None:
         self.capacity, self._d_model = capacity, shape.d_model
         self._buffer = aligned_buffer(capacity, shape.record_bytes)
-        self._matrix = torch.from_numpy(self._buffer).view(dtype)
-        self._layer_bias, self._bias = bias, torch.zeros(capacity, dtype=dtype)
-        self._neuron_of_row = np.full(capacity, -1, np.int64)
-        self._row_of_neuron = np.full(shape.neurons, -1, np.int64)
+        self._matrix = torch.from_numpy(self._buffer).view(dtype)  # the same memory as weights
+        self._layer_bias, self._bias = bias, torch.zeros(capacity, dtype=dtype)  # by neuron, by row
+        self._neuron_of_row = np.full(capacity, -1, np.int64)  # true for rows below num_used
+        self._row_of_neuron = np.full(shape.neurons, -1, np.int64)  # -1: not in the pool
         self.num_used = self.moved = 0
 
     def place(self, load: np.ndarray, drop: np.ndarray) -> Landing:
-        """See NeuronMemory. Raises ValueError if the pool would overflow."""
+        """Drop neurons and name the rows for new ones: those of dropped neurons first, then rows after the used ones.
+
+        load, drop: [n] int64 in any order; a neuron may be in both. Afterwards the used rows have no gap, and each of
+        them knows its neuron, the new ones too. Raises ValueError, and changes nothing, if the pool would overflow.
+        """
         if self.num_used - len(drop) + len(load) > self.capacity:
             raise ValueError(f"{len(load)} neurons don't fit a pool of {self.capacity} rows")
         free = np.sort(self._row_of_neuron[drop])  # lowest first: then no row that is about to be read has to move
@@ -85,12 +89,16 @@ class Pool:
         return Landing(self._buffer, rows)
 
     def _settle(self, neurons: np.ndarray, rows: np.ndarray) -> None:
+        """Note that neuron neurons[i] is in row rows[i], in both maps and the row's bias. neurons, rows: [n] int64."""
         self._row_of_neuron[neurons] = rows
         self._neuron_of_row[rows] = neurons
         self._bias[torch.from_numpy(rows)] = self._layer_bias[torch.from_numpy(neurons)]
 
     def _fill_holes(self, holes: np.ndarray) -> None:
-        """Shrink the used rows to a gapless block: holes below its new end take the rows left above it."""
+        """Shrink the used rows to a gapless block: holes below its new end take the rows left above it.
+
+        holes: [n] int64, used rows whose neurons were dropped, ascending.
+        """
         end = self.num_used - len(holes)
         above = np.ones(len(holes), bool)
         above[holes[holes >= end] - end] = False
@@ -104,7 +112,7 @@ class Pool:
         """Nothing to do: the reads landed where the rows are multiplied."""
 
     def product(self, x: Tensor) -> Tensor:
-        """See NeuronMemory."""
+        """The used rows' part of the FFN, see ffn_product. x: [tokens, d_model]. Returns [tokens, d_model]."""
         n = self.num_used
         return ffn_product(x, self._matrix[:n], self._bias[:n], self._d_model)
 

@@ -166,8 +166,15 @@ def _summary(engine: Engine, total_ms: list[float]) -> dict[str, Any]:
         "total_ms": float(np.median(total_ms[WARM_UP:])),
         "bytes_per_token": nbytes, "reads_per_token": mean("reads"), "records_per_token": mean("records"),
         "read_mb_s": nbytes / io / 1e3 if io else 0.0, "dram_bytes": _dram(engine),
-        "rows_moved": engine.rows_moved / len(engine.calls),
+        "rows_moved": engine.rows_moved / len(engine.calls), "batches_per_token": _batches(engine),
     }  # fmt: skip
+
+
+def _batches(engine: Engine) -> int:
+    """How often a token waits for reads: once a layer, or, streamed, for every two passes, the next being under way."""
+    layers, stage = engine.store.layers, engine.stage
+    passes = 1 if stage.predictor else -(-engine.store.shape.neurons // (2 * engine.stream.rows))
+    return layers * passes + (0 if stage.resident else layers + 1)
 
 
 def _dram(engine: Engine) -> int:
