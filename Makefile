@@ -1,6 +1,6 @@
 # make bench   run the whole ladder on opt-mini, from this machine's drive
 # make test    run the tests
-# make lint    style and types
+# make lint    style, types, and whether exercises and solutions are what the engine's code gives
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -16,6 +16,7 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tools/sync.py --check
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -98,7 +98,7 @@ _SYSCALLS = {"x86_64": (206, 207, 208, 209), "aarch64": (0, 1, 4, 2)}
 _PREADV = 7
 _IOCB = np.dtype(
     [
-        *(("data", "u8"), ("key", "u4"), ("rw", "u4"), ("opcode", "u2"), ("priority", "i2"), ("fd", "u4")),
+        *(("data", "u8"), ("key", "u4"), ("rw", "u4"), ("opcode", "u2"), ("priority", "i2"), ("fd", "i4")),
         *(("buffers", "u8"), ("count", "u8"), ("offset", "i8"), ("reserved", "u8"), ("flags", "u4"), ("eventfd", "u4")),
     ]
 )

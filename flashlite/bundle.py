@@ -88,8 +88,9 @@ def unpack_bundles(rows: Tensor, d_model: int) -> tuple[Tensor, Tensor]:
 def closest_friends(fired: Tensor) -> Tensor:
     """For each neuron the other one that fires most often together with it: [ffn] int64.
 
-    fired: [tokens, ffn] bool. Of several that do so equally often it is any. Bundling a neuron with its closest friend is the paper's negative result: the neurons
-    that fire most are the closest friend of nearly all others, and would be loaded again and again. (Paper: 3.2)
+    fired: [tokens, ffn] bool. Of several that do so equally often it is any one. Bundling a neuron with its closest
+    friend is the paper's negative result: the neurons that fire most are the closest friend of nearly all others, and
+    would be loaded again and again. (Paper: 3.2)
     """
     together = fired.float().T @ fired.float()
     return together.fill_diagonal_(-1).argmax(1)

@@ -81,6 +81,7 @@ class FlashFile:
     def __init__(self, path: Path | str, backend: Backend | None = None) -> None:
         self.path = Path(path)
         self.fd, self.direct = _open(self.path)
+        self._descriptor: _Descriptor | None = _Descriptor(self.fd)
         self.backend = backend or default_backend()
         self.size = os.fstat(self.fd).st_size
         self.alignment = direct_alignment(self.path) if self.direct else 1
@@ -130,19 +131,24 @@ class FlashFile:
             raise ReadError(f"{self.path}: records of {sizes.max()} bytes don't fit the buffer's rows of {row_bytes}")
 
     def close(self) -> None:
-        """Close the file; later reads fail."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        """Close the file, as soon as the reads under way have ended; later reads fail."""
+        self.fd, self._descriptor = -1, None
 
     def __reduce__(self) -> str:
         raise ReadError(
             f"{self.path}: an open file can't be copied, for two owners would close it twice: open it again"
         )
 
+
+class _Descriptor:
+    """An open file's number, closed with its last owner: the file and every read under way, for the system gives the
+    number of a closed file to the next one that is opened."""
+
+    def __init__(self, number: int) -> None:
+        self._number, self._close = number, os.close
+
     def __del__(self) -> None:
-        if getattr(self, "fd", -1) >= 0:
-            self.close()
+        self._close(self._number)
 
 
 class Ticket:
@@ -150,8 +156,8 @@ class Ticket:
 
     def __init__(self, file: FlashFile, reads: Reads, needed: np.ndarray, out: np.ndarray, began: float) -> None:
         self._file, self._reads, self._records, self._out = file, reads, len(needed), out
-        self._batch: Batch | None = None
-        self._batch = file.backend.submit(file.fd, reads)
+        self._descriptor = file._descriptor
+        self._batch: Batch | None = file.backend.submit(file.fd, reads)
         self._seconds = time.perf_counter() - began
 
     def wait(self) -> None:
@@ -161,8 +167,9 @@ class Ticket:
         began = time.perf_counter()
         batch, self._batch = self._batch, None
         done = batch.wait()
+        self._descriptor = None
         self._check(done)
-        if not self._file.direct and hasattr(os, "posix_fadvise"):
+        if not self._file.direct and self._file.fd >= 0 and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._file.fd, 0, 0, os.POSIX_FADV_DONTNEED)
         counters = self._file.counters
         counters.records += self._records

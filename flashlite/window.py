@@ -89,6 +89,7 @@ class Window:
         return gone
 
     def _fit(self, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The part of `active` that fits the capacity, first what is there already, and the rest. Each: [n], sorted."""
         if len(active) <= self.capacity:
             return active, NONE
         here = self._uses[active] > 0
@@ -96,6 +97,7 @@ class Window:
         return np.sort(by_preference[: self.capacity]), np.sort(by_preference[self.capacity :])
 
     def _forget_oldest(self) -> np.ndarray:
+        """Take the oldest token out. Returns the neurons that no token left in the window uses: [n] int64, sorted."""
         oldest = self._history.popleft()
         self._uses[oldest] -= 1
         gone = oldest[self._uses[oldest] == 0]

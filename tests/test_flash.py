@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from flashlite import backends, flash
 from flashlite.backends import Backend, NativeAio, Serial, Threads
+from flashlite.bundle import round_up
 from flashlite.errors import FlashliteError, ReadError
 from flashlite.flash import BACKENDS, Counters, FlashFile, aligned_buffer, direct_alignment, make_backend
 from flashlite.reads import IOVEC, LARGEST_READ, MOST_PARTS, Reads
@@ -126,34 +127,33 @@ class Request:
         return len(spans), reads, sum(min(end, SIZE) - begin for begin, end in spans)
 
 
-def at_the_end(distance: int, size: int) -> tuple[int, int]:
-    """A record that ends `distance` bytes before the file does."""
-    return SIZE - distance - size, size
+UNITS = st.sampled_from([1, 512, 4096])
+LARGEST_RECORD = 8192
 
 
-def records_of(unit: int) -> st.SearchStrategy[list[tuple[int, int]]]:
-    """Records on a grid, of one size or of many, some adjacent, some the same."""
-    blocks = SIZE // unit - 16
-    many = st.tuples(st.integers(0, blocks) | st.integers(0, 12), st.integers(1, 16 * 512 // unit))
-    one = st.tuples(st.integers(0, blocks) | st.integers(0, 12), st.just(1))
-    return (st.lists(many, max_size=12) | st.lists(one, max_size=20)).map(
-        lambda records: [(unit * begin, unit * size) for begin, size in records]
-    )
+@st.composite
+def record_lists(draw: st.DrawFn) -> list[tuple[int, int]]:
+    """Offsets and sizes on grids or off them, some adjacent, some the same, some at the end of the file."""
+    offset_unit, size_unit = draw(UNITS), draw(UNITS)
+    sizes = st.integers(0, LARGEST_RECORD // size_unit) | st.just(1)
+    records: list[tuple[int, int]] = []
+    for size in draw(st.lists(sizes.map(size_unit.__mul__), max_size=12)):
+        last = (SIZE - size) // offset_unit
+        offset = offset_unit * draw(st.integers(0, 8) | st.integers(0, last) | st.integers(last - 3, last))
+        after_previous = sum(records[-1]) if records else SIZE
+        adjacent = draw(st.booleans()) and after_previous + size <= SIZE
+        records.append((after_previous if adjacent else offset, size))
+    return draw(st.permutations(records))
 
 
 @st.composite
 def requests(draw: st.DrawFn) -> Request:
-    """Records on or off the drive's grid, into any rows and columns of a buffer that is aligned or not."""
-    unit = draw(st.sampled_from([1, 1, 16, 512, 512, 4096]))
-    records = draw(records_of(max(unit, 512)))
-    if unit < 512:
-        anywhere = st.tuples(st.integers(0, SIZE - 3000), st.integers(0, 3000))
-        last = st.builds(at_the_end, st.integers(0, 700), st.integers(0, 3000))
-        records = records[:4] + draw(st.lists(anywhere | last, max_size=10))
+    """Records into any rows and columns of a buffer that lies on a grid or not."""
+    records, unit = draw(record_lists()), draw(UNITS)
     rows = draw(st.lists(st.integers(0, 30), min_size=len(records), max_size=len(records), unique=True))
-    column = unit * draw(st.integers(0, 3))
-    row_bytes = column + max((size for _, size in records), default=0) + unit * draw(st.integers(0, 2))
-    return Request(records, rows, column, max(1, row_bytes), unit * draw(st.integers(0, 2)))
+    column, start, spare = (unit * draw(st.integers(0, 2)) for _ in range(3))
+    widest = max((size for _, size in records), default=0)
+    return Request(records, rows, column, max(1, column + round_up(widest, unit) + spare), start)
 
 
 def submit(file: FlashFile, request: Request, buffer: np.ndarray) -> flash.Ticket:

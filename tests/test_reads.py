@@ -15,8 +15,20 @@ FILE = np.random.default_rng(0).integers(0, 256, 400, np.uint8)
 QUICK = settings(deadline=None, max_examples=200)
 ANY_RECORDS = st.lists(st.tuples(st.integers(0, 300), st.integers(0, 100)), max_size=30)
 BLOCKS = st.lists(st.builds(lambda i: (8 * i, 8), st.integers(0, 45)), max_size=40)
-PAIRS_OF_SIZES = st.lists(st.sampled_from([(0, 4), (4, 4), (4, 12), (8, 8), (16, 4), (20, 12), (16, 16)]), max_size=20)
-RECORDS = ANY_RECORDS | BLOCKS | PAIRS_OF_SIZES
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> list[Record]:
+    """Records of many sizes, most of them adjacent, in any order."""
+    records, end = [], 0
+    for gap, size in draw(st.lists(st.tuples(st.sampled_from([0, 0, 0, 1]), st.integers(0, 20)), max_size=15)):
+        records.append((end + gap, size))
+        end += gap + size
+    return draw(st.permutations(records))
+
+
+RECORDS = ANY_RECORDS | BLOCKS | runs()
+LIMITS = st.integers(1, 150) | st.integers(1, 40)
 
 
 def columns(records: list[Record]) -> tuple[np.ndarray, np.ndarray]:
@@ -60,7 +72,7 @@ def first_by_loop(records: list[Record], most: int) -> list[int]:
 
 
 @QUICK
-@given(records=RECORDS, largest=st.integers(1, 150), seed=st.integers(0, 1000))
+@given(records=RECORDS, largest=LIMITS, seed=st.integers(0, 1000))
 @example(records=[(0, 10), (0, 10), (10, 10), (10, 10)], largest=100, seed=0)
 @example(records=[(0, 10), (5, 10), (10, 10)], largest=100, seed=0)
 @example(records=[(10, 0), (10, 5), (10, 0), (15, 0)], largest=100, seed=0)
@@ -78,7 +90,7 @@ def test_every_record_lands_at_its_address_exactly_once(records: list[Record], l
 
 
 @QUICK
-@given(records=RECORDS, largest=st.integers(1, 150))
+@given(records=RECORDS, largest=LIMITS)
 def test_each_record_is_part_of_one_read(records: list[Record], largest: int) -> None:
     reads = plan(records, largest)
     assert reads.first.tolist() == (np.cumsum(reads.count) - reads.count).tolist()
@@ -88,21 +100,21 @@ def test_each_record_is_part_of_one_read(records: list[Record], largest: int) ->
 
 
 @QUICK
-@given(records=RECORDS, largest=st.integers(1, 150))
+@given(records=RECORDS, largest=LIMITS)
 def test_reads_are_in_the_order_of_the_file(records: list[Record], largest: int) -> None:
     offset = plan(records, largest).offset
     assert (offset[1:] >= offset[:-1]).all()
 
 
 @QUICK
-@given(records=RECORDS, largest=st.integers(1, 150))
+@given(records=RECORDS, largest=LIMITS)
 def test_merged_reads_stay_within_the_limit(records: list[Record], largest: int) -> None:
     reads = plan(records, largest)
     assert (reads.nbytes[reads.count > 1] <= largest).all()
 
 
 @QUICK
-@given(records=RECORDS, largest=st.integers(1, 150))
+@given(records=RECORDS, largest=LIMITS)
 def test_reads_that_touch_are_apart_only_because_the_limit_is_reached(records: list[Record], largest: int) -> None:
     reads, biggest = plan(records, largest), max((size for _, size in records), default=1)
     touching = reads.offset[:-1] + reads.nbytes[:-1] == reads.offset[1:]

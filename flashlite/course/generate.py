@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 from flashlite.course.manifest import Course, Exercise
@@ -49,21 +50,21 @@ def solution(root: Path, exercises: list[Exercise]) -> str:
     return head + _rewritten(root, exercises, _explanation)
 
 
-def _rewritten(root: Path, exercises: list[Exercise], write_body: object) -> str:
+def _rewritten(
+    root: Path, exercises: list[Exercise], write_body: Callable[[Exercise, list[str], str], list[str]]
+) -> str:
     text = reference_path(root, exercises[0]).read_text(encoding="utf-8")
     lines, tree = text.splitlines(), ast.parse(text)
     spots = [(find_function(tree, exercise.qualname), exercise) for exercise in exercises]
     for function, exercise in sorted(spots, key=lambda spot: -spot[0].lineno):
         begin, end = function.body[0].end_lineno or 0, function.end_lineno or 0  # the docstring's end, the function's
-        assert callable(write_body)
         lines[begin:end] = write_body(exercise, lines[begin:end], " " * function.body[0].col_offset)
     return "\n".join(lines) + "\n"
 
 
 def _contract(exercise: Exercise, body: list[str], indent: str) -> list[str]:
     facts = f"{exercise.points} points, {exercise.minutes} minutes, paper {exercise.paper}"
-    lines = [f"{indent}# TODO {exercise.id}  {exercise.title} ({facts})"]
-    lines += _comment(exercise.task, indent)
+    lines = _comment(f"TODO {exercise.id}  {exercise.title} ({facts})\n{exercise.task.strip()}", indent)
     lines += _comment("Example: " + exercise.example, indent)
     if exercise.provided:
         lines += _comment("Provided: " + exercise.provided, indent)
