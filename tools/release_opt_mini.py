@@ -1,7 +1,8 @@
 """Make the bundled model out of a trained checkpoint: python tools/release_opt_mini.py CHECKPOINT.
 
 Copies the checkpoint to flashlite/opt_mini, trains its predictors, measures both on held-out text and writes the model
-card. HISTORY says how the published weights came about; each phase's own record is the training.json of its checkpoint.
+card. What the card says of the training comes from the training.json that train_opt_mini.py left in the checkpoint; a
+checkpoint that went on from the first weights has FIRST_PHASE before it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ from flashlite.text import token_windows
 from flashlite.train_predictor import train_predictors
 
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+FIRST_PHASE = {  # by a first form of the recipe, whose first 400 steps had one sparsity weight for all layers
+    "start": "scratch", "steps": 2072, "tokens": 2072 * 8192, "lr": 0.003, "decay": 0.3, "target": 0.05, "seed": 0,
+    "minutes": 120,
+}  # fmt: skip
 RECALL, TRAIN_TOKENS, HELD_OUT_TOKENS = 0.975, 100_000, 64 * 512
 
 CARD = """# opt-mini
@@ -54,12 +59,13 @@ tokens a step, warm-up, constant, linear decay. A **sparsity term** brings so sm
 themselves: per layer, the soft share of active neurons times a weight that rises while more than the target share of
 that layer's neurons fire.
 
-| phase | start | steps | tokens | learning rate | falling | target active | seed | minutes |
+| phase | start | steps | tokens | learning rate | falls over the last | target active | seed | wall minutes |
 |---|---|---|---|---|---|---|---|---|
 {phases}
 
-{tokens:.1f} M tokens in all, on two cores of {processor}. Phase 1 used a first form of the same recipe. The script
-trains from scratch as well: `python tools/train_opt_mini.py OUT --steps 4000`.
+{tokens:.1f} M tokens in all, on two cores of {processor}, shared with other work. The script trains from scratch as
+well: `python tools/train_opt_mini.py OUT --steps 4000`. A first phase by a first form of the recipe began with one common
+sparsity weight, which left layer 1 sparser than was wanted.
 
 ## Held-out figures
 
@@ -92,9 +98,16 @@ def held_out_loss(folder: Path) -> float:
     return total / HELD_OUT_WINDOWS
 
 
+def phases_of(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The phases of a training whose last one left this training.json."""
+    last = {key: record[key] for key in ("steps", "lr", "decay", "target", "seed")}
+    last |= {"tokens": record["steps"] * record["tokens_a_step"], "minutes": record["log"][-1]["seconds"] / 60}
+    return [FIRST_PHASE, {"start": "phase 1", **last}] if record["init"] else [{"start": "scratch", **last}]
+
+
 def phase_rows(history: list[dict[str, Any]]) -> str:
     return "\n".join(
-        f"| {i} | {p['start']} | {p['steps']} | {p['tokens'] / 1e6:.1f} M | {p['lr']:g} | {p['decay']} | "
+        f"| {i} | {p['start']} | {p['steps']} | {p['tokens'] / 1e6:.1f} M | {p['lr']:g} | {p['decay']:.0%} | "
         f"{p['target']:.1%} | {p['seed']} | {p['minutes']:.0f} |"
         for i, p in enumerate(history, 1)
     )
@@ -114,7 +127,8 @@ def main() -> None:
     for name in FILES:
         shutil.copyfile(checkpoint / name, BUNDLED_MODEL / name)
     (BUNDLED_MODEL / PREDICTOR).unlink(missing_ok=True)
-    history = json.loads((BUNDLED_MODEL / "training.json").read_text())
+    record = json.loads((checkpoint / "training.json").read_text())
+    phases = phases_of(record)
     with tempfile.TemporaryDirectory() as folder:
         store = flashlite.pack(BUNDLED_MODEL, Path(folder) / "store")
         train, held_out = corpus(held_out=False), corpus(held_out=True)
@@ -129,8 +143,8 @@ def main() -> None:
         parameters = store.weight_bytes / 4 / 1e6
     measured, reports = held_out_loss(BUNDLED_MODEL), list(predictors.reports)
     card = CARD.format(
-        parameters=parameters, corpus_tokens=history["corpus_tokens"] / 1e6, phases=phase_rows(history["phases"]),
-        tokens=sum(p["tokens"] for p in history["phases"]) / 1e6, processor=host()["processor"],
+        parameters=parameters, corpus_tokens=record["corpus_tokens"] / 1e6, phases=phase_rows(phases),
+        tokens=sum(p["tokens"] for p in phases) / 1e6, processor=host()["processor"],
         held_out_loss=measured, perplexity=torch.tensor(measured).exp().item(), windows=HELD_OUT_WINDOWS,
         positions=POSITIONS, train_tokens=train_windows.numel(), dense=result.dense_perplexity,
         predicted=result.predicted_perplexity, change=result.predicted_perplexity / result.dense_perplexity - 1,
@@ -138,7 +152,9 @@ def main() -> None:
     )  # fmt: skip
     (BUNDLED_MODEL / "README.md").write_text(card)
     figures = {"held_out_loss": measured, "active": [r.active for r in reports], **vars(result)}
-    (BUNDLED_MODEL / "training.json").write_text(json.dumps(history | {"released": figures}, indent=1) + "\n")
+    (BUNDLED_MODEL / "training.json").write_text(
+        json.dumps({"phases": phases, "last_phase": record, "released": figures}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":
