@@ -1,4 +1,4 @@
-# Exercises 3.2. With `--impl ref,ex03=mine` this file takes the place of flashlite.window.
+# Exercises 3.1, 3.2, 3.3, 3.4. With `--impl ref,ex03=mine` this file takes the place of flashlite.window.
 # Everything without a TODO is provided, and runs as it stands.
 """Which neurons stay in DRAM: those that any of the last k tokens used. (Paper: section 3.1, sliding window)
 
@@ -24,12 +24,20 @@ def union_sizes(mask: Tensor, length: int) -> tuple[float, ...]:
 
     mask: [tokens, ffn] bool, of texts of `length` tokens each; a window never spans two texts. (Paper: figure 4)
     """
-    texts = mask.view(-1, length, mask.shape[1])
-    union, sizes = texts, []
-    for k in range(1, LONGEST_WINDOW + 1):
-        sizes.append(union.sum(-1).float().mean().item())
-        union = union[:, 1:] | texts[:, : length - k]
-    return tuple(sizes)
+    # TODO 3.1  s_agg: neurons that k tokens use together (4 points, 15 minutes, paper section 3.1, figure 4)
+    # Measure how many neurons a window of k tokens needs. For k = 1, 2, ... LONGEST_WINDOW: take every k tokens in a
+    # row of a text, count the neurons that at least one of the k uses, and return the mean of these counts over all
+    # such places in all texts. Return a tuple of LONGEST_WINDOW floats, s_agg(1) first, in neurons (not as a share).
+    # mask: [tokens, ffn] bool, True where the token uses the neuron; texts of `length` tokens each, one after the
+    # other, so that tokens is a multiple of length. A text with `length` tokens has length - k + 1 places for k tokens;
+    # k tokens never lie partly in one text and partly in the next. length is at least LONGEST_WINDOW. Leave mask as it
+    # is.
+    # Example: one text of three tokens that use [0 1], [1 2], [1]:
+    #   s_agg(1) = (2 + 2 + 1) / 3 = 1.667
+    #   s_agg(2) = (3 + 2) / 2 = 2.5     [0 1 2] and [1 2]
+    #   s_agg(3) = 3                     [0 1 2]
+    # Provided: nothing but torch's own: | is the union of two bool tensors, .view splits a dimension.
+    raise NotImplementedError("exercise 3.1: delete this line and write union_sizes, see the TODO above")
 
 
 def largest_window(sizes: Sequence[float], rows: int) -> int:
@@ -37,7 +45,17 @@ def largest_window(sizes: Sequence[float], rows: int) -> int:
 
     sizes: s_agg(k) for k = 1, 2, ... as `union_sizes` gives it, never falling; rows: neurons that DRAM has room for.
     """
-    return int(np.searchsorted(sizes, rows, side="right"))
+    # TODO 3.4  the longest window that fits a budget (3 points, 5 minutes, paper section 3.1)
+    # Say how many tokens a window may have in the DRAM that a layer has. sizes[0] is s_agg(1), sizes[1] is s_agg(2) and
+    # so on: the mean number of neurons that k tokens use together. Return, as an int, the largest k with s_agg(k) <=
+    # rows: exactly full is still fitting. Return 0 if even one token is too large, and len(sizes) if all fit: nothing
+    # is known about longer windows.
+    # sizes is a sequence of floats that never falls, but neighbours may be equal. rows is the number of neurons that
+    # there is room for, 0 or more.
+    # Example: sizes = (10, 16.5, 20, 23)
+    #   rows = 19 -> 2    rows = 20 -> 3    rows = 9 -> 0    rows = 99 -> 4
+    # Provided: NumPy is imported as np.
+    raise NotImplementedError("exercise 3.4: delete this line and write largest_window, see the TODO above")
 
 
 @dataclass(frozen=True)
@@ -74,19 +92,29 @@ class Window:
         """
         # TODO 3.2  load only the difference (6 points, 20 minutes, paper section 3.1)
         # Move the window on by one token and say what that changes. `active` are the neurons that the token needs. Load
-        # those of them that no token in the window uses; drop those that only tokens use that now leave the window.
+        # those of them that no token in the window uses; drop those that only tokens use that now leave the window. A
+        # neuron that leaving tokens and the new one use is neither loaded nor dropped.
         # Keep self._uses (how many tokens of the window use each neuron), self._history (the neurons of each token in
         # the window, oldest first) and self.size (how many neurons the window holds) right.
         # The window keeps the last self.tokens tokens, this one included, but at least this one. With self.tokens == 0
-        # nothing stays: empty the window first and report what was in it as dropped. While the window holds more than
-        # self.capacity neurons, its oldest token leaves early.
+        # nothing stays from one token to the next: empty the window first, report what was in it as dropped, and load
+        # all that the token needs. While the window holds more than self.capacity neurons, its oldest token leaves
+        # early, and one more if that isn't enough.
+        # If the token alone needs more than self.capacity neurons, only the part that fits counts as used by it; the
+        # rest is neither loaded nor kept but returned as overflow.
+        # Return a Step: three int64 arrays, also where one is empty (NONE is such an array). Leave active as it is.
         # Example: with k = 2 and ample capacity, tokens that use [1 2], [2 3], [3 4] in turn:
         #   step([1 2]) -> load [1 2], drop []
         #   step([2 3]) -> load [3],   drop []
         #   step([3 4]) -> load [4],   drop [1]        resident: [2 3 4]
+        #   step([1 4]) -> load [1],   drop [2]        resident: [1 3 4]
+        # the last two with capacity 2:
+        #   step([3 4]) -> load [4],   drop [2]        resident: [3 4]
+        #   step([1 4]) -> load [1],   drop [3]        resident: [1 4]
         # Provided: self._fit(active) gives the part of `active` that fits the capacity and the rest, which is the
-        # step's overflow; self._forget_oldest() takes the oldest token out and returns the neurons that no other token
-        # uses; self.clear() empties the window and returns what was in it.
+        # step's overflow; self._forget_oldest() takes the oldest token out, keeps _uses, _history and size right and
+        # returns the neurons that no other token uses (you write it in 3.3; here the engine's is used); self.clear()
+        # empties the window and returns what was in it.
         raise NotImplementedError("exercise 3.2: delete this line and write step, see the TODO above")
 
     def clear(self) -> np.ndarray:
@@ -98,6 +126,7 @@ class Window:
         return gone
 
     def _fit(self, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The part of `active` that fits the capacity, first what is there already, and the rest. Each: [n], sorted."""
         if len(active) <= self.capacity:
             return active, NONE
         here = self._uses[active] > 0
@@ -105,8 +134,19 @@ class Window:
         return np.sort(by_preference[: self.capacity]), np.sort(by_preference[self.capacity :])
 
     def _forget_oldest(self) -> np.ndarray:
-        oldest = self._history.popleft()
-        self._uses[oldest] -= 1
-        gone = oldest[self._uses[oldest] == 0]
-        self.size -= len(gone)
-        return gone
+        """Take the oldest token out. Returns the neurons that no token left in the window uses: [n] int64, sorted."""
+        # TODO 3.3  drop what only the oldest token used (5 points, 10 minutes, paper section 3.1)
+        # Take the oldest token out of the window and return the neurons that may leave DRAM with it: those it used and
+        # no token left in the window uses, [n] int64.
+        # Afterwards all three must be right again: self._history (a deque of int64 arrays, the neurons of each token in
+        # the window, oldest first) no longer has the token; self._uses ([neurons] int32) says for each neuron how many
+        # of the remaining tokens use it; self.size is the number of neurons with a use.
+        # No neuron occurs twice in a token's array, and the array may be empty. The window holds at least one token.
+        # The arrays in self._history are the caller's: leave their contents as they are. Spend time on the token's
+        # neurons only, not on all of the layer's.
+        # Example: tokens [1 2], [2 3] in the window: size 3, neuron 2 has 2 uses
+        #   _forget_oldest() -> [1]      size 2, neuron 2 has 1 use, resident [2 3]
+        #   _forget_oldest() -> [2 3]    size 0, resident []
+        # Provided: self._history.popleft() is what a deque offers for its oldest entry; an int64 array as an index
+        # selects these neurons of self._uses.
+        raise NotImplementedError("exercise 3.3: delete this line and write _forget_oldest, see the TODO above")

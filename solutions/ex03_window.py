@@ -1,4 +1,4 @@
-# Solutions of exercises 3.2: flashlite.window as the engine runs it.
+# Solutions of exercises 3.1, 3.2, 3.3, 3.4: flashlite.window as the engine runs it.
 """Which neurons stay in DRAM: those that any of the last k tokens used. (Paper: section 3.1, sliding window)
 
 A neuron that fired for one token tends to fire for the next ones. So a new token loads only the neurons that none of
@@ -23,6 +23,11 @@ def union_sizes(mask: Tensor, length: int) -> tuple[float, ...]:
 
     mask: [tokens, ffn] bool, of texts of `length` tokens each; a window never spans two texts. (Paper: figure 4)
     """
+    # 3.1  A union of k + 1 tokens is the union of the k after the first with the first: each step is one | over the
+    # whole text, where starting anew for each k would cost k of them. Splitting into texts first keeps the windows
+    # apart. s_agg(k) says how much DRAM k tokens need, and s_agg(k + 1) - s_agg(k) what a new token reads.
+    # Usual mistakes: windows that begin in one text and end in the next; adding up the tokens' counts, where shared
+    # neurons count twice; taking only windows that don't overlap; counting neurons that all k tokens use.
     texts = mask.view(-1, length, mask.shape[1])
     union, sizes = texts, []
     for k in range(1, LONGEST_WINDOW + 1):
@@ -36,6 +41,11 @@ def largest_window(sizes: Sequence[float], rows: int) -> int:
 
     sizes: s_agg(k) for k = 1, 2, ... as `union_sizes` gives it, never falling; rows: neurons that DRAM has room for.
     """
+    # 3.4  Each token more in the window saves reads, so the longest one that fits is the best. sizes never falls, so
+    # the answer is the place where rows would be inserted after its equals: a binary search, and no special case for
+    # none or all.
+    # Usual mistakes: returning the index, which is k - 1; < instead of <=; an error or len(sizes) + 1 where all fit;
+    # the first of equal sizes instead of the last.
     return int(np.searchsorted(sizes, rows, side="right"))
 
 
@@ -75,7 +85,8 @@ class Window:
         # load, 1 → 0 means drop. The new token is counted before the oldest one leaves; otherwise a neuron that both
         # use would be dropped and read again.
         # Usual mistakes: forgetting the oldest token first (neurons that both use are read again); loading all of
-        # `active` (neurons already in DRAM are read again); a window of k + 1 or k - 1 tokens.
+        # `active` (neurons already in DRAM are read again); a window of k + 1 or k - 1 tokens; letting one token leave
+        # where two must; np.concatenate of an empty list, which raises.
         dropped = [self.clear()] if self.tokens == 0 else []
         kept, overflow = self._fit(active)
         load = kept[self._uses[kept] == 0]
@@ -95,6 +106,7 @@ class Window:
         return gone
 
     def _fit(self, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The part of `active` that fits the capacity, first what is there already, and the rest. Each: [n], sorted."""
         if len(active) <= self.capacity:
             return active, NONE
         here = self._uses[active] > 0
@@ -102,6 +114,12 @@ class Window:
         return np.sort(by_preference[: self.capacity]), np.sort(by_preference[self.capacity :])
 
     def _forget_oldest(self) -> np.ndarray:
+        """Take the oldest token out. Returns the neurons that no token left in the window uses: [n] int64, sorted."""
+        # 3.3  Counting uses makes forgetting as cheap as the token is small: no union of the other k - 1 tokens must be
+        # built to know what may go. Only where a count falls to 0 is a neuron dropped, and only these leave the size.
+        # Usual mistakes: returning all that the token used, also what younger tokens still use; taking the newest
+        # token; looking for zeros before counting down; reducing size by the token's neurons instead of those that
+        # leave.
         oldest = self._history.popleft()
         self._uses[oldest] -= 1
         gone = oldest[self._uses[oldest] == 0]

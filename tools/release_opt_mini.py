@@ -64,7 +64,7 @@ that layer's neurons fire.
 {phases}
 
 {tokens:.1f} M tokens in all, on two cores of {processor}, shared with other work. The script trains from scratch as
-well: `python tools/train_opt_mini.py OUT --steps 4000`. A first phase by a first form of the recipe began with one common
+well: `python tools/train_opt_mini.py OUT --steps 4000`. Phase 1, by a first form of the recipe, began with one common
 sparsity weight, which left layer 1 sparser than was wanted.
 
 ## Held-out figures
@@ -129,6 +129,7 @@ def main() -> None:
     (BUNDLED_MODEL / PREDICTOR).unlink(missing_ok=True)
     record = json.loads((checkpoint / "training.json").read_text())
     phases = phases_of(record)
+    record |= {"init": phases[-1]["start"], "out": BUNDLED_MODEL.name}  # folders of this machine are nobody's concern
     with tempfile.TemporaryDirectory() as folder:
         store = flashlite.pack(BUNDLED_MODEL, Path(folder) / "store")
         train, held_out = corpus(held_out=False), corpus(held_out=True)
