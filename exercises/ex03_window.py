@@ -36,7 +36,7 @@ def union_sizes(mask: Tensor, length: int) -> tuple[float, ...]:
     #   s_agg(1) = (2 + 2 + 1) / 3 = 1.667
     #   s_agg(2) = (3 + 2) / 2 = 2.5     [0 1 2] and [1 2]
     #   s_agg(3) = 3                     [0 1 2]
-    # Provided: nothing but torch's own: | is the union of two bool tensors, .view splits a dimension.
+    # Provided: only torch: | is the union of two bool tensors, .view splits a dimension.
     raise NotImplementedError("exercise 3.1: delete this line and write union_sizes, see the TODO above")
 
 
@@ -108,13 +108,13 @@ class Window:
         #   step([2 3]) -> load [3],   drop []
         #   step([3 4]) -> load [4],   drop [1]        resident: [2 3 4]
         #   step([1 4]) -> load [1],   drop [2]        resident: [1 3 4]
-        # the last two with capacity 2:
+        # the same four with capacity 2, from the third on:
         #   step([3 4]) -> load [4],   drop [2]        resident: [3 4]
         #   step([1 4]) -> load [1],   drop [3]        resident: [1 4]
         # Provided: self._fit(active) gives the part of `active` that fits the capacity and the rest, which is the
         # step's overflow; self._forget_oldest() takes the oldest token out, keeps _uses, _history and size right and
-        # returns the neurons that no other token uses (you write it in 3.3; here the engine's is used); self.clear()
-        # empties the window and returns what was in it.
+        # returns the neurons that no other token uses (exercise 3.3; while 3.2 is graded the engine's is used);
+        # self.clear() empties the window and returns what was in it.
         raise NotImplementedError("exercise 3.2: delete this line and write step, see the TODO above")
 
     def clear(self) -> np.ndarray:
@@ -142,11 +142,10 @@ class Window:
         # the window, oldest first) no longer has the token; self._uses ([neurons] int32) says for each neuron how many
         # of the remaining tokens use it; self.size is the number of neurons with a use.
         # No neuron occurs twice in a token's array, and the array may be empty. The window holds at least one token.
-        # The arrays in self._history are the caller's: leave their contents as they are. Spend time on the token's
-        # neurons only, not on all of the layer's.
+        # The arrays in self._history are the caller's: leave their contents as they are.
         # Example: tokens [1 2], [2 3] in the window: size 3, neuron 2 has 2 uses
         #   _forget_oldest() -> [1]      size 2, neuron 2 has 1 use, resident [2 3]
         #   _forget_oldest() -> [2 3]    size 0, resident []
-        # Provided: self._history.popleft() is what a deque offers for its oldest entry; an int64 array as an index
-        # selects these neurons of self._uses.
+        # Provided: self._history is a collections.deque, self._uses a NumPy array: an int64 array as its index selects
+        # these neurons.
         raise NotImplementedError("exercise 3.3: delete this line and write _forget_oldest, see the TODO above")

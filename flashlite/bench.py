@@ -21,8 +21,8 @@ import transformers
 
 from flashlite.budget import parse_budget
 from flashlite.cost import Speeds, Work, token_ms
+from flashlite.direct import direct_alignment
 from flashlite.errors import FlashliteError
-from flashlite.flash import direct_alignment
 from flashlite.probe import DEPTHS, SIZES, Curve, probe_file, random_mb_s
 from flashlite.stages import LADDER, NAMES
 from flashlite.store import Store, ffn_file

@@ -47,9 +47,9 @@ def split_rows(total: int, needs: Sequence[float], neurons: int, spare: int) -> 
     """Divide rows of DRAM over layers in proportion to their needs, no layer above `neurons` nor below FEWEST_ROWS.
 
     total: rows there are, at least FEWEST_ROWS for each layer and copy; needs: what each layer would like, in any unit;
-    spare: copies of the largest layer's rows to set aside, out of the total as well. (A layer of fewer neurons than
-    FEWEST_ROWS gets them all.) Returns each layer's rows: where no bound applies, within two rows of its need times one
-    scale for all layers. Rows that a full layer leaves go to the others: unless every layer is full, less is left over
+    spare: copies of the largest layer's rows to set aside, out of the total as well. A layer of fewer neurons than
+    FEWEST_ROWS gets them all. Returns each layer's rows: its need times one scale for all layers, cut to the bounds,
+    give or take two rows. Rows that a full layer leaves go to the others: unless every layer is full, less is left over
     than one row for each layer and copy.
     """
     fewest = min(FEWEST_ROWS, neurons)

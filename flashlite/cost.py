@@ -44,7 +44,10 @@ class Speeds:
 
 
 def io_ms(curve: Curve, reads: float, nbytes: float, batches: int) -> float:
-    """Milliseconds that reads take: as many in flight as a batch has, at most what the curve was measured with."""
+    """Milliseconds that reads take: as many in flight as a batch has, at most what the curve was measured with.
+
+    reads, nbytes: of one token, from flash; batches: in how many parts it waits for them.
+    """
     if reads == 0:
         return 0.0
     depth = min(curve.depths[-1], max(1.0, reads / batches))

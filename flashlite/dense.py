@@ -8,7 +8,7 @@ from torch import nn
 from transformers import OPTForCausalLM
 
 from flashlite.bundle import unpack_bundles
-from flashlite.flash import aligned_buffer
+from flashlite.direct import aligned_buffer
 from flashlite.neurons import NeuronFile
 from flashlite.resident import ResidentWeights
 from flashlite.store import Store

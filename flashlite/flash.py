@@ -10,14 +10,9 @@ reads and returns at once; `wait` on what it returns ends them.
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import fcntl
 import functools
 import logging
-import mmap
 import os
-import sys
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -25,13 +20,12 @@ from pathlib import Path
 import numpy as np
 
 from flashlite.backends import Backend, Batch, NativeAio, Serial, Threads
+from flashlite.direct import Descriptor, aligned_buffer, direct_alignment, open_direct
 from flashlite.errors import FlashliteError, ReadError
 from flashlite.reads import Reads, plan_reads
 
 log = logging.getLogger("flashlite")
 
-PAGE = 4096
-PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 BACKENDS = {"aio": NativeAio, "threads": Threads, "serial": Serial}
 
 
@@ -46,12 +40,6 @@ class Counters:
 
     def __sub__(self, earlier: Counters) -> Counters:
         return Counters(*(getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)))
-
-
-def aligned_buffer(rows: int, row_bytes: int) -> np.ndarray:
-    """Page-aligned memory [rows, row_bytes] uint8 for direct reads, zeroed, and given back when freed."""
-    memory = mmap.mmap(-1, max(1, rows * row_bytes), **PRIVATE)
-    return np.frombuffer(memory, np.uint8, count=rows * row_bytes).reshape(rows, row_bytes)
 
 
 @functools.cache
@@ -80,8 +68,8 @@ class FlashFile:
 
     def __init__(self, path: Path | str, backend: Backend | None = None) -> None:
         self.path = Path(path)
-        self.fd, self.direct = _open(self.path)
-        self._descriptor: _Descriptor | None = _Descriptor(self.fd)
+        self.fd, self.direct = open_direct(self.path)
+        self._descriptor: Descriptor | None = Descriptor(self.fd)
         self.backend = backend or default_backend()
         self.size = os.fstat(self.fd).st_size
         self.alignment = direct_alignment(self.path) if self.direct else 1
@@ -128,7 +116,10 @@ class FlashFile:
             )
         row_bytes = out.shape[1] * out.itemsize
         if rows.min() < 0 or rows.max() >= len(out) or column < 0 or column + sizes.max() > row_bytes:
-            raise ReadError(f"{self.path}: records of {sizes.max()} bytes don't fit the buffer's rows of {row_bytes}")
+            raise ReadError(
+                f"{self.path}: records of {sizes.max()} bytes don't fit the buffer at column {column} of rows "
+                f"{rows.min()} to {rows.max()}: it has {len(out)} rows of {row_bytes} bytes"
+            )
 
     def close(self) -> None:
         """Close the file, as soon as the reads under way have ended; later reads fail."""
@@ -140,28 +131,20 @@ class FlashFile:
         )
 
 
-class _Descriptor:
-    """An open file's number, closed with its last owner: the file and every read under way, for the system gives the
-    number of a closed file to the next one that is opened."""
-
-    def __init__(self, number: int) -> None:
-        self._number, self._close = number, os.close
-
-    def __del__(self) -> None:
-        self._close(self._number)
-
-
 class Ticket:
     """Reads that were submitted. It keeps their destination alive until `wait` has returned."""
 
     def __init__(self, file: FlashFile, reads: Reads, needed: np.ndarray, out: np.ndarray, began: float) -> None:
         self._file, self._reads, self._records, self._out = file, reads, len(needed), out
         self._descriptor = file._descriptor
+        self._failure: ReadError | None = None
         self._batch: Batch | None = file.backend.submit(file.fd, reads)
         self._seconds = time.perf_counter() - began
 
     def wait(self) -> None:
-        """Return when all reads are complete. Raises ReadError if one failed or ended short."""
+        """Return when all reads are complete. Raises ReadError if one failed or ended short, each time it is called."""
+        if self._failure is not None:
+            raise self._failure
         if self._batch is None:
             return
         began = time.perf_counter()
@@ -169,6 +152,7 @@ class Ticket:
         done = batch.wait()
         self._descriptor = None
         self._check(done)
+        self._land()
         if not self._file.direct and self._file.fd >= 0 and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._file.fd, 0, 0, os.POSIX_FADV_DONTNEED)
         counters = self._file.counters
@@ -177,12 +161,16 @@ class Ticket:
         counters.bytes += int(done.sum())
         counters.seconds += self._seconds + time.perf_counter() - began
 
+    def _land(self) -> None:
+        """Nothing to do: reads land where the caller wants them."""
+
     def _check(self, done: np.ndarray) -> None:
         wrong = done != self._reads.nbytes
         if wrong.any():
             i = int(np.argmax(wrong))
             what = os.strerror(-done[i]) if done[i] < 0 else f"only {done[i]} of {self._reads.nbytes[i]} bytes"
-            raise ReadError(f"{self._file.path}: read at offset {self._reads.offset[i]} failed: {what}")
+            self._failure = ReadError(f"{self._file.path}: read at offset {self._reads.offset[i]} failed: {what}")
+            raise self._failure
 
     def __del__(self) -> None:
         batch = getattr(self, "_batch", None)
@@ -211,41 +199,10 @@ class _BouncedTicket(Ticket):
         reaches_end = (done >= 0) & (self._reads.offset + done == self._file.size)
         super()._check(np.where(reaches_end, self._reads.nbytes, done))
 
-    def wait(self) -> None:
-        if self._batch is None:
-            return
-        super().wait()
+    def _land(self) -> None:
         for size in np.unique(self._sizes):
             these = np.flatnonzero(self._sizes == size)
             columns = self._shift[these, None] + np.arange(size)
             self._destination[self._rows[these], self._column : self._column + size] = self._bounce[
                 these[:, None], columns
             ]
-
-
-def _open(path: Path) -> tuple[int, bool]:
-    """A descriptor for direct reads, or for buffered ones where the file system refuses them, announced in one line."""
-    try:
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECT", 0))
-        if sys.platform == "darwin":  # untested here: macOS has no O_DIRECT but can turn its cache off
-            fcntl.fcntl(fd, fcntl.F_NOCACHE, 1)
-        return fd, hasattr(os, "O_DIRECT") or sys.platform == "darwin"
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise ReadError(f"{path}: cannot be opened: {os.strerror(error.errno or 0)}") from None
-    log.warning("flashlite: %s: buffered reads, because this file system refuses direct ones", path)
-    return os.open(path, os.O_RDONLY), False
-
-
-def direct_alignment(path: Path | str) -> int:
-    """The grid, in bytes, that direct reads of this file must keep; a page where the system doesn't tell."""
-    if sys.platform != "linux":
-        return PAGE
-    statx, answer = ctypes.CDLL(None), ctypes.create_string_buffer(256)
-    if not hasattr(statx, "statx"):
-        return PAGE
-    at_cwd, dio_align = -100, 0x2000
-    if statx.statx(at_cwd, os.fsencode(path), 0, dio_align, answer) != 0:
-        return PAGE
-    memory, offset = np.frombuffer(answer.raw, np.uint32, count=2, offset=152)
-    return int(max(memory, offset)) or PAGE

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from flashlite.bundle import FFNShape, pieces
 from flashlite.flash import Backend, Counters, Ticket
-from flashlite.store import Store
+
+if TYPE_CHECKING:
+    from flashlite.store import Store
 
 
 class NeuronFile:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from flashlite.bundle import FFNShape
-from flashlite.flash import aligned_buffer
+from flashlite.direct import aligned_buffer
 from flashlite.product import ffn_product
 
 

@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flashlite.bundle import FFNShape
+from flashlite.direct import aligned_buffer
 from flashlite.errors import PredictorError
-from flashlite.flash import aligned_buffer
 from flashlite.neurons import NeuronFile
 
 FORMAT = 1

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from flashlite.backends import Backend, NativeAio, Serial, Threads
+from flashlite.direct import aligned_buffer
 from flashlite.errors import FlashliteError
-from flashlite.flash import FlashFile, aligned_buffer, default_backend
+from flashlite.flash import FlashFile, default_backend
 
 SIZES = (2048, 4096, 8192, 16384, 32768, 65536, 131072, 262144)
 DEPTHS = (1, 2, 4, 8, 16, 32, 64, 128)

@@ -47,7 +47,7 @@ def merge_adjacent(offsets: np.ndarray, sizes: np.ndarray, most: int) -> np.ndar
 
 
 def plan_reads(offsets: np.ndarray, sizes: np.ndarray, addresses: np.ndarray, largest: int = LARGEST_READ) -> Reads:
-    """The fewest reads that fetch these records, adjacent ones merged up to `largest` bytes.
+    """Reads that fetch these records, adjacent ones merged while they would stay within `largest` bytes.
 
     offsets, sizes: [records] int64, bytes in the file; addresses: [records] uint64, where each record goes in memory.
     """

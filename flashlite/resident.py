@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from flashlite.bundle import round_up
-from flashlite.flash import PAGE, FlashFile, aligned_buffer
+from flashlite.direct import PAGE, aligned_buffer
+from flashlite.flash import FlashFile
 from flashlite.neurons import wait_all
 from flashlite.store import Group, Store
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 
 def expected_tokens(acceptance: float, draft: int) -> float:
-    """Tokens gained by one call of the large model, on average: 1 + a + a^2 + ... + a^draft.
+    """Tokens gained by one call of the large model, on average: the accepted ones and its own.
 
-    acceptance: a, the chance that a drafted token is accepted if all before it were, from 0 to 1; draft: how many are
-    drafted. The first term is the large model's own token; the term a^i says that i drafted tokens were accepted.
+    acceptance: the chance, from 0 to 1, that a drafted token is accepted if all before it were; draft: how many tokens
+    are drafted.
     """
     return sum(acceptance**accepted for accepted in range(draft + 1))
 

@@ -22,9 +22,10 @@ import torch
 
 from flashlite.bundle import LAYOUTS, FFNShape, pack_bundles, pieces
 from flashlite.checkpoint import Checkpoint, find_checkpoint, read_config
+from flashlite.direct import direct_alignment
 from flashlite.errors import StoreError
 from flashlite.files import DTYPES, Extent, SafetensorsWriter, Specs, new_folder, read_extents, write_file
-from flashlite.flash import Backend, FlashFile, direct_alignment
+from flashlite.flash import Backend, FlashFile
 
 FORMAT = 1
 MANIFEST, RESIDENT, PREDICTOR = "manifest.json", "resident.safetensors", "predictor.safetensors"

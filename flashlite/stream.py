@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from flashlite.bundle import unpack_bundles
-from flashlite.flash import Ticket, aligned_buffer
+from flashlite.direct import aligned_buffer
+from flashlite.flash import Ticket
 from flashlite.neurons import NeuronFile, wait_all
 from flashlite.timing import Timing
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flashlite.bundle import round_up, unpack_bundles
+from flashlite.direct import aligned_buffer
 from flashlite.evaluate import dense_model
-from flashlite.flash import aligned_buffer
 from flashlite.neurons import NeuronFile
 from flashlite.predictor import INT8_BLOCK, LayerReport, LowRankPredictor, OraclePredictor, PredictorSet
 from flashlite.store import Store

@@ -25,8 +25,9 @@ from hypothesis import strategies as st
 from flashlite import backends, flash
 from flashlite.backends import Backend, NativeAio, Serial, Threads
 from flashlite.bundle import round_up
+from flashlite.direct import aligned_buffer, direct_alignment
 from flashlite.errors import FlashliteError, ReadError
-from flashlite.flash import BACKENDS, Counters, FlashFile, aligned_buffer, direct_alignment, make_backend
+from flashlite.flash import BACKENDS, Counters, FlashFile, make_backend
 from flashlite.reads import IOVEC, LARGEST_READ, MOST_PARTS, Reads
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 100 * 4096 + 777, np.uint8)
@@ -413,6 +414,17 @@ def test_file_truncated_after_opening_is_a_short_read(offset: int, tmp_path: Pat
         read_one(file, offset, 4096)
 
 
+def test_waiting_again_for_a_failed_read_fails_again(tmp_path: Path, backend: Backend) -> None:
+    path = tmp_path / "shrinking"
+    path.write_bytes(CONTENT[:16384].tobytes())
+    file = FlashFile(path, backend)
+    os.truncate(path, 0)
+    ticket = file.submit(np.array([4096]), 4096, aligned_buffer(1, 4096), np.array([0]))
+    for _ in range(2):
+        with pytest.raises(ReadError, match="at offset 4096 failed: only 0 of 4096"):
+            ticket.wait()
+
+
 def test_failed_read_leaves_the_backend_usable(path: Path, tmp_path: Path, shallow: Backend) -> None:
     (tmp_path / "shrinking").write_bytes(CONTENT.tobytes())
     file = FlashFile(tmp_path / "shrinking", shallow)
@@ -550,6 +562,20 @@ def test_interrupted_native_aio_is_begun_again(path: Path, aio: NativeAio, monke
     monkeypatch.setattr(backends, "_libc", libc)
     assert_read(read_one(file, 4096, 4096)[:1], np.array([4096]))
     assert not libc.failures
+
+
+def test_native_aio_takes_its_queues_back(path: Path, aio: NativeAio, tmp_path: Path) -> None:
+    (tmp_path / "shrinking").write_bytes(CONTENT.tobytes())
+    shrinking, file, one = FlashFile(tmp_path / "shrinking", aio), FlashFile(path, aio), np.array([0])
+    os.truncate(shrinking.path, 0)
+    for _ in range(3):
+        with pytest.raises(ReadError):
+            read_one(shrinking, 0, 4096)
+        file.submit(one, 4096, aligned_buffer(1, 4096), one)  # dropped
+        tickets = [file.submit(one, 4096, aligned_buffer(1, 4096), one) for _ in range(2)]
+        for ticket in tickets:
+            ticket.wait()
+        assert len(aio._all) == len(aio._idle) == 2
 
 
 class ReluctantKernel:

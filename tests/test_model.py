@@ -32,9 +32,9 @@ from transformers import (
 
 import flashlite
 from flashlite.backends import Serial
+from flashlite.direct import direct_alignment
 from flashlite.errors import BudgetError, CheckpointError, FlashliteError, PredictorError, StoreError
 from flashlite.ffn import FlashFFN
-from flashlite.flash import direct_alignment
 from flashlite.model import CallCost
 from flashlite.pool import Pool
 from flashlite.stages import LADDER, NAMES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from flashlite.pool import Landing, Pool, RebuiltMatrix
 Memory = Pool | RebuiltMatrix
 
 NEURONS, D_MODEL = 20, 6
-QUICK = settings(deadline=None, max_examples=100)
+QUICK = settings(deadline=None, max_examples=60)
 SOME = st.sets(st.integers(0, NEURONS - 1))
 EXCHANGES = st.lists(st.tuples(SOME, SOME), max_size=10)  # load and drop, before they are cut to what is possible
 CAPACITIES = st.integers(1, NEURONS)
@@ -37,7 +38,7 @@ class Layer:
     def shape(self) -> FFNShape:
         return FFNShape(NEURONS, D_MODEL, self.up.itemsize, alignment=64)
 
-    @property
+    @functools.cached_property
     def bundles(self) -> np.ndarray:
         return pack_bundles(self.up, self.down, self.shape.record_bytes)
 

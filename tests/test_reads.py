@@ -12,7 +12,7 @@ from flashlite.reads import LARGEST_READ, MOST_PARTS, Reads, merge_adjacent, pla
 Record = tuple[int, int]  # offset and size, bytes
 
 FILE = np.random.default_rng(0).integers(0, 256, 400, np.uint8)
-QUICK = settings(deadline=None, max_examples=200)
+QUICK = settings(deadline=None, max_examples=100)
 ANY_RECORDS = st.lists(st.tuples(st.integers(0, 300), st.integers(0, 100)), max_size=30)
 BLOCKS = st.lists(st.builds(lambda i: (8 * i, 8), st.integers(0, 45)), max_size=40)
 
@@ -108,6 +108,7 @@ def test_reads_are_in_the_order_of_the_file(records: list[Record], largest: int)
 
 @QUICK
 @given(records=RECORDS, largest=LIMITS)
+@example(records=[(0, 4), (4, 12), (16, 12)], largest=20)
 def test_merged_reads_stay_within_the_limit(records: list[Record], largest: int) -> None:
     reads = plan(records, largest)
     assert (reads.nbytes[reads.count > 1] <= largest).all()

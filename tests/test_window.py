@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from flashlite.window import Step, Window
 
 NEURONS = 16
-QUICK = settings(deadline=None, max_examples=200)
+QUICK = settings(deadline=None, max_examples=100)
 ACTIVE = st.sets(st.integers(0, NEURONS - 1)) | st.sets(st.integers(0, 4))
 SEQUENCES = st.lists(ACTIVE, max_size=20)
 TOKENS, CAPACITIES = st.integers(0, 6), st.integers(0, NEURONS)

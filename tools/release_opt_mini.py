@@ -31,8 +31,8 @@ from flashlite.train_predictor import train_predictors
 
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 FIRST_PHASE = {  # by a first form of the recipe, whose first 400 steps had one sparsity weight for all layers
-    "start": "scratch", "steps": 2072, "tokens": 2072 * 8192, "lr": 0.003, "decay": 0.3, "target": 0.05, "seed": 0,
-    "minutes": 120,
+    "start": "scratch", "steps": 2072, "planned": 2072, "tokens": 2072 * 8192, "lr": 0.003, "decay": 0.3,
+    "target": 0.05, "seed": 0, "minutes": 120,
 }  # fmt: skip
 RECALL, TRAIN_TOKENS, HELD_OUT_TOKENS = 0.975, 100_000, 64 * 512
 
@@ -59,8 +59,8 @@ tokens a step, warm-up, constant, linear decay. A **sparsity term** brings so sm
 themselves: per layer, the soft share of active neurons times a weight that rises while more than the target share of
 that layer's neurons fire.
 
-| phase | start | steps | tokens | learning rate | falls over the last | target active | seed | wall minutes |
-|---|---|---|---|---|---|---|---|---|
+| phase | start | steps | planned | tokens | learning rate | falls over the last | target active | seed | wall minutes |
+|---|---|---|---|---|---|---|---|---|---|
 {phases}
 
 {tokens:.1f} M tokens in all, on two cores of {processor}, shared with other work. The script trains from scratch as
@@ -99,16 +99,18 @@ def held_out_loss(folder: Path) -> float:
 
 
 def phases_of(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """The phases of a training whose last one left this training.json."""
-    last = {key: record[key] for key in ("steps", "lr", "decay", "target", "seed")}
-    last |= {"tokens": record["steps"] * record["tokens_a_step"], "minutes": record["log"][-1]["seconds"] / 60}
-    return [FIRST_PHASE, {"start": "phase 1", **last}] if record["init"] else [{"start": "scratch", **last}]
+    """The phases of a training whose last one left this training.json, first to last."""
+    before = phases_of(record["before"]) if "before" in record else [FIRST_PHASE] if record["init"] else []
+    done = record["log"][-1]
+    last = {"start": f"phase {len(before)}" if before else "scratch", "steps": done["step"], "planned": record["steps"]}
+    last |= {key: record[key] for key in ("lr", "decay", "target", "seed")}
+    return [*before, last | {"tokens": done["step"] * record["tokens_a_step"], "minutes": done["seconds"] / 60}]
 
 
 def phase_rows(history: list[dict[str, Any]]) -> str:
     return "\n".join(
-        f"| {i} | {p['start']} | {p['steps']} | {p['tokens'] / 1e6:.1f} M | {p['lr']:g} | {p['decay']:.0%} | "
-        f"{p['target']:.1%} | {p['seed']} | {p['minutes']:.0f} |"
+        f"| {i} | {p['start']} | {p['steps']} | {p['planned']} | {p['tokens'] / 1e6:.1f} M | {p['lr']:g} | "
+        f"{p['decay']:.0%} | {p['target']:.1%} | {p['seed']} | {p['minutes']:.0f} |"
         for i, p in enumerate(history, 1)
     )
 
@@ -129,7 +131,7 @@ def main() -> None:
     (BUNDLED_MODEL / PREDICTOR).unlink(missing_ok=True)
     record = json.loads((checkpoint / "training.json").read_text())
     phases = phases_of(record)
-    record |= {"init": phases[-1]["start"], "out": BUNDLED_MODEL.name}  # folders of this machine are nobody's concern
+    log = record["log"]
     with tempfile.TemporaryDirectory() as folder:
         store = flashlite.pack(BUNDLED_MODEL, Path(folder) / "store")
         train, held_out = corpus(held_out=False), corpus(held_out=True)
@@ -154,7 +156,7 @@ def main() -> None:
     (BUNDLED_MODEL / "README.md").write_text(card)
     figures = {"held_out_loss": measured, "active": [r.active for r in reports], **vars(result)}
     (BUNDLED_MODEL / "training.json").write_text(
-        json.dumps({"phases": phases, "last_phase": record, "released": figures}, indent=1) + "\n"
+        json.dumps({"phases": phases, "log_of_last": log, "released": figures}, indent=1) + "\n"
     )
 
 

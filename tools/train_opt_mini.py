@@ -191,6 +191,8 @@ def train(args: argparse.Namespace) -> None:
         for name, p in model.named_parameters():
             p.copy_(masters[name])
     compiled, optimizer = torch.compile(model, dynamic=False), MixedOptimizer(model, masters, args.lr)
+    history = args.init and args.init / "training.json"
+    earlier = {"before": json.loads(history.read_text())} if history and history.exists() else {}
     rng, weights, log = np.random.default_rng(args.seed), torch.tensor(args.sparsity), []
     print("held out at the start", held_out_loss(model, held_out), flush=True)
     began = time.time()
@@ -209,7 +211,7 @@ def train(args: argparse.Namespace) -> None:
             log.append({"step": step + 1, "held_out_loss": value, "active": shares, "seconds": time.time() - began})
             print(json.dumps(log[-1]), flush=True)
             export(masters, tokenizer, args.out)
-            record = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+            record = earlier | {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
             record |= {"tokens_a_step": BATCH * POSITIONS, "corpus_tokens": len(stream), "log": log}
             (args.out / "training.json").write_text(json.dumps(record, indent=1))
 

@@ -69,6 +69,6 @@ def short(value: Any) -> str:
     except (TypeError, ValueError):
         return repr(value)[:80]
     if array.ndim == 0:
-        return f"{float(array):.6g}"
+        return str(int(array)) if float(array).is_integer() else f"{float(array):.6g}"
     first = " ".join(f"{v:.4g}" for v in array.ravel()[:6])
     return f"[{first}{' …' if array.size > 6 else ''}] of shape {list(array.shape)}"

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
+import torch
 
 from flashlite.course.checks import expect, require, rng
-from flashlite.window import Window
+from flashlite.window import LONGEST_WINDOW, Window, largest_window, union_sizes
 
 NEURONS, TOKENS = 200, 30
 
 
-def active_sets(count: int = TOKENS) -> list[np.ndarray]:
+def active_sets(count: int = TOKENS, random: np.random.Generator | None = None) -> list[np.ndarray]:
     """Which neurons each token uses: like a real model's, most are used by the token before as well."""
-    random, sets = rng(), []
+    random, sets = random or rng(), []
     current = random.random(NEURONS) < 0.1
     for _ in range(count):
         renewed = random.random(NEURONS) < 0.3
@@ -22,27 +26,316 @@ def active_sets(count: int = TOKENS) -> list[np.ndarray]:
     return sets
 
 
-@pytest.mark.points("3.2", 4)
+def union(sets: list[np.ndarray]) -> np.ndarray:
+    """All neurons that these tokens use, sorted."""
+    return np.unique(np.concatenate([*sets, np.zeros(0, np.int64)]))
+
+
+def in_order(neurons: np.ndarray, what: str) -> np.ndarray:
+    """Sorted neurons; raises Wrong if this is no array that can be used as an index."""
+    kind = f"{type(neurons).__name__} of {getattr(neurons, 'dtype', 'objects')}"
+    require(
+        isinstance(neurons, np.ndarray) and neurons.dtype == np.int64, f"{what}: a {kind}", "a NumPy array of int64"
+    )
+    return np.sort(neurons)
+
+
+def masks(texts: int, length: int) -> np.ndarray:
+    """The neurons of each token of several texts: [texts * length, NEURONS] bool."""
+    random = rng()
+    mask = np.zeros((texts * length, NEURONS), bool)
+    for text in range(texts):
+        for i, active in enumerate(active_sets(length, random)):
+            mask[text * length + i, active] = True
+    return mask
+
+
+def plain_sizes(
+    mask: np.ndarray, length: int, stride: int = 0, join: Callable[..., set[int]] = set.union
+) -> tuple[float, ...]:
+    """s_agg by plain sets. stride: from one window to the next, 0 for windows that don't overlap."""
+    used = [set(np.flatnonzero(token).tolist()) for token in mask]
+    means = []
+    for k in range(1, LONGEST_WINDOW + 1):
+        begins = [b + i for b in range(0, len(used), length) for i in range(0, length - k + 1, stride or k)]
+        means.append(float(np.mean([len(join(*used[begin : begin + k])) for begin in begins])))
+    return tuple(means)
+
+
+@pytest.mark.points("3.1", 2)
+def test_union_sizes_of_several_texts() -> None:
+    length = int(rng().integers(12, 20))
+    mask = masks(3, length)
+    sizes = plain_sizes(mask, length, 1)
+    mistakes = {
+        "Windows reach from one text into the next.": plain_sizes(mask, len(mask), 1),
+        "Neurons that several of the k tokens use are counted more than once.": tuple(
+            sizes[0] * k for k in range(1, LONGEST_WINDOW + 1)
+        ),
+        "Only windows that don't overlap were taken; every token begins one.": plain_sizes(mask, length),
+        "Neurons that any of the k tokens uses count, not only those that all use.": plain_sizes(
+            mask, length, 1, set.intersection
+        ),
+        "Each window has its first token alone: the union doesn't grow with k.": plain_sizes(
+            mask, length, 1, lambda first, *others: first
+        ),
+        "These are shares of all neurons; s_agg is a number of neurons.": tuple(size / NEURONS for size in sizes),
+        "The tuple must begin with s_agg(1).": sizes[1:],
+    }
+    expect(union_sizes(torch.from_numpy(mask), length), sizes, f"s_agg of 3 texts of {length} tokens", mistakes, 1e-3)
+
+
+@pytest.mark.points("3.1", 1)
+def test_union_sizes_of_texts_of_eight_tokens() -> None:
+    mask = masks(2, LONGEST_WINDOW)
+    sizes = plain_sizes(mask, LONGEST_WINDOW, 1)
+    expect(union_sizes(torch.from_numpy(mask), LONGEST_WINDOW), sizes, "s_agg of texts of 8 tokens", tolerance=1e-3)
+
+
+@pytest.mark.points("3.1", 1)
+def test_union_sizes_of_silent_and_of_busy_layers() -> None:
+    for fired in (False, True):
+        mask = torch.full((24, NEURONS), fired)
+        found = union_sizes(mask, 12)
+        expect(found, (NEURONS * fired,) * LONGEST_WINDOW, f"s_agg where {'all' if fired else 'no'} neurons fire")
+        require(all(type(size) is float for size in found), f"sizes are {type(found[0]).__name__}s", "floats")
+    mask = torch.from_numpy(masks(2, 12))
+    before = mask.clone()
+    union_sizes(mask, 12)
+    require(torch.equal(mask, before), "the mask was changed", "no change", "A union was formed in place.")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What one token must change, and what is in the window afterwards."""
+
+    load: np.ndarray
+    drop: np.ndarray
+    after: np.ndarray
+
+
+def plain_window(sets: list[np.ndarray], k: int, capacity: int = NEURONS, most: int = TOKENS) -> list[Expected]:
+    """A window by plain sets. most: how many tokens may leave at once, to see what is wrong if they are too few."""
+    tokens: list[np.ndarray] = []
+    steps, before = [], union([])
+    for active in sets:
+        tokens.append(active)
+        for _ in range(most):
+            if len(tokens) > k or len(union(tokens)) > capacity:
+                tokens.pop(0)
+        after = union(tokens)
+        steps.append(Expected(np.setdiff1d(active, before), np.setdiff1d(before, after), after))
+        before = after
+    return steps
+
+
+def oldest_first(sets: list[np.ndarray], k: int) -> list[Expected]:
+    """A window whose oldest token leaves before the new one is counted."""
+    steps = []
+    for i, active in enumerate(sets):
+        before, between = union(sets[max(0, i - k) : i]), union(sets[max(0, i - k + 1) : i])
+        after = np.union1d(between, active)
+        steps.append(Expected(np.setdiff1d(active, between), np.setdiff1d(before, between), after))
+    return steps
+
+
+def check_steps(
+    window: Window, sets: list[np.ndarray], right: list[Expected], wrong: dict[str, list[Expected]], what: str
+) -> None:
+    """Every step loads and drops what it must. wrong: what usual mistakes would do."""
+    for i, active in enumerate(sets):
+        given = active.copy()
+        step, name = window.step(given), f"{what}, token {i}"
+        require(type(step).__name__ == "Step", f"{name}: step returned a {type(step).__name__}", "a Step")
+        loads = {"Neurons already in DRAM were read again.": active}
+        loads |= {text: steps[i].load for text, steps in wrong.items()}
+        drops = {text: steps[i].drop for text, steps in wrong.items()}
+        drops |= {
+            "Neurons that are loaded are no longer in the window after the step.": np.union1d(active, right[i].drop)
+        }
+        residents = {text: steps[i].after for text, steps in wrong.items()}
+        expect(in_order(step.drop, f"{name}: drop"), right[i].drop, f"{name}: neurons to drop", drops)
+        expect(in_order(step.load, f"{name}: load"), right[i].load, f"{name}: neurons to load", loads)
+        expect(in_order(step.overflow, f"{name}: overflow"), union([]), f"{name}: neurons without room")
+        expect(window.resident, right[i].after, f"{name}: neurons in the window", residents)
+        expect(window.size, len(right[i].after), f"{name}: window.size")
+        require(np.array_equal(given, active), f"{name}: active was changed", "no change")
+
+
+@pytest.mark.points("3.2", 1)
 @pytest.mark.parametrize("k", [1, 4])
 def test_step_loads_and_drops_only_the_difference(k: int) -> None:
-    window, before = Window(NEURONS, k, NEURONS), np.zeros(0, np.int64)
-    sets, loaded, needed = active_sets(), 0, 0
+    sets = active_sets()
+    sets[7] = sets[8] = union([])  # tokens that use nothing
+    wrong = {
+        "The window is one token too long.": plain_window(sets, k + 1),
+        "The window is one token too short.": plain_window(sets, k - 1 if k > 1 else k),
+        "The oldest token left before this one was counted: neurons that both use are read again.": oldest_first(
+            sets, k
+        ),
+    }
+    check_steps(Window(NEURONS, k, NEURONS), sets, plain_window(sets, k), wrong, f"k = {k}")
+
+
+@pytest.mark.points("3.2", 2)
+def test_oldest_tokens_leave_early_where_capacity_is_short() -> None:
+    sets, k = active_sets(), 4
+    capacity = max(map(len, sets)) + 2
+    order, half = rng().permutation(NEURONS), capacity // 2
+    for i, part in enumerate((order[:half], order[half:capacity], order[capacity : capacity + half])):
+        sets[i] = np.sort(part)  # the first two fill the window, the third needs the first one's room
+    for i in (10, 20):
+        sets[i] = np.sort(rng().permutation(NEURONS)[:capacity])  # tokens that fill the window alone
+    wrong = {
+        "Only one token left where more had to, to respect the capacity.": plain_window(sets, k, capacity, 1),
+        "The capacity was not respected.": plain_window(sets, k),
+        "The window stays one neuron below its capacity.": plain_window(sets, k, capacity - 1),
+    }
+    right = plain_window(sets, k, capacity)
+    check_steps(Window(NEURONS, k, capacity), sets, right, wrong, f"k = {k}, capacity {capacity}")
+
+
+@pytest.mark.points("3.2", 1)
+def test_nothing_stays_where_the_window_has_no_tokens() -> None:
+    sets = active_sets(8)
+    befores = [union([]), *sets]
+    right = [Expected(active, before, active) for before, active in zip(befores, sets, strict=False)]
+    wrong = {"With self.tokens == 0 nothing stays, also nothing that both tokens use.": plain_window(sets, 1)}
+    check_steps(Window(NEURONS, 0, NEURONS), sets, right, wrong, "tokens = 0")
+
+
+@pytest.mark.points("3.2", 1)
+def test_what_finds_no_room_is_overflow() -> None:
+    sets, k = active_sets(), 3
+    capacity = int(np.median([len(active) for active in sets])) - 2
+    window, tokens, before = Window(NEURONS, k, capacity), list[np.ndarray](), union([])
     for i, active in enumerate(sets):
-        step = window.step(active)
-        after = np.unique(np.concatenate(sets[max(0, i - k + 1) : i + 1]))
-        loaded, needed = loaded + len(step.load), needed + len(np.setdiff1d(active, before))
-        mistakes = {
-            "Neurons already in DRAM were read again.": active,
-            "The window is one token too short.": np.setdiff1d(active, union(sets, i - k + 1, i)),
-            "The window is one token too long.": np.setdiff1d(active, union(sets, i - k - 1, i)),
-        }
-        expect(np.sort(step.load), np.setdiff1d(active, before), f"token {i}, k = {k}: neurons to load", mistakes)
-        expect(np.sort(step.drop), np.setdiff1d(before, after), f"token {i}, k = {k}: neurons to drop")
-        expect(window.resident, after, f"token {i}, k = {k}: neurons in the window")
+        step, what = window.step(active.copy()), f"k = {k}, capacity {capacity}, token {i} of {len(active)} neurons"
+        overflow = in_order(step.overflow, f"{what}: overflow")
+        expect(len(overflow), max(0, len(active) - capacity), f"{what}: size of the overflow")
+        new = np.setdiff1d(active, before)
+        require(bool(np.isin(overflow, new).all()), f"{what}: overflow has other neurons", "new ones of this token")
+        kept = np.setdiff1d(active, overflow)
+        tokens = [*tokens, kept][-k:]
+        while len(union(tokens)) > capacity:
+            tokens.pop(0)
+        after = union(tokens)
+        mistakes = {"What is overflow is not loaded.": new, "Neurons already in DRAM were read again.": kept}
+        expect(in_order(step.load, f"{what}: load"), np.setdiff1d(new, overflow), f"{what}: neurons to load", mistakes)
+        expect(in_order(step.drop, f"{what}: drop"), np.setdiff1d(before, after), f"{what}: neurons to drop")
+        mistakes = {"What is overflow does not stay in the window.": np.union1d(after, overflow)}
+        expect(window.resident, after, f"{what}: neurons in the window", mistakes)
+        expect(window.size, len(after), f"{what}: window.size")
         before = after
-    require(loaded == needed, f"read {loaded} neurons", f"{needed}")
 
 
-def union(sets: list[np.ndarray], begin: int, end: int) -> np.ndarray:
-    """All neurons that tokens begin to end - 1 use."""
-    return np.unique(np.concatenate([*sets[max(0, begin) : max(0, end)], np.zeros(0, np.int64)]))
+def sets_with_own_neurons(count: int) -> list[np.ndarray]:
+    """Active sets of which each has a neuron that is in no other."""
+    sets = active_sets(count)
+    own = np.setdiff1d(np.arange(NEURONS), union(sets))
+    return [np.union1d(active, own[i]) for i, active in enumerate(sets)]
+
+
+def filled_window(sets: list[np.ndarray]) -> Window:
+    """A window in which all these tokens are."""
+    window = Window(NEURONS, len(sets), NEURONS)
+    for active in sets:
+        window.step(active)
+    return window
+
+
+@pytest.mark.points("3.3", 2)
+def test_only_the_oldest_tokens_own_neurons_leave() -> None:
+    sets = sets_with_own_neurons(6)
+    window = filled_window(sets)
+    for i, oldest in enumerate(sets):
+        expected = np.setdiff1d(oldest, union(sets[i + 1 :]))
+        mistakes = {
+            "Neurons that younger tokens still use were given up as well.": oldest,
+            "The newest token was taken, not the oldest.": np.setdiff1d(sets[-1], union(sets[:-1])),
+            "Counts must go down before those that are 0 are looked for.": union([]),
+            "These are the neurons that stay.": np.intersect1d(oldest, union(sets[i + 1 :])),
+        }
+        found = in_order(window._forget_oldest(), f"token {i} of 6 leaves: result")
+        expect(found, expected, f"token {i} of 6 leaves: neurons that leave", mistakes)
+
+
+@pytest.mark.points("3.3", 2)
+def test_counts_size_and_history_stay_right() -> None:
+    sets = sets_with_own_neurons(6)
+    window = filled_window(sets)
+    for i in range(6):
+        window._forget_oldest()
+        rest = sets[i + 1 :]
+        uses = np.bincount(np.concatenate([*rest, union([])]), minlength=NEURONS)
+        what = f"after token {i} of 6 left"
+        mistakes = {
+            "The token is still in self._history: take it out.": len(rest) + 1,
+        }
+        expect(len(window._history), len(rest), f"{what}: tokens in self._history", mistakes)
+        mistakes = {
+            "The newest token was taken, not the oldest.": np.bincount(np.concatenate(sets[:-1]), minlength=NEURONS),
+            "The counts of the token's neurons did not go down.": np.bincount(np.concatenate(sets), minlength=NEURONS),
+            "Neurons that younger tokens use must keep their count of these.": np.where(
+                np.isin(range(NEURONS), sets[i]), 0, uses
+            ),
+        }
+        expect(window._uses, uses, f"{what}: self._uses", mistakes)
+        size = len(union(rest))
+        mistakes = {
+            "Only neurons that leave reduce self.size, not all that the token used.": len(union(sets[i:]))
+            - len(sets[i]),
+            "self.size was not reduced.": len(union(sets[i:])),
+        }
+        expect(window.size, size, f"{what}: self.size", mistakes)
+
+
+@pytest.mark.points("3.3", 1)
+def test_a_window_that_forgets_moves_on() -> None:
+    sets, k = active_sets(12), 3
+    sets[4] = union([])  # a token that uses nothing
+    check_steps(Window(NEURONS, k, NEURONS), sets, plain_window(sets, k), {}, f"step with k = {k}")
+    given = [active.copy() for active in sets]
+    window = filled_window(given)
+    for _ in sets:
+        window._forget_oldest()
+    unchanged = all(map(np.array_equal, given, sets))
+    require(unchanged, "an array of neurons in self._history was changed", "no change", "It belongs to the caller.")
+
+
+def rising_sizes() -> list[float]:
+    """s_agg of 8 windows, no two of them equal."""
+    return np.cumsum(rng().uniform(2, 30, 8)).tolist()
+
+
+@pytest.mark.points("3.4", 1)
+def test_largest_window_between_two_sizes() -> None:
+    sizes = rising_sizes()
+    for k in range(1, 8):
+        rows = int(sizes[k - 1]) + 1  # above s_agg(k), and not above s_agg(k + 1), which is 2 larger at least
+        mistakes = {"This is the index of the size; the window is one token longer.": k - 1}
+        mistakes |= {"This is the first window that does not fit.": k + 1}
+        expect(
+            largest_window(tuple(sizes), rows), k, f"window with {rows} rows, s_agg(k) = {sizes[k - 1]:.1f}", mistakes
+        )
+
+
+@pytest.mark.points("3.4", 1)
+def test_largest_window_that_fits_exactly() -> None:
+    sizes = [float(int(size)) for size in rising_sizes()]
+    sizes[4:6] = [sizes[3], sizes[3]]  # three equal ones
+    for k in (1, 2, 3, 6, 7, 8):
+        mistakes = {"A window that fits exactly fits: <=, not <.": sum(size < sizes[k - 1] for size in sizes)}
+        mistakes |= {"The last of equal sizes counts.": sizes.index(sizes[k - 1]) + 1}
+        expect(largest_window(sizes, int(sizes[k - 1])), k, f"window with rows for s_agg({k})", mistakes)
+
+
+@pytest.mark.points("3.4", 1)
+def test_largest_window_if_none_or_all_fit() -> None:
+    sizes = rising_sizes()
+    for count in (8, 3):
+        found = largest_window(sizes[:count], int(sizes[7]) + 100)
+        expect(found, count, f"window if all {count} sizes fit", {"Nothing is known about longer windows.": count + 1})
+        require(isinstance(found, int), f"the window is a {type(found).__name__}", "an int")
+    for rows in (0, 1):
+        expect(largest_window(sizes, rows), 0, f"window with {rows} rows", {"Not even one token fits.": 1})

@@ -1,0 +1,111 @@
+# Exercises 0.2, 0.3. With `--impl ref,ex00=mine` this file takes the place of flashlite.cost.
+# Everything without a TODO is provided, and runs as it stands.
+"""What a token must cost: the paper's model of latency, fed with counts and with this machine's own speeds.
+
+latency = flash I/O + memory management + compute. I/O follows from the drive's curve and the counted reads and bytes,
+memory management from the bytes copied, compute from the bytes multiplied. (Paper: section 2.1)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from flashlite.bundle import FFNShape
+from flashlite.probe import Curve
+from flashlite.product import ffn_product
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one token does, counted.
+
+    reads and bytes from flash, in `batches` that each wait for the one before; bytes copied inside DRAM; bytes of FFN
+    weights multiplied; overlapped: whether products run while the next read is under way.
+    """
+
+    reads: float
+    bytes: float
+    batches: int
+    copied_bytes: float
+    product_bytes: float
+    overlapped: bool
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """What the processor does: FFN products and copies in bytes a second; rest_ms: a token's time without its FFNs."""
+
+    product: float
+    copy: float
+    rest_ms: float
+
+
+def io_ms(curve: Curve, reads: float, nbytes: float, batches: int) -> float:
+    """Milliseconds that reads take: as many in flight as a batch has, at most what the curve was measured with.
+
+    reads, nbytes: of one token, from flash; batches: in how many parts it waits for them.
+    """
+    # TODO 0.2  what reads must cost on this drive (4 points, 10 minutes, paper section 2.2)
+    # How many milliseconds do `reads` random reads of together `nbytes` bytes take on the drive whose throughput
+    # `curve` holds? They are done in `batches` that each wait for the one before, so only the reads of one batch are in
+    # flight together: on average reads / batches. Their average size is nbytes / reads. Ask the curve for the
+    # throughput at that size and depth, and divide.
+    # Counts are averages over tokens, so `reads` may be a fraction, and smaller than `batches`: then one read is in
+    # flight. More reads in flight than the deepest that was measured, curve.depths[-1], gain nothing. With no reads the
+    # time is 0.
+    # Example: a drive that does 4096-byte reads at 50 MB/s one at a time, and at 400 MB/s with 32 in flight:
+    #   io_ms(curve, reads=320, nbytes=320 * 4096, batches=10)  -> 3.2768     32 reads in flight
+    #   io_ms(curve, reads=320, nbytes=320 * 4096, batches=320) -> 26.2144    one read in flight
+    # Provided: curve.rate(nbytes, depth) gives the throughput in bytes a second for reads of `nbytes` bytes each, with
+    # `depth` of them in flight.
+    raise NotImplementedError("exercise 0.2: delete this line and write io_ms, see the TODO above")
+
+
+def token_ms(curve: Curve, work: Work, speeds: Speeds) -> float:
+    """Milliseconds that one token must take."""
+    # TODO 0.3  the cost model: one token's latency (3 points, 10 minutes, paper section 2.1)
+    # The latency of one token is flash I/O + memory management + compute, here in milliseconds. Memory management is
+    # work.copied_bytes at speeds.copy bytes a second. Compute has two parts: the FFN's products, work.product_bytes at
+    # speeds.product bytes a second, and everything but the FFNs, speeds.rest_ms, which is in milliseconds already.
+    # Without overlap these follow one another and add up. With work.overlapped the drive reads the next part while the
+    # FFN multiplies this one: these two, and only these, then take as long as the slower of them. A token may read,
+    # copy or multiply nothing.
+    # Example: I/O of 3.28 ms, 4e6 bytes copied at 2e9 bytes/s, 5e6 bytes multiplied at 1e9 bytes/s, rest 3 ms:
+    #   overlapped = False -> 3 + 2 + 3.28 + 5 = 13.28
+    #   overlapped = True  -> 3 + 2 + max(3.28, 5) = 10.0
+    # Provided: io_ms (exercise 0.2) gives the milliseconds of a token's reads. The fields of Work and Speeds are
+    # described above.
+    raise NotImplementedError("exercise 0.3: delete this line and write token_ms, see the TODO above")
+
+
+def _median_seconds(run: Callable[[], object], repeats: int = 15) -> float:
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - began)
+    return float(np.median(seconds))
+
+
+def product_speed(shape: FFNShape, layers: int, dtype: torch.dtype, rows: int) -> float:
+    """Bytes of FFN weights a second: one token through `rows` neurons of each layer in turn, as in decoding."""
+    columns = shape.record_bytes // shape.itemsize
+    matrices = [torch.randn(rows, columns).to(dtype) for _ in range(layers)]
+    x, bias = torch.randn(1, shape.d_model).to(dtype), torch.zeros(rows, dtype=dtype)
+
+    def run() -> None:
+        for matrix in matrices:
+            ffn_product(x, matrix, bias, shape.d_model)
+
+    return layers * rows * 2 * shape.half_bytes / _median_seconds(run)
+
+
+def copy_speed(nbytes: int) -> float:
+    """Bytes a second that rebuilding a matrix of `nbytes` copies, its allocation included."""
+    source, index = torch.zeros(max(1, nbytes // 4096), 1024), torch.arange(max(1, nbytes // 4096))
+    return source.nbytes / _median_seconds(lambda: torch.cat([source[index], source[:0]]))

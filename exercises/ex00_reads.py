@@ -1,0 +1,69 @@
+# Exercises 0.1. With `--impl ref,ex00=mine` this file takes the place of flashlite.reads.
+# Everything without a TODO is provided, and runs as it stands.
+"""Planning reads: which records become one read, and where in memory its parts go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+LARGEST_READ = 256 * 1024  # bytes; where the drives measured reach their sequential rate
+MOST_PARTS = 1024  # Linux takes no more buffers than this (IOV_MAX) in one vectored read
+
+IOVEC = np.dtype([("base", "u8"), ("length", "u8")])
+
+
+@dataclass(frozen=True)
+class Reads:
+    """A batch of n vectored reads; read i fills the buffers `iovecs[first[i] : first[i] + count[i]]`.
+
+    offset, nbytes: [n] int64, bytes; first, count: [n] int64; iovecs: [records] of IOVEC.
+    """
+
+    offset: np.ndarray
+    nbytes: np.ndarray
+    first: np.ndarray
+    count: np.ndarray
+    iovecs: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offset)
+
+
+def merge_adjacent(offsets: np.ndarray, sizes: np.ndarray, most: int) -> np.ndarray:
+    """Where a new read begins among records sorted by offset.
+
+    A record joins the read before it if it starts where that one ends and the read has fewer than `most` records.
+    offsets, sizes: [records] int64, bytes. Returns the first record of each read: [reads] int64. (Paper: section 3.2)
+    """
+    # TODO 0.1  merge adjacent records into one read (5 points, 15 minutes, paper section 3.2)
+    # A drive answers one large read sooner than many small ones, so records that lie side by side in the file should be
+    # one read. Go through the records in order: record i joins the read of record i - 1 if it starts exactly where
+    # record i - 1 ends (offsets[i] == offsets[i - 1] + sizes[i - 1]) and that read has fewer than `most` records so
+    # far; otherwise a new read begins with record i. Records may differ in size.
+    # Return the index i of each record that begins a read: an int64 array, rising, its first element 0. With no records
+    # it is an empty int64 array. `most` is at least 1, and counting starts again with each new read.
+    # Records may overlap, or be asked for twice: then one doesn't start where the one before ends, so it begins a new
+    # read. Leave offsets and sizes as they are. A loop is correct; NumPy is faster.
+    # Example: with offsets [0 10 20 40 50] and sizes [10 10 10 10 10]:
+    #   most = 100 -> [0 3]      two reads: records 0 1 2, and records 3 4 after the gap at 30
+    #   most = 2   -> [0 2 3]    three reads: records 0 1, record 2, records 3 4
+    # Provided: NumPy. plan_reads, below, shows what the result is used for.
+    raise NotImplementedError("exercise 0.1: delete this line and write merge_adjacent, see the TODO above")
+
+
+def plan_reads(offsets: np.ndarray, sizes: np.ndarray, addresses: np.ndarray, largest: int = LARGEST_READ) -> Reads:
+    """Reads that fetch these records, adjacent ones merged while they would stay within `largest` bytes.
+
+    offsets, sizes: [records] int64, bytes in the file; addresses: [records] uint64, where each record goes in memory.
+    """
+    if len(offsets) > 1 and (offsets[1:] < offsets[:-1]).any():
+        order = np.argsort(offsets, kind="stable")
+        offsets, sizes, addresses = offsets[order], sizes[order], addresses[order]
+    iovecs = np.empty(len(offsets), IOVEC)
+    iovecs["base"], iovecs["length"] = addresses, sizes
+    most = min(MOST_PARTS, max(1, largest // int(sizes.max(initial=1))))
+    first = merge_adjacent(offsets, sizes, most)
+    nbytes = np.add.reduceat(sizes, first) if len(first) else np.zeros(0, np.int64)
+    return Reads(offsets[first], nbytes, first, np.diff(first, append=len(offsets)), iovecs)

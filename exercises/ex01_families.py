@@ -1,0 +1,85 @@
+# Exercises 1.3. With `--impl ref,ex01=mine` this file takes the place of flashlite.families.
+# Everything without a TODO is provided, and runs as it stands.
+"""What a model family calls its layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flashlite.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import OPTConfig
+
+
+@dataclass(frozen=True)
+class Family:
+    """Names of a family's feed-forward weights in a checkpoint, with `{}` for the number of the layer.
+
+    up: the first projection, weight [ffn, d_model]; down: the second, weight [d_model, ffn].
+    """
+
+    model_type: str
+    prefix: str
+    layer: str
+    up: str
+    down: str
+
+    def canonical(self, name: str) -> str | None:
+        """A checkpoint's name for a tensor as transformers spells it today; None for one that isn't needed.
+
+        Old files say `decoder.x`, newer ones `model.decoder.x`. The head is the embedding, so its copy is dropped.
+        """
+        bare = name.removeprefix("model.")
+        return f"model.{bare}" if bare.startswith(self.prefix) else None
+
+
+OPT = Family(
+    model_type="opt",
+    prefix="decoder.",
+    layer="model.decoder.layers.{}.",
+    up="model.decoder.layers.{}.fc1.weight",
+    down="model.decoder.layers.{}.fc2.weight",
+)
+
+
+def resident_and_streamed(config: OPTConfig) -> tuple[int, int]:
+    """How many of an OPT's weights selective persistence keeps in DRAM, and how many still stream for each token.
+
+    Streamed are the two matrices [ffn_dim, hidden_size] of every layer's FFN. Resident is all else: the token embedding
+    [vocab_size, word_embed_proj_dim], which is the head too and counts once; the position embedding, two rows longer
+    than max_position_embeddings; two projections without bias between word_embed_proj_dim and hidden_size, where these
+    differ; in every layer four attention matrices, all biases, and two norms of two vectors each; and the decoder's
+    last norm, which models with do_layer_norm_before have. (Paper: section 3.1, selective persistence)
+    """
+    # TODO 1.3  the bytes that selective persistence saves (4 points, 15 minutes, paper section 3.1)
+    # Selective persistence keeps everything but the FFN's matrices in DRAM. Count an OPT's weights from its
+    # configuration: return (resident, streamed), two ints, numbers of weights; times 2 they are bytes in fp16. Together
+    # they are all weights of the model, each counted once.
+    # The docstring lists which weights there are. Sizes that it doesn't spell out: an attention matrix (query, key,
+    # value, output) is [hidden_size, hidden_size], each with a bias [hidden_size]; the FFN's biases are [ffn_dim] for
+    # the up projection and [hidden_size] for the down projection; a norm's two vectors are [hidden_size] each. All
+    # biases are resident.
+    # Example: a model of 1 layer with a last norm:
+    #   vocab_size 10, hidden_size 4, word_embed_proj_dim 4, ffn_dim 8, max_position_embeddings 6
+    #   embeddings 10 * 4 + 8 * 4 = 72; layer 4 * (16 + 4) + 12 + 16 = 108; last norm 8   -> resident 188
+    #   two matrices of 8 * 4                                                             -> streamed 64
+    # OPT-125m: 68.6 million resident, 56.6 million streamed: it can't run in half of its size this way.
+    # Provided: config has hidden_size, ffn_dim, num_hidden_layers, vocab_size, word_embed_proj_dim,
+    # max_position_embeddings and do_layer_norm_before.
+    raise NotImplementedError("exercise 1.3: delete this line and write resident_and_streamed, see the TODO above")
+
+
+def family_of(config: dict) -> Family:
+    """The family of a checkpoint's config.json. Raises CheckpointError if its FFN can't be streamed sparsely."""
+    if config.get("model_type") != OPT.model_type:
+        raise CheckpointError(f"model type {config.get('model_type')!r} is not supported: flashlite streams OPT")
+    if (activation := config.get("activation_function", "relu")) != "relu":
+        raise CheckpointError(
+            f"activation {activation!r} is not supported: only ReLU leaves neurons at exactly zero, so only with ReLU "
+            "can their weights stay on flash"
+        )
+    if not config.get("tie_word_embeddings", True):
+        raise CheckpointError("tie_word_embeddings is false: flashlite streams models whose head is the embedding")
+    return OPT

@@ -1,0 +1,77 @@
+# Exercises 1.2. With `--impl ref,ex01=mine` this file takes the place of flashlite.neurons.
+# Everything without a TODO is provided, and runs as it stands.
+"""Neurons of a packed model, read from flash into rows of DRAM."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from flashlite.bundle import FFNShape, pieces
+from flashlite.flash import Backend, Counters, Ticket
+
+if TYPE_CHECKING:
+    from flashlite.store import Store
+
+
+class NeuronFile:
+    """The FFN's neurons on flash in one layout, whichever it is: a row in DRAM is always [up | down | padding].
+
+    layout: "split" needs two reads for a neuron, "bundled" one. Raises StoreError if the store lacks the layout.
+    """
+
+    def __init__(self, store: Store, layout: str, backend: Backend | None = None) -> None:
+        self.shape: FFNShape = store.shape
+        self._file = store.open_ffn(layout, backend)
+        self._pieces = pieces(layout, store.shape)
+        names = [piece.name for piece in self._pieces]
+        self._begins = [[store.piece_offset(layout, layer, name) for name in names] for layer in range(store.layers)]
+
+    @property
+    def counters(self) -> Counters:
+        """What was read so far."""
+        return self._file.counters
+
+    def submit(self, layer: int, neurons: np.ndarray, buffer: np.ndarray, rows: np.ndarray) -> list[Ticket]:
+        """Start reading: neuron `neurons[i]` lands in `buffer[rows[i]]`.
+
+        neurons, rows: [n] int64; buffer: [rows, record_bytes] uint8.
+        """
+        # TODO 1.2  read a layer's neurons from flash (5 points, 20 minutes, paper section 3.2)
+        # Start reading neurons of one layer into rows of DRAM, and return at once: the list of tickets, on which the
+        # caller waits. After the wait, neuron neurons[i] of this layer is in buffer[rows[i]], as [up | down | padding];
+        # rows that aren't named stay as they were.
+        # On flash a layer consists of pieces: "up" and "down" in the split layout, "bundle" in the bundled one. A piece
+        # is a matrix of piece.nbytes bytes a neuron that begins at some byte of the file, neuron 0 first; its rows
+        # belong at byte piece.column of the neuron's row in DRAM. Each piece has a place of its own in the file, in
+        # each layer.
+        # Neurons that lie side by side must cost one read a piece, not one each. One FlashFile.submit merges them, if
+        # it is given all of a piece's records at once. So: one submit and one ticket a piece. neurons and rows may come
+        # in any order, and may be empty; leave both as they are.
+        # Example: neurons = [5 6 9], rows = [2 0 1], up and down of 4096 bytes each:
+        #   in DRAM: neuron 5 in buffer[2], neuron 6 in buffer[0], neuron 9 in buffer[1]
+        #   split:   4 reads, from "up" and from "down": 8192 bytes at 5 * 4096, and 4096 bytes at 9 * 4096
+        #   bundled: 2 reads, from "bundle": 16384 bytes at 5 * 8192, and 8192 bytes at 9 * 8192
+        # where 0 is the byte of the file at which the piece begins in this layer.
+        # Provided: self._pieces lists the layout's pieces, each with name, nbytes and column; self._begins[layer][p] is
+        # the byte of the file at which piece p of a layer begins. self._file.submit(offsets, size, buffer, rows,
+        # column) starts reading records of `size` bytes at `offsets` ([n] int64, bytes in the file) into
+        # buffer[rows[i], column:], and gives a ticket.
+        raise NotImplementedError("exercise 1.2: delete this line and write submit, see the TODO above")
+
+    def read(self, layer: int, neurons: np.ndarray, buffer: np.ndarray, rows: np.ndarray) -> None:
+        """`submit` and wait. Raises ReadError if any read fails."""
+        wait_all(self.submit(layer, neurons, buffer, rows))
+
+
+def wait_all(tickets: list[Ticket]) -> None:
+    """Wait for reads under way. Raises ReadError if any failed, after all have ended."""
+    failed = None
+    for ticket in tickets:
+        try:
+            ticket.wait()
+        except OSError as error:
+            failed = failed or error
+    if failed:
+        raise failed

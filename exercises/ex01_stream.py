@@ -1,0 +1,79 @@
+# Exercises 1.1. With `--impl ref,ex01=mine` this file takes the place of flashlite.stream.
+# Everything without a TODO is provided, and runs as it stands.
+"""Many neurons through little memory: passes that read the next part of a layer while this one is multiplied."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flashlite.bundle import unpack_bundles
+from flashlite.direct import aligned_buffer
+from flashlite.flash import Ticket
+from flashlite.neurons import NeuronFile, wait_all
+from flashlite.timing import Timing
+
+
+def relu_ffn(x: Tensor, up: Tensor, bias: Tensor, down: Tensor, keep: Tensor | None = None) -> Tensor:
+    """A feed-forward block by hand, without the down projection's bias: relu(x up^T + bias) down.
+
+    x: [tokens, d_model]; up: [n, d_model], one row a neuron; bias: [n]; down: [n, d_model], transposed, so that it has
+    one row a neuron too; keep: [tokens, n] bool, False where a token must leave a neuron out, or None for all.
+    Returns [tokens, d_model].
+    """
+    # TODO 1.1  a ReLU feed-forward block by hand (4 points, 10 minutes, paper section 3.1)
+    # Compute what n neurons of a feed-forward block add to the output. Neuron j of a token with input x_t is h = max(0,
+    # x_t · up[j] + bias[j]), and it adds h * down[j] to that token's output. Return the sum over the n neurons,
+    # [tokens, d_model], in x's dtype (float32, bfloat16 or float16). The down projection's bias is not added here.
+    # `keep`, if given, says for each token which neurons count: where keep[t, j] is False, neuron j adds nothing to
+    # token t. Leave all arguments as they are. up and down may be views into one larger matrix, so they may not be
+    # contiguous.
+    # Example: x = [[1 2]], up = [[1 1], [1 -1]], bias = [0 0.5], down = [[1 2], [5 5]]:
+    #   x·up^T + bias = [[3 -0.5]]    ReLU: [[3 0]]
+    #   keep = None             -> [[3 6]]
+    #   keep = [[False True]]   -> [[0 0]]
+    # Provided: torch.addmm(bias, x, matrix) is bias + x @ matrix in one call.
+    raise NotImplementedError("exercise 1.1: delete this line and write relu_ffn, see the TODO above")
+
+
+class Stream:
+    """Two buffers of `rows` neurons each, shared by all layers, through which a layer's FFN passes.
+
+    A prompt, whose tokens together use most neurons, and the stages without a predictor read whole layers this way; a
+    token that needs more neurons than the pool holds reads the rest this way.
+    """
+
+    def __init__(self, file: NeuronFile, rows: int, dtype: torch.dtype, timing: Timing) -> None:
+        self.rows = rows
+        self._file, self._timing = file, timing
+        self._buffers = [aligned_buffer(rows, file.shape.record_bytes) for _ in range(2)]
+        self._matrices = [torch.from_numpy(buffer).view(dtype) for buffer in self._buffers]
+
+    def product(self, x: Tensor, layer: int, bias: Tensor, neurons: np.ndarray, keep: Tensor | None = None) -> Tensor:
+        """What these neurons of a layer compute, without the down projection's bias.
+
+        x: [tokens, d_model]; bias: [ffn], the up projection's; neurons: [n] int64, sorted; keep: [tokens, ffn] bool,
+        neurons to leave out where False, by token. Returns [tokens, d_model].
+        """
+        parts = [neurons[i : i + self.rows] for i in range(0, len(neurons), self.rows)]
+        out = torch.zeros_like(x)
+        tickets = self._submit(layer, parts, 0)
+        for i, part in enumerate(parts):
+            with self._timing.io:
+                following = self._submit(layer, parts, i + 1)
+                wait_all(tickets)
+            with self._timing.product:
+                out += self._multiply(x, i % 2, bias, part, keep)
+            tickets = following
+        return out
+
+    def _submit(self, layer: int, parts: list[np.ndarray], i: int) -> list[Ticket]:
+        if i >= len(parts):
+            return []
+        return self._file.submit(layer, parts[i], self._buffers[i % 2], np.arange(len(parts[i])))
+
+    def _multiply(self, x: Tensor, which: int, bias: Tensor, part: np.ndarray, keep: Tensor | None) -> Tensor:
+        index = torch.from_numpy(part)
+        up, down = unpack_bundles(self._matrices[which][: len(part)], self._file.shape.d_model)
+        return relu_ffn(x, up, bias[index], down, None if keep is None else keep[:, index])

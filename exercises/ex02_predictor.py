@@ -1,0 +1,225 @@
+# Exercises 2.1, 2.2. With `--impl ref,ex02=mine` this file takes the place of flashlite.predictor.
+# Everything without a TODO is provided, and runs as it stands.
+"""Which neurons will fire, known before their weights are read. (Paper: section 3.1, predicting ReLU sparsity)
+
+A predictor is called with what enters a layer's FFN, x [tokens, d_model], and returns the neurons that any of these
+tokens needs: [n] int64, sorted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from flashlite.bundle import FFNShape
+from flashlite.direct import aligned_buffer
+from flashlite.errors import PredictorError
+from flashlite.neurons import NeuronFile
+
+FORMAT = 1
+INT8_BLOCK = 32  # torch's int8 product reads whole blocks, beyond the end of a matrix that is no multiple
+PARTS = ("a", "a_scale", "b", "b_scale", "bias")
+
+
+class Predictor(Protocol):
+    """Says which neurons of one layer fire."""
+
+    nbytes: int
+
+    def mask(self, x: Tensor) -> Tensor:
+        """By token: [tokens, ffn] bool. x: [tokens, d_model]."""
+
+
+def active_set(predictor: Predictor, x: Tensor) -> np.ndarray:
+    """The neurons that at least one token needs: [n] int64, sorted. x: [tokens, d_model]."""
+    # TODO 2.1  the active set (3 points, 5 minutes, paper section 3.1)
+    # Return the neurons that must be in DRAM before this layer can be computed: all that at least one of the tokens
+    # needs, each once, in rising order, as a NumPy array [n] of int64 neuron numbers. A predictor says it token by
+    # token: predictor.mask(x) is [tokens, ffn] bool, True where the token needs the neuron.
+    # There may be one token (while generating) or many (a prompt, a batch). If no token needs any neuron, the array is
+    # empty, of shape (0,) and still int64, because it is used as an index.
+    # Example: two tokens, six neurons:
+    #   mask = [[0 1 0 0 1 0],
+    #           [0 1 0 1 0 0]]   -> [1 3 4]
+    # Provided: predictor.mask, see class Predictor above; it is called with x as it is. The mask is a torch tensor; its
+    # .numpy() is the same memory as a NumPy array.
+    raise NotImplementedError("exercise 2.1: delete this line and write active_set, see the TODO above")
+
+
+@dataclass(frozen=True)
+class Int8Matrix:
+    """A weight matrix in a quarter of float32's memory: values [out, in] int8, scale [out] bf16."""
+
+    values: Tensor
+    scale: Tensor
+
+    def __post_init__(self) -> None:
+        out, inside = self.values.shape
+        if out % INT8_BLOCK or inside % INT8_BLOCK or not self.values.is_contiguous():
+            raise PredictorError(
+                f"a predictor's matrix of {out} x {inside} is no multiple of {INT8_BLOCK}: change its rank"
+            )
+
+    @classmethod
+    def of(cls, weight: Tensor) -> Int8Matrix:
+        """The nearest such matrix. weight: [out, in], floating point."""
+        scale = (weight.abs().amax(1) / 127).clamp(min=1e-12).bfloat16()
+        values = (weight / scale.float()[:, None]).round().clamp(-127, 127)
+        return cls(values.to(torch.int8).contiguous(), scale)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x W^T. x: [tokens, in] bfloat16. Returns [tokens, out] bfloat16."""
+        return torch._weight_int8pack_mm(x, self.values, self.scale)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.values.nbytes + self.scale.nbytes
+
+
+class LowRankPredictor:
+    """Two thin matrices that stand in for the up projection: where a neuron's score is positive, it should fire.
+
+    a: [rank, d_model]; b: [ffn, rank]; bias: [ffn] bfloat16, with the calibrated threshold already subtracted. The
+    weights are int8: a score must only be right about its sign, and each byte that a predictor takes is missing for
+    neurons.
+    """
+
+    def __init__(self, a: Int8Matrix, b: Int8Matrix, bias: Tensor) -> None:
+        self.a, self.b, self.bias = a, b, bias.bfloat16()
+        self.nbytes = a.nbytes + b.nbytes + self.bias.nbytes
+
+    @classmethod
+    def of(cls, a: Tensor, b: Tensor, bias: Tensor) -> LowRankPredictor:
+        """A predictor of float matrices, which it rounds. a: [rank, d_model]; b: [ffn, rank]; bias: [ffn]."""
+        return cls(Int8Matrix.of(a), Int8Matrix.of(b), bias)
+
+    @property
+    def rank(self) -> int:
+        """The width of the bottleneck."""
+        return len(self.a.values)
+
+    def scores(self, x: Tensor) -> Tensor:
+        """[tokens, ffn] bfloat16, positive where a neuron should fire. x: [tokens, d_model]."""
+        # TODO 2.2  the predictor's forward (4 points, 10 minutes, paper section 3.1; int8 weights are beyond the paper)
+        # Score every neuron for every token: take x through the thin matrix self.a to [tokens, rank], from there
+        # through self.b to [tokens, ffn], and add self.bias [ffn]. There is nothing between the two matrices and
+        # nothing after them: a neuron should fire where its score is above 0.
+        # x is [tokens, d_model], float32, float16 or bfloat16, one token or many. The matrices only take bfloat16.
+        # Return bfloat16 [tokens, ffn]. Leave x, self.bias and the matrices as they are.
+        # Example: in small, with one token (real sizes are multiples of 32):
+        #   x = [[3 1]]   a = [[1 -1]]   b = [[2] [-1]]   bias = [-1 0.5]
+        #   a x = [[2]]   b a x = [[4 -2]]   scores = [[3 -1.5]]: neuron 0 should fire, neuron 1 not
+        # Provided: self.a and self.b are Int8Matrix objects: called like a function they multiply, scale included.
+        # self.bias has the calibrated threshold in it, already subtracted.
+        raise NotImplementedError("exercise 2.2: delete this line and write scores, see the TODO above")
+
+    def mask(self, x: Tensor) -> Tensor:
+        """See Predictor."""
+        return self.scores(x) > 0
+
+
+class OraclePredictor:
+    """The true active set, computed by reading the whole up projection from flash for every token.
+
+    It makes every stage exact, so it separates the system's errors from the predictor's. It is slow, and its reads and
+    its buffer of 1 MiB are not counted with the model's.
+    """
+
+    BUFFER_BYTES = 1 << 20
+
+    def __init__(self, file: NeuronFile, layer: int, bias: Tensor) -> None:
+        self.nbytes = 0
+        self._file, self._layer, self._bias = file, layer, bias
+        rows = min(file.shape.neurons, max(1, self.BUFFER_BYTES // file.shape.record_bytes))
+        self._parts = np.array_split(np.arange(file.shape.neurons), -(-file.shape.neurons // rows))
+
+    def mask(self, x: Tensor) -> Tensor:
+        """See Predictor."""
+        buffer = aligned_buffer(len(self._parts[0]), self._file.shape.record_bytes)
+        up = torch.from_numpy(buffer).view(x.dtype)[:, : self._file.shape.d_model]
+        masks = []
+        for part in self._parts:
+            self._file.read(self._layer, part, buffer, np.arange(len(part)))
+            masks.append(torch.addmm(self._bias[torch.from_numpy(part)], x, up[: len(part)].T) > 0)
+        return torch.cat(masks, 1)
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """How good one layer's predictor is on held-out text.
+
+    active (truly) and predicted: shares of all neurons; recall: predicted share of the active ones; false_negatives:
+    missed share of the active ones; false_positives: wrongly predicted share of the inactive ones; window_rows[k-1]:
+    mean size of the union of k tokens' predicted sets, s_agg(k), in neurons.
+    """
+
+    rank: int
+    active: float
+    predicted: float
+    recall: float
+    false_negatives: float
+    false_positives: float
+    window_rows: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class PredictorSet:
+    """The predictors of all layers with what is known of them."""
+
+    layers: Sequence[LowRankPredictor]
+    reports: Sequence[LayerReport]
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file, under a temporary name until it is complete."""
+        tensors: dict[str, Tensor] = {}
+        for i, layer in enumerate(self.layers):
+            parts = zip(PARTS, (layer.a.values, layer.a.scale, layer.b.values, layer.b.scale, layer.bias), strict=True)
+            tensors |= {f"layers.{i}.{name}": tensor.contiguous() for name, tensor in parts}
+        metadata = {"format": str(FORMAT), "reports": json.dumps([vars(report) for report in self.reports])}
+        unfinished = path.with_name(f".{path.name}.writing-{os.getpid()}")
+        try:
+            save_file(tensors, unfinished, metadata)
+            unfinished.replace(path)
+        except (OSError, SafetensorError) as error:
+            raise PredictorError(f"{path} cannot be written: {error}") from error
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path, layers: int, shape: FFNShape) -> PredictorSet:
+        """Read the file of a model with these layers. Raises PredictorError if it is missing, damaged or another's."""
+        if not path.exists():
+            raise PredictorError(
+                f"{path.parent} has no predictor: run `flashlite train-predictor {path.parent} --text FILES`, "
+                "or use predictor='oracle'"
+            )
+        try:
+            with safe_open(path, "pt") as file:
+                metadata: dict[str, Any] = file.metadata() or {}
+                if metadata.get("format") != str(FORMAT):
+                    raise PredictorError(f"{path} has another format than {FORMAT}: train the predictor again")
+                parts = [[file.get_tensor(f"layers.{i}.{name}").clone() for name in PARTS] for i in range(layers)]
+                reports = [
+                    LayerReport(**report | {"window_rows": tuple(report["window_rows"])})
+                    for report in json.loads(metadata["reports"])
+                ]
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+            raise PredictorError(f"{path} is damaged or another model's: {error}; train the predictor again") from None
+        for part in parts:
+            rank = len(part[0])
+            expected = [(rank, shape.d_model), (rank,), (shape.neurons, rank), (shape.neurons,), (shape.neurons,)]
+            if [tuple(tensor.shape) for tensor in part] != expected:
+                raise PredictorError(f"{path} was trained for another model: train the predictor again")
+        predictors = [LowRankPredictor(Int8Matrix(p[0], p[1]), Int8Matrix(p[2], p[3]), p[4]) for p in parts]
+        return cls(predictors, reports)

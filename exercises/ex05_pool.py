@@ -1,0 +1,213 @@
+# Exercises 5.1, 5.2, 5.3. With `--impl ref,ex05=mine` this file takes the place of flashlite.pool.
+# Everything without a TODO is provided, and runs as it stands.
+"""Where neurons live in DRAM: the preallocated pool, and the rebuilt matrix that it replaces. (Paper: section 3.3)
+
+Both hold one neuron a row, `[up | down | padding]`, and multiply the rows in use where they lie. Reads land in the
+rows that `place` names; `commit` says that they have landed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flashlite.bundle import FFNShape
+from flashlite.direct import aligned_buffer
+from flashlite.product import ffn_product
+
+
+@dataclass(frozen=True)
+class Landing:
+    """Where reads of new neurons must land: neuron i of `load` in buffer[rows[i]]."""
+
+    buffer: np.ndarray
+    rows: np.ndarray
+
+
+class NeuronMemory(Protocol):
+    """What a stage needs of the matrix of one layer's neurons in DRAM.
+
+    spare: how many copies of its largest layer this kind needs for a moment on top of the rows it keeps.
+    """
+
+    spare: int
+    moved: int
+    num_used: int
+
+    def __init__(self, capacity: int, shape: FFNShape, dtype: torch.dtype, bias: Tensor) -> None: ...
+
+    def place(self, load: np.ndarray, drop: np.ndarray) -> Landing:
+        """Drop neurons and make room for others. load, drop: [n] int64."""
+
+    def commit(self) -> None:
+        """The reads have landed: the loaded neurons may be multiplied."""
+
+    def product(self, x: Tensor) -> Tensor:
+        """The resident neurons' part of the FFN, see ffn_product. x: [tokens, d_model]."""
+
+    def clear(self) -> None:
+        """Drop all neurons."""
+
+
+class Pool:
+    """A matrix allocated once. Its rows are the buffers that reads land in, so a neuron is never copied.
+
+    New neurons take the rows of dropped ones; only what holes remain are filled from the tail, so fewer rows move than
+    in the paper, where every deletion moves one. `moved` counts them. bias: [neurons], the up projection's.
+    """
+
+    spare = 0
+
+    def __init__(self, capacity: int, shape: FFNShape, dtype: torch.dtype, bias: Tensor) -> None:
+        self.capacity, self._d_model = capacity, shape.d_model
+        self._buffer = aligned_buffer(capacity, shape.record_bytes)
+        self._matrix = torch.from_numpy(self._buffer).view(dtype)  # the same memory as weights
+        self._layer_bias, self._bias = bias, torch.zeros(capacity, dtype=dtype)  # by neuron, by row
+        self._neuron_of_row = np.full(capacity, -1, np.int64)  # true for rows below num_used
+        self._row_of_neuron = np.full(shape.neurons, -1, np.int64)  # -1: not in the pool
+        self.num_used = self.moved = 0
+
+    def place(self, load: np.ndarray, drop: np.ndarray) -> Landing:
+        """Drop neurons and name the rows for new ones: those of dropped neurons first, then rows after the used ones.
+
+        load, drop: [n] int64 in any order; a neuron may be in both. Afterwards the used rows have no gap, and each of
+        them knows its neuron, the new ones too. Raises ValueError, and changes nothing, if the pool would overflow.
+        """
+        # TODO 5.1  insert: rows for new neurons (6 points, 25 minutes, paper section 3.3)
+        # Drop the neurons `drop` from the pool and give a row to each neuron of `load`; reads will then bring the
+        # weights, so don't touch the weights of new rows. Return Landing(self._buffer, rows): neuron load[i] is to be
+        # read into row rows[i].
+        # Rows 0 to self.num_used - 1 are the ones in use. New neurons take the rows of dropped ones first. If more are
+        # loaded than dropped, the others take rows from self.num_used on. If more are dropped than loaded, holes
+        # remain, and self._fill_holes closes them: it fills holes by moving weights down from the last rows in use. A
+        # row that is about to be read into must not be among those that it moves, or the read would land in the wrong
+        # place; so think about which of the free rows the new neurons take.
+        # Afterwards self.num_used is the number of neurons held, and the used rows have no gap. For each neuron held
+        # self._row_of_neuron, and for each used row self._neuron_of_row and self._bias are right; for all other neurons
+        # self._row_of_neuron is -1.
+        # All of `drop` are in the pool, and none of `load` are, unless they are in `drop` as well. Both come in any
+        # order, without duplicates, and may be empty; don't change them. If more than self.capacity rows would be in
+        # use afterwards, raise ValueError and change nothing. Allocate no new buffer.
+        # Example: rows 0 to 3 hold the neurons [7 3 9 4], capacity 6
+        #   place(load=[5 8], drop=[9])      -> rows [2 4]; the rows now hold [7 3 5 4 8], none was moved
+        #   place(load=[2], drop=[8 7 3])    -> rows [0]; rows 1 and 4 are left as holes, _fill_holes([1 4]) moves row 3 to row 1;
+        #                                       the rows now hold [2 4 5]
+        # Provided: self._settle(neurons, rows) notes in both maps and the bias that neurons lie in rows.
+        # self._fill_holes(holes) takes holes in ascending order, lowers self.num_used by their number and counts the
+        # rows it moves. It must know the neuron of every used row that isn't a hole.
+        raise NotImplementedError("exercise 5.1: delete this line and write place, see the TODO above")
+
+    def _settle(self, neurons: np.ndarray, rows: np.ndarray) -> None:
+        """Note that neuron neurons[i] is in row rows[i], in both maps and the row's bias. neurons, rows: [n] int64."""
+        self._row_of_neuron[neurons] = rows
+        self._neuron_of_row[rows] = neurons
+        self._bias[torch.from_numpy(rows)] = self._layer_bias[torch.from_numpy(neurons)]
+
+    def _fill_holes(self, holes: np.ndarray) -> None:
+        """Shrink the used rows to a gapless block: holes below its new end take the rows left above it.
+
+        holes: [n] int64, used rows whose neurons were dropped, ascending.
+        """
+        # TODO 5.2  evict: close the holes from the tail (6 points, 20 minutes, paper section 3.3)
+        # Some of the used rows, 0 to self.num_used - 1, are holes: their neurons were dropped. Close the holes, so that
+        # the neurons that remain fill rows 0 to end - 1 with end = self.num_used - len(holes), and set self.num_used to
+        # end. `holes` has at least one row, in ascending order.
+        # Move as few rows as possible. Only a hole below `end` needs a neuron, and takes that of a used row from `end`
+        # on that isn't a hole itself; there are exactly as many of these. Every other row stays. Holes from `end` on
+        # cost nothing.
+        # Moving a row means: copy its bytes in self._buffer, then note that the neuron has a new row, in both maps and
+        # the bias. Which neuron goes to which hole doesn't matter. Add the number of rows moved to self.moved. Allocate
+        # no new buffer.
+        # Example: rows 0 to 5 hold the neurons [7 3 9 4 8 5], holes = [1 4]
+        #   end is 4: row 4 is a hole and costs nothing, row 5 moves to row 1
+        #   the rows now hold [7 5 9 4], num_used = 4, moved grows by 1
+        # with holes = [4 5] nothing moves
+        # Provided: self._settle(neurons, rows) notes in both maps and the bias that neurons lie in rows;
+        # self._neuron_of_row says which neuron lies in a row.
+        raise NotImplementedError("exercise 5.2: delete this line and write _fill_holes, see the TODO above")
+
+    def commit(self) -> None:
+        """Nothing to do: the reads landed where the rows are multiplied."""
+
+    def product(self, x: Tensor) -> Tensor:
+        """The used rows' part of the FFN, see ffn_product. x: [tokens, d_model]. Returns [tokens, d_model]."""
+        # TODO 5.3  multiply the rows in use (3 points, 5 minutes, paper section 3.3)
+        # Compute what the pool's neurons contribute to the FFN: relu(x up^T + bias) down, where up, down and bias are
+        # those of the neurons in the used rows. x is [tokens, d_model], and so is the result. The down projection's
+        # bias isn't added here.
+        # Only rows 0 to self.num_used - 1 take part: the rows above still hold former neurons. self._matrix is the
+        # pool's memory seen as weights, [capacity, row], each row [up | down | padding]; self._bias holds the bias of
+        # the neuron in each row, [capacity]. An empty pool gives zeros. Copy no weights: multiply the rows where they
+        # lie. Don't change x.
+        # Example: d_model = 1, self.num_used = 2, a capacity of 3
+        #   self._matrix = [[1 10] [2 20] [3 30]] without padding, self._bias = [0 -3 5]
+        #   x = [[1]]: hidden = relu([1*1 + 0, 1*2 - 3]) = [1 0], the product is [[1*10 + 0*20]] = [[10]]
+        # Provided: ffn_product(x, rows, bias, d_model) computes this for rows of neurons and their biases, padding or
+        # not; self._d_model.
+        raise NotImplementedError("exercise 5.3: delete this line and write product, see the TODO above")
+
+    def clear(self) -> None:
+        """See NeuronMemory."""
+        self._row_of_neuron[:] = -1
+        self.num_used = 0
+
+    def neurons(self) -> np.ndarray:
+        """Which neuron each used row holds: [num_used] int64."""
+        return self._neuron_of_row[: self.num_used].copy()
+
+
+class RebuiltMatrix:
+    """What the pool replaces: for each token a new matrix, into which old and new rows are copied.
+
+    Its arguments are those of Pool. `moved` counts the rows copied.
+    """
+
+    spare = 2  # while it rebuilds, the new matrix and the buffer of new rows exist beside the old matrix
+
+    def __init__(self, capacity: int, shape: FFNShape, dtype: torch.dtype, bias: Tensor) -> None:
+        self.capacity, self._shape, self._dtype, self._layer_bias = capacity, shape, dtype, bias
+        self.moved = self.num_used = 0
+        self._neurons: np.ndarray
+        self._buffer: np.ndarray
+        self.clear()
+
+    def place(self, load: np.ndarray, drop: np.ndarray) -> Landing:
+        """See NeuronMemory. Raises ValueError if more rows than the capacity would be needed."""
+        if self.num_used - len(drop) + len(load) > self.capacity:
+            raise ValueError(f"{len(load)} neurons don't fit {self.capacity} rows")
+        self._kept = np.flatnonzero(~np.isin(self._neurons, drop))
+        self._loaded = load
+        self._landing = aligned_buffer(len(load), self._shape.record_bytes)
+        return Landing(self._landing, np.arange(len(load)))
+
+    def commit(self) -> None:
+        """Build the new matrix out of the rows that stay and those that were read."""
+        kept = len(self._kept)
+        new = aligned_buffer(kept + len(self._loaded), self._shape.record_bytes)
+        np.take(self._buffer, self._kept, axis=0, out=new[:kept], mode="clip")
+        new[kept:] = self._landing
+        self._buffer, self._matrix = new, torch.from_numpy(new).view(self._dtype)
+        self._neurons = np.concatenate([self._neurons[self._kept], self._loaded])
+        self._bias = self._layer_bias[torch.from_numpy(self._neurons)]
+        self.num_used = len(self._neurons)
+        self.moved += self.num_used
+        self._landing = aligned_buffer(0, self._shape.record_bytes)
+
+    def product(self, x: Tensor) -> Tensor:
+        """See NeuronMemory."""
+        return ffn_product(x, self._matrix, self._bias, self._shape.d_model)
+
+    def clear(self) -> None:
+        """See NeuronMemory."""
+        self._neurons, self.num_used = np.zeros(0, np.int64), 0
+        self._buffer = aligned_buffer(0, self._shape.record_bytes)
+        self._matrix = torch.from_numpy(self._buffer).view(self._dtype)
+        self._bias = torch.zeros(0, dtype=self._dtype)
+
+    def neurons(self) -> np.ndarray:
+        """Which neuron each row holds: [num_used] int64."""
+        return self._neurons.copy()

@@ -1,0 +1,75 @@
+"""Direct I/O: files opened past the page cache, the grid that their reads must keep, and memory on that grid."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import logging
+import mmap
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from flashlite.errors import ReadError
+
+log = logging.getLogger("flashlite")
+
+PAGE = 4096
+PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+
+
+def aligned_buffer(rows: int, row_bytes: int) -> np.ndarray:
+    """Page-aligned memory [rows, row_bytes] uint8 for direct reads, zeroed, and given back when freed."""
+    memory = mmap.mmap(-1, max(1, rows * row_bytes), **PRIVATE)
+    return np.frombuffer(memory, np.uint8, count=rows * row_bytes).reshape(rows, row_bytes)
+
+
+class Descriptor:
+    """An open file's number, closed with its last owner: the file and every read under way, for the system gives the
+    number of a closed file to the next one that is opened."""
+
+    def __init__(self, number: int) -> None:
+        self._number, self._close = number, os.close
+
+    def __del__(self) -> None:
+        self._close(self._number)
+
+
+def open_direct(path: Path) -> tuple[int, bool]:
+    """Open a file for direct reads, or for buffered ones where its file system refuses them, announced in one line.
+
+    Returns the descriptor's number and whether reads are direct. Raises ReadError if the file can't be opened.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECT", 0))
+        if sys.platform == "darwin":  # untested here: macOS has no O_DIRECT but can turn its cache off
+            fcntl.fcntl(fd, fcntl.F_NOCACHE, 1)
+        return fd, hasattr(os, "O_DIRECT") or sys.platform == "darwin"
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise ReadError(f"{path}: cannot be opened: {os.strerror(error.errno or 0)}") from None
+    if path.is_dir():
+        raise ReadError(f"{path}: cannot be opened: it is a folder")
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise ReadError(f"{path}: cannot be opened: {error.strerror}") from None
+    log.warning("flashlite: %s: buffered reads, because this file system refuses direct ones", path)
+    return fd, False
+
+
+def direct_alignment(path: Path | str) -> int:
+    """The grid, in bytes, that direct reads of this file must keep; a page where the system doesn't tell."""
+    if sys.platform != "linux":
+        return PAGE
+    statx, answer = ctypes.CDLL(None), ctypes.create_string_buffer(256)
+    if not hasattr(statx, "statx"):
+        return PAGE
+    at_cwd, dio_align = -100, 0x2000
+    if statx.statx(at_cwd, os.fsencode(path), 0, dio_align, answer) != 0:
+        return PAGE
+    memory, offset = np.frombuffer(answer.raw, np.uint32, count=2, offset=152)
+    return int(max(memory, offset)) or PAGE

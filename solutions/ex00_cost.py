@@ -1,0 +1,101 @@
+# Solutions of exercises 0.2, 0.3: flashlite.cost as the engine runs it.
+"""What a token must cost: the paper's model of latency, fed with counts and with this machine's own speeds.
+
+latency = flash I/O + memory management + compute. I/O follows from the drive's curve and the counted reads and bytes,
+memory management from the bytes copied, compute from the bytes multiplied. (Paper: section 2.1)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from flashlite.bundle import FFNShape
+from flashlite.probe import Curve
+from flashlite.product import ffn_product
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one token does, counted.
+
+    reads and bytes from flash, in `batches` that each wait for the one before; bytes copied inside DRAM; bytes of FFN
+    weights multiplied; overlapped: whether products run while the next read is under way.
+    """
+
+    reads: float
+    bytes: float
+    batches: int
+    copied_bytes: float
+    product_bytes: float
+    overlapped: bool
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """What the processor does: FFN products and copies in bytes a second; rest_ms: a token's time without its FFNs."""
+
+    product: float
+    copy: float
+    rest_ms: float
+
+
+def io_ms(curve: Curve, reads: float, nbytes: float, batches: int) -> float:
+    """Milliseconds that reads take: as many in flight as a batch has, at most what the curve was measured with.
+
+    reads, nbytes: of one token, from flash; batches: in how many parts it waits for them.
+    """
+    # 0.2  What a drive does depends on two things, the size of a read and how many are in flight, and both follow from
+    # counts: bytes / reads, and reads / batches. Layers come one after the other, so reads of different layers can
+    # never be in flight together.
+    # Usual mistakes: taking all reads of the token to be in flight at once; asking for the throughput of one read of
+    # all bytes; seconds instead of milliseconds; dividing by zero for a token that reads nothing.
+    if reads == 0:
+        return 0.0
+    depth = min(curve.depths[-1], max(1.0, reads / batches))
+    return 1e3 * nbytes / curve.rate(nbytes / reads, depth)
+
+
+def token_ms(curve: Curve, work: Work, speeds: Speeds) -> float:
+    """Milliseconds that one token must take."""
+    # 0.3  Each part is a count divided by a speed that was measured on this machine, so the model has nothing to fit:
+    # if a measured token takes longer, something is wasted. Only products can hide behind reads, because copying needs
+    # what was read.
+    # Usual mistakes: adding up what overlaps; letting copies overlap too; forgetting the rest; mixing seconds and
+    # milliseconds.
+    io = io_ms(curve, work.reads, work.bytes, work.batches)
+    memory = 1e3 * work.copied_bytes / speeds.copy
+    product = 1e3 * work.product_bytes / speeds.product
+    return speeds.rest_ms + memory + (max(io, product) if work.overlapped else io + product)
+
+
+def _median_seconds(run: Callable[[], object], repeats: int = 15) -> float:
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - began)
+    return float(np.median(seconds))
+
+
+def product_speed(shape: FFNShape, layers: int, dtype: torch.dtype, rows: int) -> float:
+    """Bytes of FFN weights a second: one token through `rows` neurons of each layer in turn, as in decoding."""
+    columns = shape.record_bytes // shape.itemsize
+    matrices = [torch.randn(rows, columns).to(dtype) for _ in range(layers)]
+    x, bias = torch.randn(1, shape.d_model).to(dtype), torch.zeros(rows, dtype=dtype)
+
+    def run() -> None:
+        for matrix in matrices:
+            ffn_product(x, matrix, bias, shape.d_model)
+
+    return layers * rows * 2 * shape.half_bytes / _median_seconds(run)
+
+
+def copy_speed(nbytes: int) -> float:
+    """Bytes a second that rebuilding a matrix of `nbytes` copies, its allocation included."""
+    source, index = torch.zeros(max(1, nbytes // 4096), 1024), torch.arange(max(1, nbytes // 4096))
+    return source.nbytes / _median_seconds(lambda: torch.cat([source[index], source[:0]]))

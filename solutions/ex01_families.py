@@ -1,0 +1,80 @@
+# Solutions of exercises 1.3: flashlite.families as the engine runs it.
+"""What a model family calls its layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flashlite.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import OPTConfig
+
+
+@dataclass(frozen=True)
+class Family:
+    """Names of a family's feed-forward weights in a checkpoint, with `{}` for the number of the layer.
+
+    up: the first projection, weight [ffn, d_model]; down: the second, weight [d_model, ffn].
+    """
+
+    model_type: str
+    prefix: str
+    layer: str
+    up: str
+    down: str
+
+    def canonical(self, name: str) -> str | None:
+        """A checkpoint's name for a tensor as transformers spells it today; None for one that isn't needed.
+
+        Old files say `decoder.x`, newer ones `model.decoder.x`. The head is the embedding, so its copy is dropped.
+        """
+        bare = name.removeprefix("model.")
+        return f"model.{bare}" if bare.startswith(self.prefix) else None
+
+
+OPT = Family(
+    model_type="opt",
+    prefix="decoder.",
+    layer="model.decoder.layers.{}.",
+    up="model.decoder.layers.{}.fc1.weight",
+    down="model.decoder.layers.{}.fc2.weight",
+)
+
+
+def resident_and_streamed(config: OPTConfig) -> tuple[int, int]:
+    """How many of an OPT's weights selective persistence keeps in DRAM, and how many still stream for each token.
+
+    Streamed are the two matrices [ffn_dim, hidden_size] of every layer's FFN. Resident is all else: the token embedding
+    [vocab_size, word_embed_proj_dim], which is the head too and counts once; the position embedding, two rows longer
+    than max_position_embeddings; two projections without bias between word_embed_proj_dim and hidden_size, where these
+    differ; in every layer four attention matrices, all biases, and two norms of two vectors each; and the decoder's
+    last norm, which models with do_layer_norm_before have. (Paper: section 3.1, selective persistence)
+    """
+    # 1.3  Attention and embeddings are used whole for every token, so reading them again for each one would be wasted;
+    # of the FFN only a few neurons are. The larger the model, the larger the FFN's share (45 % in 125m, 64.5 % in
+    # 6.7b), and the more there is to save.
+    # Usual mistakes: counting the head beside the embedding it is tied to; forgetting the two extra positions, the
+    # biases, or one of the two norms in a layer; a last norm for 350m, which has none; streaming the FFN's biases.
+    d, ffn, embedding, norm = config.hidden_size, config.ffn_dim, config.word_embed_proj_dim, 2 * config.hidden_size
+    embeddings = config.vocab_size * embedding + (config.max_position_embeddings + 2) * d
+    projections = 0 if embedding == d else 2 * embedding * d
+    layer = 4 * (d * d + d) + (ffn + d) + 2 * norm
+    last_norm = norm if config.do_layer_norm_before else 0
+    resident = embeddings + projections + config.num_hidden_layers * layer + last_norm
+    return resident, config.num_hidden_layers * 2 * ffn * d
+
+
+def family_of(config: dict) -> Family:
+    """The family of a checkpoint's config.json. Raises CheckpointError if its FFN can't be streamed sparsely."""
+    if config.get("model_type") != OPT.model_type:
+        raise CheckpointError(f"model type {config.get('model_type')!r} is not supported: flashlite streams OPT")
+    if (activation := config.get("activation_function", "relu")) != "relu":
+        raise CheckpointError(
+            f"activation {activation!r} is not supported: only ReLU leaves neurons at exactly zero, so only with ReLU "
+            "can their weights stay on flash"
+        )
+    if not config.get("tie_word_embeddings", True):
+        raise CheckpointError("tie_word_embeddings is false: flashlite streams models whose head is the embedding")
+    return OPT

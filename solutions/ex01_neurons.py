@@ -1,0 +1,65 @@
+# Solutions of exercises 1.2: flashlite.neurons as the engine runs it.
+"""Neurons of a packed model, read from flash into rows of DRAM."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from flashlite.bundle import FFNShape, pieces
+from flashlite.flash import Backend, Counters, Ticket
+
+if TYPE_CHECKING:
+    from flashlite.store import Store
+
+
+class NeuronFile:
+    """The FFN's neurons on flash in one layout, whichever it is: a row in DRAM is always [up | down | padding].
+
+    layout: "split" needs two reads for a neuron, "bundled" one. Raises StoreError if the store lacks the layout.
+    """
+
+    def __init__(self, store: Store, layout: str, backend: Backend | None = None) -> None:
+        self.shape: FFNShape = store.shape
+        self._file = store.open_ffn(layout, backend)
+        self._pieces = pieces(layout, store.shape)
+        names = [piece.name for piece in self._pieces]
+        self._begins = [[store.piece_offset(layout, layer, name) for name in names] for layer in range(store.layers)]
+
+    @property
+    def counters(self) -> Counters:
+        """What was read so far."""
+        return self._file.counters
+
+    def submit(self, layer: int, neurons: np.ndarray, buffer: np.ndarray, rows: np.ndarray) -> list[Ticket]:
+        """Start reading: neuron `neurons[i]` lands in `buffer[rows[i]]`.
+
+        neurons, rows: [n] int64; buffer: [rows, record_bytes] uint8.
+        """
+        # 1.2  A row in DRAM looks the same in both layouts, so nothing above this function needs to know how neurons
+        # lie on flash. All records of a piece go to the drive together: that is what lets adjacent ones merge, and what
+        # keeps many reads in flight.
+        # Usual mistakes: a loop over neurons with one submit each (nothing merges); ignoring `rows`; forgetting where
+        # the layer or the piece begins; reading "down" over "up" because its column was left out; waiting inside
+        # submit, so that nothing can be done during the reads.
+        return [
+            self._file.submit(begin + neurons * piece.nbytes, piece.nbytes, buffer, rows, piece.column)
+            for begin, piece in zip(self._begins[layer], self._pieces, strict=True)
+        ]
+
+    def read(self, layer: int, neurons: np.ndarray, buffer: np.ndarray, rows: np.ndarray) -> None:
+        """`submit` and wait. Raises ReadError if any read fails."""
+        wait_all(self.submit(layer, neurons, buffer, rows))
+
+
+def wait_all(tickets: list[Ticket]) -> None:
+    """Wait for reads under way. Raises ReadError if any failed, after all have ended."""
+    failed = None
+    for ticket in tickets:
+        try:
+            ticket.wait()
+        except OSError as error:
+            failed = failed or error
+    if failed:
+        raise failed

@@ -1,0 +1,73 @@
+# Solutions of exercises 1.1: flashlite.stream as the engine runs it.
+"""Many neurons through little memory: passes that read the next part of a layer while this one is multiplied."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flashlite.bundle import unpack_bundles
+from flashlite.direct import aligned_buffer
+from flashlite.flash import Ticket
+from flashlite.neurons import NeuronFile, wait_all
+from flashlite.timing import Timing
+
+
+def relu_ffn(x: Tensor, up: Tensor, bias: Tensor, down: Tensor, keep: Tensor | None = None) -> Tensor:
+    """A feed-forward block by hand, without the down projection's bias: relu(x up^T + bias) down.
+
+    x: [tokens, d_model]; up: [n, d_model], one row a neuron; bias: [n]; down: [n, d_model], transposed, so that it has
+    one row a neuron too; keep: [tokens, n] bool, False where a token must leave a neuron out, or None for all.
+    Returns [tokens, d_model].
+    """
+    # 1.1  Both matrices have one row a neuron, so any subset of neurons is a subset of rows, and a sum over all neurons
+    # can be taken in parts. That is all that streaming needs. A neuron whose ReLU gives zero adds nothing: its rows
+    # needn't be read, which the next chapters use.
+    # Usual mistakes: applying the ReLU to the output, or not at all; adding the bias after the ReLU; applying `keep`
+    # before the bias, so that neurons left out still give relu(bias); changing bfloat16 to float32 by multiplying with
+    # a float mask.
+    h = torch.addmm(bias, x, up.T).relu_()
+    return (h if keep is None else h * keep) @ down
+
+
+class Stream:
+    """Two buffers of `rows` neurons each, shared by all layers, through which a layer's FFN passes.
+
+    A prompt, whose tokens together use most neurons, and the stages without a predictor read whole layers this way; a
+    token that needs more neurons than the pool holds reads the rest this way.
+    """
+
+    def __init__(self, file: NeuronFile, rows: int, dtype: torch.dtype, timing: Timing) -> None:
+        self.rows = rows
+        self._file, self._timing = file, timing
+        self._buffers = [aligned_buffer(rows, file.shape.record_bytes) for _ in range(2)]
+        self._matrices = [torch.from_numpy(buffer).view(dtype) for buffer in self._buffers]
+
+    def product(self, x: Tensor, layer: int, bias: Tensor, neurons: np.ndarray, keep: Tensor | None = None) -> Tensor:
+        """What these neurons of a layer compute, without the down projection's bias.
+
+        x: [tokens, d_model]; bias: [ffn], the up projection's; neurons: [n] int64, sorted; keep: [tokens, ffn] bool,
+        neurons to leave out where False, by token. Returns [tokens, d_model].
+        """
+        parts = [neurons[i : i + self.rows] for i in range(0, len(neurons), self.rows)]
+        out = torch.zeros_like(x)
+        tickets = self._submit(layer, parts, 0)
+        for i, part in enumerate(parts):
+            with self._timing.io:
+                following = self._submit(layer, parts, i + 1)
+                wait_all(tickets)
+            with self._timing.product:
+                out += self._multiply(x, i % 2, bias, part, keep)
+            tickets = following
+        return out
+
+    def _submit(self, layer: int, parts: list[np.ndarray], i: int) -> list[Ticket]:
+        if i >= len(parts):
+            return []
+        return self._file.submit(layer, parts[i], self._buffers[i % 2], np.arange(len(parts[i])))
+
+    def _multiply(self, x: Tensor, which: int, bias: Tensor, part: np.ndarray, keep: Tensor | None) -> Tensor:
+        index = torch.from_numpy(part)
+        up, down = unpack_bundles(self._matrices[which][: len(part)], self._file.shape.d_model)
+        return relu_ffn(x, up, bias[index], down, None if keep is None else keep[:, index])

@@ -1,0 +1,215 @@
+# Solutions of exercises 2.1, 2.2: flashlite.predictor as the engine runs it.
+"""Which neurons will fire, known before their weights are read. (Paper: section 3.1, predicting ReLU sparsity)
+
+A predictor is called with what enters a layer's FFN, x [tokens, d_model], and returns the neurons that any of these
+tokens needs: [n] int64, sorted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from flashlite.bundle import FFNShape
+from flashlite.direct import aligned_buffer
+from flashlite.errors import PredictorError
+from flashlite.neurons import NeuronFile
+
+FORMAT = 1
+INT8_BLOCK = 32  # torch's int8 product reads whole blocks, beyond the end of a matrix that is no multiple
+PARTS = ("a", "a_scale", "b", "b_scale", "bias")
+
+
+class Predictor(Protocol):
+    """Says which neurons of one layer fire."""
+
+    nbytes: int
+
+    def mask(self, x: Tensor) -> Tensor:
+        """By token: [tokens, ffn] bool. x: [tokens, d_model]."""
+
+
+def active_set(predictor: Predictor, x: Tensor) -> np.ndarray:
+    """The neurons that at least one token needs: [n] int64, sorted. x: [tokens, d_model]."""
+    # 2.1  A layer is computed for all tokens at once, so it needs the union of what they use. One token is the case
+    # that runs thousands of times, and there the union is the mask itself. Neuron numbers, sorted and each once, are
+    # what window and reads work with.
+    # Usual mistakes: only neurons that all tokens need (all instead of any); only the last token's; a neuron listed
+    # once for each token that needs it; the mask instead of neuron numbers.
+    mask = predictor.mask(x)
+    return np.flatnonzero(mask[0].numpy() if len(mask) == 1 else mask.any(0).numpy())
+
+
+@dataclass(frozen=True)
+class Int8Matrix:
+    """A weight matrix in a quarter of float32's memory: values [out, in] int8, scale [out] bf16."""
+
+    values: Tensor
+    scale: Tensor
+
+    def __post_init__(self) -> None:
+        out, inside = self.values.shape
+        if out % INT8_BLOCK or inside % INT8_BLOCK or not self.values.is_contiguous():
+            raise PredictorError(
+                f"a predictor's matrix of {out} x {inside} is no multiple of {INT8_BLOCK}: change its rank"
+            )
+
+    @classmethod
+    def of(cls, weight: Tensor) -> Int8Matrix:
+        """The nearest such matrix. weight: [out, in], floating point."""
+        scale = (weight.abs().amax(1) / 127).clamp(min=1e-12).bfloat16()
+        values = (weight / scale.float()[:, None]).round().clamp(-127, 127)
+        return cls(values.to(torch.int8).contiguous(), scale)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x W^T. x: [tokens, in] bfloat16. Returns [tokens, out] bfloat16."""
+        return torch._weight_int8pack_mm(x, self.values, self.scale)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.values.nbytes + self.scale.nbytes
+
+
+class LowRankPredictor:
+    """Two thin matrices that stand in for the up projection: where a neuron's score is positive, it should fire.
+
+    a: [rank, d_model]; b: [ffn, rank]; bias: [ffn] bfloat16, with the calibrated threshold already subtracted. The
+    weights are int8: a score must only be right about its sign, and each byte that a predictor takes is missing for
+    neurons.
+    """
+
+    def __init__(self, a: Int8Matrix, b: Int8Matrix, bias: Tensor) -> None:
+        self.a, self.b, self.bias = a, b, bias.bfloat16()
+        self.nbytes = a.nbytes + b.nbytes + self.bias.nbytes
+
+    @classmethod
+    def of(cls, a: Tensor, b: Tensor, bias: Tensor) -> LowRankPredictor:
+        """A predictor of float matrices, which it rounds. a: [rank, d_model]; b: [ffn, rank]; bias: [ffn]."""
+        return cls(Int8Matrix.of(a), Int8Matrix.of(b), bias)
+
+    @property
+    def rank(self) -> int:
+        """The width of the bottleneck."""
+        return len(self.a.values)
+
+    def scores(self, x: Tensor) -> Tensor:
+        """[tokens, ffn] bfloat16, positive where a neuron should fire. x: [tokens, d_model]."""
+        # 2.2  The up projection's sign is all that is wanted, and two thin matrices get it at a small part of its cost.
+        # The paper's sigmoid(s) > 0.5 is the same as s > 0, so no sigmoid is computed; the threshold sits in the bias,
+        # so it costs nothing either. The sum is added in place to the product's fresh result, which spares a copy of
+        # [tokens, ffn].
+        # Usual mistakes: leaving out the bias, and with it the threshold; subtracting it; a ReLU between the two
+        # matrices; passing x on without making it bfloat16; adding in place to self.bias, which then grows with each
+        # token.
+        return self.b(self.a(x.bfloat16())).add_(self.bias)
+
+    def mask(self, x: Tensor) -> Tensor:
+        """See Predictor."""
+        return self.scores(x) > 0
+
+
+class OraclePredictor:
+    """The true active set, computed by reading the whole up projection from flash for every token.
+
+    It makes every stage exact, so it separates the system's errors from the predictor's. It is slow, and its reads and
+    its buffer of 1 MiB are not counted with the model's.
+    """
+
+    BUFFER_BYTES = 1 << 20
+
+    def __init__(self, file: NeuronFile, layer: int, bias: Tensor) -> None:
+        self.nbytes = 0
+        self._file, self._layer, self._bias = file, layer, bias
+        rows = min(file.shape.neurons, max(1, self.BUFFER_BYTES // file.shape.record_bytes))
+        self._parts = np.array_split(np.arange(file.shape.neurons), -(-file.shape.neurons // rows))
+
+    def mask(self, x: Tensor) -> Tensor:
+        """See Predictor."""
+        buffer = aligned_buffer(len(self._parts[0]), self._file.shape.record_bytes)
+        up = torch.from_numpy(buffer).view(x.dtype)[:, : self._file.shape.d_model]
+        masks = []
+        for part in self._parts:
+            self._file.read(self._layer, part, buffer, np.arange(len(part)))
+            masks.append(torch.addmm(self._bias[torch.from_numpy(part)], x, up[: len(part)].T) > 0)
+        return torch.cat(masks, 1)
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """How good one layer's predictor is on held-out text.
+
+    active (truly) and predicted: shares of all neurons; recall: predicted share of the active ones; false_negatives:
+    missed share of the active ones; false_positives: wrongly predicted share of the inactive ones; window_rows[k-1]:
+    mean size of the union of k tokens' predicted sets, s_agg(k), in neurons.
+    """
+
+    rank: int
+    active: float
+    predicted: float
+    recall: float
+    false_negatives: float
+    false_positives: float
+    window_rows: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class PredictorSet:
+    """The predictors of all layers with what is known of them."""
+
+    layers: Sequence[LowRankPredictor]
+    reports: Sequence[LayerReport]
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file, under a temporary name until it is complete."""
+        tensors: dict[str, Tensor] = {}
+        for i, layer in enumerate(self.layers):
+            parts = zip(PARTS, (layer.a.values, layer.a.scale, layer.b.values, layer.b.scale, layer.bias), strict=True)
+            tensors |= {f"layers.{i}.{name}": tensor.contiguous() for name, tensor in parts}
+        metadata = {"format": str(FORMAT), "reports": json.dumps([vars(report) for report in self.reports])}
+        unfinished = path.with_name(f".{path.name}.writing-{os.getpid()}")
+        try:
+            save_file(tensors, unfinished, metadata)
+            unfinished.replace(path)
+        except (OSError, SafetensorError) as error:
+            raise PredictorError(f"{path} cannot be written: {error}") from error
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path, layers: int, shape: FFNShape) -> PredictorSet:
+        """Read the file of a model with these layers. Raises PredictorError if it is missing, damaged or another's."""
+        if not path.exists():
+            raise PredictorError(
+                f"{path.parent} has no predictor: run `flashlite train-predictor {path.parent} --text FILES`, "
+                "or use predictor='oracle'"
+            )
+        try:
+            with safe_open(path, "pt") as file:
+                metadata: dict[str, Any] = file.metadata() or {}
+                if metadata.get("format") != str(FORMAT):
+                    raise PredictorError(f"{path} has another format than {FORMAT}: train the predictor again")
+                parts = [[file.get_tensor(f"layers.{i}.{name}").clone() for name in PARTS] for i in range(layers)]
+                reports = [
+                    LayerReport(**report | {"window_rows": tuple(report["window_rows"])})
+                    for report in json.loads(metadata["reports"])
+                ]
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+            raise PredictorError(f"{path} is damaged or another model's: {error}; train the predictor again") from None
+        for part in parts:
+            rank = len(part[0])
+            expected = [(rank, shape.d_model), (rank,), (shape.neurons, rank), (shape.neurons,), (shape.neurons,)]
+            if [tuple(tensor.shape) for tensor in part] != expected:
+                raise PredictorError(f"{path} was trained for another model: train the predictor again")
+        predictors = [LowRankPredictor(Int8Matrix(p[0], p[1]), Int8Matrix(p[2], p[3]), p[4]) for p in parts]
+        return cls(predictors, reports)

@@ -1,0 +1,166 @@
+"""Exercises 0.2 and 0.3: what reads cost on a drive, and what a token costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from flashlite.cost import Speeds, Work, io_ms, token_ms
+from flashlite.course.checks import expect, rng
+from flashlite.probe import Curve
+
+SIZES, DEPTHS = (4096, 16384, 65536), (1, 4, 16, 64)
+
+
+@dataclass(frozen=True)
+class Drive:
+    """A drive whose throughput is base * size^p * depth^q, within what was measured."""
+
+    base: float
+    p: float
+    q: float
+
+    def rate(self, nbytes: float, depth: float) -> float:
+        """Bytes a second with `depth` reads of `nbytes` in flight."""
+        size = min(max(nbytes, SIZES[0]), SIZES[-1]) / SIZES[0]
+        return self.base * size**self.p * min(max(depth, DEPTHS[0]), DEPTHS[-1]) ** self.q
+
+    def curve(self) -> Curve:
+        """What a probe of this drive measures; in log-log scale it is a plane, so that interpolation is exact."""
+        rows = tuple(tuple(self.rate(size, depth) / 1e6 for depth in DEPTHS) for size in SIZES)
+        return Curve("aio", 512, True, SIZES, DEPTHS, rows, 3000.0)
+
+    def ms(self, nbytes: float, size: float, depth: float) -> float:
+        """Milliseconds for `nbytes` in reads of this size and depth."""
+        return 1e3 * nbytes / self.rate(size, depth)
+
+
+def any_drive(random: np.random.Generator) -> Drive:
+    """A drive of its own for each grading."""
+    return Drive(random.uniform(20e6, 90e6), random.uniform(0.5, 0.8), random.uniform(0.4, 0.7))
+
+
+@pytest.mark.points("0.2", 1)
+def test_one_read_in_flight_costs_what_its_size_costs() -> None:
+    random = rng()
+    drive, size, reads = any_drive(random), random.uniform(5000, 15000), int(random.integers(50, 200))
+    nbytes, right = reads * size, drive.ms(reads * size, size, 1)
+    mistakes = {
+        "These are seconds; milliseconds are asked for.": right / 1e3,
+        "This is the time of one read; all of them are asked for.": right / reads,
+        "The rate depends on the size of one read, nbytes / reads, not on all bytes.": drive.ms(nbytes, nbytes, 1),
+        "All reads were taken to be in flight at once; each batch waits for the one before.": drive.ms(
+            nbytes, size, reads
+        ),
+        "curve.rate is in bytes a second already, not in MB.": right / 1e6,
+    }
+    found = io_ms(drive.curve(), reads, nbytes, reads)
+    expect(found, right, f"{reads} reads in {reads} batches, ms", mistakes, 1e-6 * right)
+
+
+@pytest.mark.points("0.2", 2)
+def test_a_batch_is_in_flight_together() -> None:
+    random = rng()
+    drive, size, batches = any_drive(random), random.uniform(5000, 15000), int(random.integers(5, 9))
+    reads = batches * random.uniform(10, 40)
+    nbytes = reads * size
+    right = drive.ms(nbytes, size, reads / batches)
+    mistakes = {
+        "All reads were taken to be in flight at once; only those of one batch are.": drive.ms(nbytes, size, reads),
+        "The depth is reads / batches, not the number of batches.": drive.ms(nbytes, size, batches),
+        "The reads of a batch are in flight together, not one at a time.": drive.ms(nbytes, size, 1),
+        "These are seconds; milliseconds are asked for.": right / 1e3,
+        "This is the time of one batch; all of them are asked for.": right / batches,
+        "This is each batch's time as if it moved all bytes.": right * batches,
+        "The rate depends on the size of one read, nbytes / reads, not on all bytes.": drive.ms(
+            nbytes, nbytes, reads / batches
+        ),
+    }
+    found = io_ms(drive.curve(), reads, nbytes, batches)
+    expect(found, right, f"{reads:.1f} reads in {batches} batches, ms", mistakes, 1e-6 * right)
+
+
+@pytest.mark.points("0.2", 1)
+def test_extremes() -> None:
+    random = rng()
+    drive, size = any_drive(random), random.uniform(5000, 15000)
+    curve, few = drive.curve(), random.uniform(0.1, 0.9)
+    expect(io_ms(curve, 0, 0, 12), 0.0, "a token that reads nothing, ms", {}, 1e-12)
+    right = drive.ms(few * size, size, 1)
+    found = io_ms(curve, few, few * size, 12)
+    mistakes = {"A fraction of a read still costs only its own bytes.": right / few}
+    expect(found, right, f"{few:.2f} reads a token in 12 batches, ms", mistakes, 1e-6 * right)
+    right = drive.ms(9000 * size, size, DEPTHS[-1])
+    expect(io_ms(curve, 9000, 9000 * size, 3), right, "3000 reads a batch, measured to 64, ms", {}, 1e-6 * right)
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token's work with the milliseconds of its parts."""
+
+    curve: Curve
+    work: Work
+    speeds: Speeds
+    io: float
+    memory: float
+    product: float
+
+
+def any_token(overlapped: bool, product_share: float) -> Token:
+    """A token whose products take `product_share` of the time that its reads take."""
+    random = rng()
+    drive, size, batches = any_drive(random), random.uniform(5000, 15000), int(random.integers(5, 30))
+    reads = batches * random.uniform(2, 40)
+    io = drive.ms(reads * size, size, reads / batches)
+    memory, product = io * random.uniform(0.1, 0.4), io * product_share
+    speeds = Speeds(random.uniform(1e9, 9e9), random.uniform(1e9, 9e9), random.uniform(1, 9))
+    work = Work(reads, reads * size, batches, memory * speeds.copy / 1e3, product * speeds.product / 1e3, overlapped)
+    return Token(drive.curve(), work, speeds, io, memory, product)
+
+
+def check_token(token: Token, flash_and_product: float, mistakes: dict[str, float]) -> None:
+    """Compare token_ms with the sum of the parts."""
+    right = token.speeds.rest_ms + token.memory + flash_and_product
+    usual = {
+        "The rest of the token, speeds.rest_ms, is missing.": right - token.speeds.rest_ms,
+        "Memory management is missing.": right - token.memory,
+        "speeds.rest_ms is in milliseconds already.": right + 999 * token.speeds.rest_ms,
+        "These are seconds; milliseconds are asked for.": right / 1e3,
+        "Bytes / (bytes a second) are seconds, not milliseconds.": (
+            right - token.memory - token.product + (token.memory + token.product) / 1e3
+        ),
+    }
+    found = token_ms(token.curve, token.work, token.speeds)
+    expect(found, right, f"overlapped = {token.work.overlapped}: one token, ms", mistakes | usual, 1e-6 * right)
+
+
+@pytest.mark.points("0.3", 1)
+def test_parts_add_up_without_overlap() -> None:
+    token = any_token(overlapped=False, product_share=0.7)
+    rest = token.speeds.rest_ms + token.memory
+    alone = "Reads and products add up: nothing overlaps unless work.overlapped says so."
+    check_token(token, token.io + token.product, {alone: rest + token.io, alone + " ": rest + token.product})
+    idle = replace(token.work, reads=0, bytes=0, copied_bytes=0, product_bytes=0)
+    expect(token_ms(token.curve, idle, token.speeds), token.speeds.rest_ms, "a token without FFNs, ms", {}, 1e-9)
+
+
+@pytest.mark.points("0.3", 1)
+@pytest.mark.parametrize("product_share", [0.5, 2.5])
+def test_the_slower_of_reads_and_products_counts_where_they_overlap(product_share: float) -> None:
+    token = any_token(True, product_share)
+    rest, io, memory, product = token.speeds.rest_ms, token.io, token.memory, token.product
+    copies = "Only reads and products overlap: copies, and the rest, still take their own time."
+    mistakes = {
+        "With work.overlapped, products run during the reads: the slower of the two counts.": rest
+        + memory
+        + io
+        + product,
+        "The slower of the two counts, not the faster.": rest + memory + min(io, product),
+        copies: rest + max(io, memory + product),
+        copies + " ": rest + max(io, memory, product),
+        copies + "  ": max(io, rest + memory + product),
+        copies + "   ": rest + max(io + memory, product),
+    }
+    check_token(token, max(io, product), mistakes)
