@@ -85,7 +85,7 @@ class Pool:
         # loaded than dropped, the others take rows from self.num_used on. If more are dropped than loaded, holes
         # remain, and self._fill_holes closes them: it fills holes by moving weights down from the last rows in use. A
         # row that is about to be read into must not be among those that it moves, or the read would land in the wrong
-        # place; so think about which of the free rows the new neurons take.
+        # place; so think about which of the free rows they take.
         # Afterwards self.num_used is the number of neurons held, and the used rows have no gap. For each neuron held
         # self._row_of_neuron, and for each used row self._neuron_of_row and self._bias are right; for all other neurons
         # self._row_of_neuron is -1.
@@ -94,8 +94,8 @@ class Pool:
         # use afterwards, raise ValueError and change nothing. Allocate no new buffer.
         # Example: rows 0 to 3 hold the neurons [7 3 9 4], capacity 6
         #   place(load=[5 8], drop=[9])      -> rows [2 4]; the rows now hold [7 3 5 4 8], none was moved
-        #   place(load=[2], drop=[8 7 3])    -> rows [0]; rows 1 and 4 are left as holes, _fill_holes([1 4]) moves row 3 to row 1;
-        #                                       the rows now hold [2 4 5]
+        #   place(load=[2], drop=[8 7 3])    -> rows [0]; rows 1 and 4 are left as holes, self._fill_holes([1 4])
+        #                                       moves row 3 to row 1; the rows now hold [2 4 5]
         # Provided: self._settle(neurons, rows) notes in both maps and the bias that neurons lie in rows.
         # self._fill_holes(holes) takes holes in ascending order, lowers self.num_used by their number and counts the
         # rows it moves. It must know the neuron of every used row that isn't a hole.

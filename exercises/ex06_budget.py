@@ -7,11 +7,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from flashlite.errors import BudgetError
 from flashlite.resident import ResidentWeights
-from flashlite.stages import Stage
-from flashlite.store import Store
+
+if TYPE_CHECKING:
+    from flashlite.stages import Stage
+    from flashlite.store import Store
 
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 FEWEST_ROWS = 16  # of a layer's neurons, and of a read buffer
@@ -54,8 +57,7 @@ def split_rows(total: int, needs: Sequence[float], neurons: int, spare: int) -> 
     give or take two rows. Rows that a full layer leaves go to the others: unless every layer is full, less is left over
     than one row for each layer and copy.
     """
-    # TODO 6.1  split a DRAM budget over the layers (6 points, 25 minutes, paper section 3.3, its Req_i; sharing a
-    # budget goes beyond it)
+    # TODO 6.1  split a DRAM budget over the layers (6 points, 25 minutes, paper section 3.3 (Req_i) and beyond it)
     # The paper gives each layer as many rows as its window needs. If DRAM is short, the rows there are must be shared.
     # Return how many rows each layer gets, as a tuple of int in the order of `needs`.
     # One scale holds for all layers: a layer gets scale * need rows, but at least FEWEST_ROWS and at most `neurons`,
@@ -72,7 +74,7 @@ def split_rows(total: int, needs: Sequence[float], neurons: int, spare: int) -> 
     #   total = 200, neurons = 1000, spare = 2 -> (16, 16, 56)     16 + 16 + 56 + 2 * 56 = 200
     #   total = 1000, neurons = 100, spare = 2 -> (100, 100, 100)  every layer is full
     # where shares aren't whole, rows may differ from these by up to two
-    # Provided: FEWEST_ROWS.
+    # Provided: FEWEST_ROWS, above.
     raise NotImplementedError("exercise 6.1: delete this line and write split_rows, see the TODO above")
 
 

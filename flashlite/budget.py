@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from flashlite.errors import BudgetError
 from flashlite.resident import ResidentWeights
-from flashlite.stages import Stage
-from flashlite.store import Store
+
+if TYPE_CHECKING:
+    from flashlite.stages import Stage
+    from flashlite.store import Store
 
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 FEWEST_ROWS = 16  # of a layer's neurons, and of a read buffer

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,7 +12,9 @@ from flashlite.bundle import round_up
 from flashlite.direct import PAGE, aligned_buffer
 from flashlite.flash import FlashFile
 from flashlite.neurons import wait_all
-from flashlite.store import Group, Store
+
+if TYPE_CHECKING:
+    from flashlite.store import Group, Store
 
 CHUNK = 64 * 1024  # bytes in which a group is read
 EMBEDDINGS = "embeddings"

@@ -6,11 +6,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from flashlite.errors import BudgetError
 from flashlite.resident import ResidentWeights
-from flashlite.stages import Stage
-from flashlite.store import Store
+
+if TYPE_CHECKING:
+    from flashlite.stages import Stage
+    from flashlite.store import Store
 
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 FEWEST_ROWS = 16  # of a layer's neurons, and of a read buffer
@@ -53,9 +56,9 @@ def split_rows(total: int, needs: Sequence[float], neurons: int, spare: int) -> 
     give or take two rows. Rows that a full layer leaves go to the others: unless every layer is full, less is left over
     than one row for each layer and copy.
     """
-    # 6.1  For a given scale the bounds are applied layer by layer, and the rows needed only grow with the scale; so the
-    # largest scale that fits is found by bisection. Bounds, copies and rows left by full layers then need no cases of
-    # their own.
+    # 6.1  The paper measures each layer's rows and doesn't share a budget; this goes beyond it. For a given scale the
+    # bounds are applied layer by layer, and the rows needed only grow with the scale; so the largest scale that fits is
+    # found by bisection. Bounds, copies and rows left by full layers then need no cases of their own.
     # Usual mistakes: sharing in proportion once and cutting to the bounds afterwards, so that the total is passed or
     # rows are left over; forgetting the spare copies; rounding up past the total.
     fewest = min(FEWEST_ROWS, neurons)

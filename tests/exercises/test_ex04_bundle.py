@@ -59,7 +59,13 @@ def test_a_row_holds_both_halves_of_a_neuron(dtype: torch.dtype) -> None:
         ),
     }
     for i, row in enumerate(row_by_row(up, down)):
-        expect(found[i], row, f"weights in row {i}", {text: wrong[i] for text, wrong in mistakes.items()})
+        wrong = {text: halves(rows[i]) for text, rows in mistakes.items()}
+        expect(halves(found[i]), halves(row), f"up and down weights in row {i}", wrong)
+
+
+def halves(row: Tensor) -> tuple[Tensor, Tensor]:
+    """A row's first D_MODEL weights, and those after them."""
+    return row[:D_MODEL], row[D_MODEL:]
 
 
 @pytest.mark.points("4.1", 1)
