@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import sync
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import OPTConfig, OPTForCausalLM
 
 import flashlite
+from flashlite.course.manifest import Course, read_course
 from flashlite.predictor import LayerReport, LowRankPredictor, PredictorSet
 from flashlite.store import PREDICTOR, Store
+
+ROOT = Path(__file__).parent.parent
 
 torch.set_num_threads(1)  # threads only get in each other's way in models this small
 
@@ -94,3 +99,21 @@ def tiny_store(tiny_model: OPTForCausalLM, tiny_checkpoint: Path, tmp_path_facto
     store = flashlite.pack(tiny_checkpoint, tmp_path_factory.mktemp("store") / "tiny")
     add_predictor(store, tiny_model)
     return store
+
+
+@pytest.fixture(scope="session")
+def course() -> Course:
+    """The course of this clone."""
+    return read_course(ROOT)
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Course:
+    """A copy of the course with untouched exercises, which a test may change."""
+    for name in ("exercises", "solutions", "flashlite", "tests/exercises"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "opt_mini"))
+    for name in ("course.toml", "pyproject.toml"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    copied = read_course(tmp_path)
+    sync.sync(copied, force=True)
+    return copied

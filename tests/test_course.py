@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import sync
+from conftest import ROOT
 from typer.testing import CliRunner
 
 from flashlite.cli import app, main
@@ -20,30 +21,6 @@ from flashlite.course.grade import Grade, grade, grade_one, tests_of
 from flashlite.course.manifest import STUBS, Course, find_course, read_course
 from flashlite.course.plug import choose, describe
 from flashlite.errors import FlashliteError
-
-ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def course() -> Course:
-    return read_course(ROOT)
-
-
-@pytest.fixture
-def clone(tmp_path: Path) -> Course:
-    """A copy of the course's own files, which a test may change; its engine is the installed one."""
-    for name in ("exercises", "solutions", "flashlite"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "opt_mini"))
-    shutil.copytree(ROOT / "tests/exercises", tmp_path / "tests/exercises")
-    for name in ("course.toml", "pyproject.toml"):
-        shutil.copyfile(ROOT / name, tmp_path / name)
-    return restore(read_course(tmp_path))
-
-
-def restore(course: Course) -> Course:
-    """Put the stubs back, whatever the student of this clone has done."""
-    sync.sync(course, force=True)
-    return course
 
 
 def edit(course: Course, file: str, old: str, new: str) -> Path:

@@ -12,7 +12,7 @@ import pytest
 
 from flashlite.course.generate import find_function
 from flashlite.course.grade import Grade, grade_one
-from flashlite.course.manifest import Course, read_course, tomllib
+from flashlite.course.manifest import Course, tomllib
 
 ROOT = Path(__file__).parent.parent
 
@@ -34,11 +34,6 @@ def load_mutants() -> list[Mutant]:
 
 
 MUTANTS = load_mutants()
-
-
-@pytest.fixture(scope="module")
-def course() -> Course:
-    return read_course(ROOT)
 
 
 def mutated(course: Course, mutant: Mutant) -> tuple[str, str]:
