@@ -185,7 +185,7 @@ class _AioBatch:
 
     def _enough(self, in_flight: int) -> int:
         """How many reads to wait for: all when none is left to submit, else few, so that the queue stays full."""
-        return in_flight if self._submitted == len(self._reads) else max(1, in_flight // 8)
+        return in_flight if self._submitted == len(self._reads) else max(1, in_flight // 32)
 
     def wait(self) -> np.ndarray:
         n = len(self._reads)

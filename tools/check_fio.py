@@ -15,7 +15,7 @@ import numpy as np
 
 from flashlite.probe import random_mb_s, scratch_file
 
-SIZES, DEPTHS, ROUNDS = (4096, 8192, 16384, 32768), (32, 128), 5
+SIZES, DEPTHS, ROUNDS = (4096, 8192, 16384, 32768), (32, 128), 9
 
 
 def fio_mb_s(path: Path, size: int, depth: int) -> float:
