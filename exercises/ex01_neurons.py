@@ -18,20 +18,21 @@ if TYPE_CHECKING:
 class NeuronFile:
     """The FFN's neurons on flash in one layout, whichever it is: a row in DRAM is always [up | down | padding].
 
-    layout: "split" needs two reads for a neuron, "bundled" one. Raises StoreError if the store lacks the layout.
+    layout: "split" needs two reads for a neuron, "bundled" one. pieces: what the layout stores for a layer;
+    begins[layer]: where each piece begins in the file, bytes. Raises StoreError if the store lacks the layout.
     """
 
     def __init__(self, store: Store, layout: str, backend: Backend | None = None) -> None:
         self.shape: FFNShape = store.shape
-        self._file = store.open_ffn(layout, backend)
-        self._pieces = pieces(layout, store.shape)
-        names = [piece.name for piece in self._pieces]
-        self._begins = [[store.piece_offset(layout, layer, name) for name in names] for layer in range(store.layers)]
+        self.file = store.open_ffn(layout, backend)
+        self.pieces = pieces(layout, store.shape)
+        names = [piece.name for piece in self.pieces]
+        self.begins = [[store.piece_offset(layout, layer, name) for name in names] for layer in range(store.layers)]
 
     @property
     def counters(self) -> Counters:
         """What was read so far."""
-        return self._file.counters
+        return self.file.counters
 
     def submit(self, layer: int, neurons: np.ndarray, buffer: np.ndarray, rows: np.ndarray) -> list[Ticket]:
         """Start reading: neuron `neurons[i]` lands in `buffer[rows[i]]`.
@@ -54,10 +55,10 @@ class NeuronFile:
         #   split:   4 reads, from "up" and from "down": 8192 bytes at 5 * 4096, and 4096 bytes at 9 * 4096
         #   bundled: 2 reads, from "bundle": 16384 bytes at 5 * 8192, and 8192 bytes at 9 * 8192
         # where 0 is the byte of the file at which the piece begins in this layer.
-        # Provided: self._pieces lists the layout's pieces, each with name, nbytes and column; self._begins[layer][p] is
-        # the byte of the file at which piece p of a layer begins. self._file.submit(offsets, size, buffer, rows,
-        # column) starts reading records of `size` bytes at `offsets` ([n] int64, bytes in the file) into
-        # buffer[rows[i], column:], and gives a ticket.
+        # Provided: self.pieces lists the layout's pieces, each with name, nbytes and column; self.begins[layer][p] is
+        # the byte of the file at which piece p of a layer begins. self.file.submit(offsets, size, buffer, rows, column)
+        # starts reading records of `size` bytes at `offsets` ([n] int64, bytes in the file) into buffer[rows[i],
+        # column:], and gives a ticket.
         raise NotImplementedError("exercise 1.2: delete this line and write submit, see the TODO above")
 
     def read(self, layer: int, neurons: np.ndarray, buffer: np.ndarray, rows: np.ndarray) -> None:

@@ -40,6 +40,9 @@ def relu_ffn(x: Tensor, up: Tensor, bias: Tensor, down: Tensor, keep: Tensor | N
 class Stream:
     """Two buffers of `rows` neurons each, shared by all layers, through which a layer's FFN passes.
 
+    Each piece of the layout has a buffer of its own, so that neighbours on flash are neighbours in DRAM and arrive in
+    one long stretch; halves of neurons scattered to a pool's rows arrive at half of that speed.
+
     A prompt, whose tokens together use most neurons, and the stages without a predictor read whole layers this way; a
     token that needs more neurons than the pool holds reads the rest this way.
     """
@@ -47,8 +50,8 @@ class Stream:
     def __init__(self, file: NeuronFile, rows: int, dtype: torch.dtype, timing: Timing) -> None:
         self.rows = rows
         self._file, self._timing = file, timing
-        self._buffers = [aligned_buffer(rows, file.shape.record_bytes) for _ in range(2)]
-        self._matrices = [torch.from_numpy(buffer).view(dtype) for buffer in self._buffers]
+        self._buffers = [[aligned_buffer(rows, piece.nbytes) for piece in file.pieces] for _ in range(2)]
+        self._matrices = [[torch.from_numpy(b).view(dtype) for b in buffers] for buffers in self._buffers]
 
     def product(self, x: Tensor, layer: int, bias: Tensor, neurons: np.ndarray, keep: Tensor | None = None) -> Tensor:
         """What these neurons of a layer compute, without the down projection's bias.
@@ -71,9 +74,14 @@ class Stream:
     def _submit(self, layer: int, parts: list[np.ndarray], i: int) -> list[Ticket]:
         if i >= len(parts):
             return []
-        return self._file.submit(layer, parts[i], self._buffers[i % 2], np.arange(len(parts[i])))
+        file, rows = self._file, np.arange(len(parts[i]))
+        return [
+            file.file.submit(begin + parts[i] * piece.nbytes, piece.nbytes, buffer, rows)
+            for begin, piece, buffer in zip(file.begins[layer], file.pieces, self._buffers[i % 2], strict=True)
+        ]
 
     def _multiply(self, x: Tensor, which: int, bias: Tensor, part: np.ndarray, keep: Tensor | None) -> Tensor:
         index = torch.from_numpy(part)
-        up, down = unpack_bundles(self._matrices[which][: len(part)], self._file.shape.d_model)
+        pieces = [matrix[: len(part)] for matrix in self._matrices[which]]
+        up, down = pieces if len(pieces) == 2 else unpack_bundles(pieces[0], self._file.shape.d_model)
         return relu_ffn(x, up, bias[index], down, None if keep is None else keep[:, index])

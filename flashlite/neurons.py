@@ -16,20 +16,21 @@ if TYPE_CHECKING:
 class NeuronFile:
     """The FFN's neurons on flash in one layout, whichever it is: a row in DRAM is always [up | down | padding].
 
-    layout: "split" needs two reads for a neuron, "bundled" one. Raises StoreError if the store lacks the layout.
+    layout: "split" needs two reads for a neuron, "bundled" one. pieces: what the layout stores for a layer;
+    begins[layer]: where each piece begins in the file, bytes. Raises StoreError if the store lacks the layout.
     """
 
     def __init__(self, store: Store, layout: str, backend: Backend | None = None) -> None:
         self.shape: FFNShape = store.shape
-        self._file = store.open_ffn(layout, backend)
-        self._pieces = pieces(layout, store.shape)
-        names = [piece.name for piece in self._pieces]
-        self._begins = [[store.piece_offset(layout, layer, name) for name in names] for layer in range(store.layers)]
+        self.file = store.open_ffn(layout, backend)
+        self.pieces = pieces(layout, store.shape)
+        names = [piece.name for piece in self.pieces]
+        self.begins = [[store.piece_offset(layout, layer, name) for name in names] for layer in range(store.layers)]
 
     @property
     def counters(self) -> Counters:
         """What was read so far."""
-        return self._file.counters
+        return self.file.counters
 
     def submit(self, layer: int, neurons: np.ndarray, buffer: np.ndarray, rows: np.ndarray) -> list[Ticket]:
         """Start reading: neuron `neurons[i]` lands in `buffer[rows[i]]`.
@@ -37,8 +38,8 @@ class NeuronFile:
         neurons, rows: [n] int64; buffer: [rows, record_bytes] uint8.
         """
         return [
-            self._file.submit(begin + neurons * piece.nbytes, piece.nbytes, buffer, rows, piece.column)
-            for begin, piece in zip(self._begins[layer], self._pieces, strict=True)
+            self.file.submit(begin + neurons * piece.nbytes, piece.nbytes, buffer, rows, piece.column)
+            for begin, piece in zip(self.begins[layer], self.pieces, strict=True)
         ]
 
     def read(self, layer: int, neurons: np.ndarray, buffer: np.ndarray, rows: np.ndarray) -> None:
