@@ -11,6 +11,7 @@ import errno
 import os
 import platform
 import sys
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -96,6 +97,7 @@ class Threads:
 # Linux native AIO. The kernel reads these structures, so a whole batch is one NumPy array and needs no Python loop.
 _SYSCALLS = {"x86_64": (206, 207, 208, 209), "aarch64": (0, 1, 4, 2)}
 _PREADV = 7
+POLL_SECONDS = 2e-3
 _IOCB = np.dtype(
     [
         *(("data", "u8"), ("key", "u4"), ("rw", "u4"), ("opcode", "u2"), ("priority", "i2"), ("fd", "i4")),
@@ -183,24 +185,31 @@ class _AioBatch:
             self._submitted += max(taken, 1)
             room -= max(taken, 0)
 
-    def _enough(self, in_flight: int) -> int:
-        """How many reads to wait for: all when none is left to submit, else few, so that the queue stays full."""
-        return in_flight if self._submitted == len(self._reads) else max(1, in_flight // 32)
-
     def wait(self) -> np.ndarray:
-        n = len(self._reads)
-        while self._done < n:
-            ready = min(self._submitted - self._done, len(self._events))
-            if ready:
-                got = _syscall(
-                    self._aio.getevents, ctypes.c_ulong(self._queue), ctypes.c_long(self._enough(ready)),
-                    ctypes.c_long(ready), ctypes.c_void_p(self._events.ctypes.data), ctypes.c_void_p(None),
-                )  # fmt: skip
-                if got < 0:
-                    raise OSError(-got, f"io_getevents: {os.strerror(-got)}")
-                finished = self._events[:got]
-                self._results[finished["data"].astype(np.int64)] = finished["result"]
-                self._done += got
+        while self._done < len(self._reads):
+            if self._submitted > self._done:
+                self._reap()
             self._fill_queue()
         self._aio.release(self._queue)
         return self._results
+
+    def _reap(self) -> None:
+        """Note the reads that have finished, at least one. Asks again and again at first, because sleeping until the
+        drive wakes us costs about as long as a small read takes, at every layer of every token."""
+        patience = time.perf_counter() + POLL_SECONDS
+        while (got := self._finished(0)) == 0 and time.perf_counter() < patience:
+            pass
+        finished = self._events[: got or self._finished(1)]
+        self._results[finished["data"].astype(np.int64)] = finished["result"]
+        self._done += len(finished)
+
+    def _finished(self, least: int) -> int:
+        """How many reads have finished, their events in `_events`; waits until there are `least`."""
+        got = _syscall(
+            self._aio.getevents, ctypes.c_ulong(self._queue), ctypes.c_long(least),
+            ctypes.c_long(min(self._submitted - self._done, len(self._events))),
+            ctypes.c_void_p(self._events.ctypes.data), ctypes.c_void_p(None),
+        )  # fmt: skip
+        if got < 0:
+            raise OSError(-got, f"io_getevents: {os.strerror(-got)}")
+        return got
