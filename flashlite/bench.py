@@ -190,7 +190,7 @@ def _row(
     copied = 0.0 if stage.memory.spare == 0 or not stage.predictor else row["rows_moved"] * store.shape.record_bytes
     work = Work(
         row["reads_per_token"], row["bytes_per_token"], row["batches_per_token"], copied, row["product_bytes"],
-        overlapped=not stage.predictor,
+        overlapped=False,
     )  # fmt: skip
     speeds = Speeds(row["product_bytes_a_second"], row["copy_bytes_a_second"], dense["rest_ms"])
     return row | {"predicted_ms": token_ms(curve, work, speeds)}

@@ -39,9 +39,11 @@ class StreamedFFN(nn.Module):
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """x: [tokens, d_model], the normed input of the FFN. Returns its output, the same shape.
 
-        keep: [tokens, ffn] bool, which neurons take part; all unless given.
+        keep: [tokens, ffn] bool, which neurons take part; all unless given. A prompt reads ahead while it multiplies. A
+        single token reads, then multiplies, as at every stage of the paper: its latency is I/O + memory + compute.
         """
-        return self.stream.product(x, self.layer, self.up_bias, self._all, keep) + self.down_bias
+        ahead = len(x) > 1
+        return self.stream.product(x, self.layer, self.up_bias, self._all, keep, ahead) + self.down_bias
 
     def part(self, x: Tensor, neurons: np.ndarray) -> Tensor:
         """What these neurons ([n] int64, sorted) contribute, without the bias. x: [tokens, d_model]."""

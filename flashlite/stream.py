@@ -1,4 +1,4 @@
-"""Many neurons through little memory: passes that read the next part of a layer while this one is multiplied."""
+"""Many neurons through little memory: passes over a layer, the next part read while this one is multiplied."""
 
 from __future__ import annotations
 
@@ -40,22 +40,26 @@ class Stream:
         self._buffers = [[aligned_buffer(rows, piece.nbytes) for piece in file.pieces] for _ in range(2)]
         self._matrices = [[torch.from_numpy(b).view(dtype) for b in buffers] for buffers in self._buffers]
 
-    def product(self, x: Tensor, layer: int, bias: Tensor, neurons: np.ndarray, keep: Tensor | None = None) -> Tensor:
+    def product(
+        self, x: Tensor, layer: int, bias: Tensor, neurons: np.ndarray, keep: Tensor | None = None, ahead: bool = True,
+    ) -> Tensor:  # fmt: skip
         """What these neurons of a layer compute, without the down projection's bias.
 
         x: [tokens, d_model]; bias: [ffn], the up projection's; neurons: [n] int64, sorted; keep: [tokens, ffn] bool,
-        neurons to leave out where False, by token. Returns [tokens, d_model].
+        neurons to leave out where False, by token; ahead: read the next part while multiplying this one. Returns
+        [tokens, d_model].
         """
         parts = [neurons[i : i + self.rows] for i in range(0, len(neurons), self.rows)]
         out = torch.zeros_like(x)
         tickets = self._submit(layer, parts, 0)
         for i, part in enumerate(parts):
             with self._timing.io:
-                following = self._submit(layer, parts, i + 1)
+                following = self._submit(layer, parts, i + 1) if ahead else []
                 wait_all(tickets)
             with self._timing.product:
                 out += self._multiply(x, i % 2, bias, part, keep)
-            tickets = following
+            with self._timing.io:
+                tickets = following if ahead else self._submit(layer, parts, i + 1)
         return out
 
     def _submit(self, layer: int, parts: list[np.ndarray], i: int) -> list[Ticket]:

@@ -171,9 +171,9 @@ def _summary(engine: Engine, total_ms: list[float]) -> dict[str, Any]:
 
 
 def _batches(engine: Engine) -> int:
-    """How often a token waits for reads: once a layer, or, streamed, for every two passes, the next being under way."""
+    """How often a token waits for reads: once a layer, or, streamed, once a pass."""
     layers, stage = engine.store.layers, engine.stage
-    passes = 1 if stage.predictor else -(-engine.store.shape.neurons // (2 * engine.stream.rows))
+    passes = 1 if stage.predictor else -(-engine.store.shape.neurons // engine.stream.rows)
     return layers * passes + (0 if stage.resident else layers + 1)
 
 
