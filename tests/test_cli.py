@@ -16,6 +16,7 @@ from transformers import OPTForCausalLM, PreTrainedTokenizerFast
 import flashlite
 from flashlite import cli
 from flashlite.errors import FlashliteError
+from flashlite.stages import parse_stages
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +125,8 @@ def test_eval_prints_both_perplexities_and_writes_them(
 
 
 def test_stages_are_parsed() -> None:
-    assert cli._parse_stages("0-5") == [0, 1, 2, 3, 4, 5]
-    assert cli._parse_stages("5,0") == [5, 0]
+    assert parse_stages("0-5") == [0, 1, 2, 3, 4, 5]
+    assert parse_stages("5,0") == [5, 0]
     for wrong in ("5-3", "0-6", "", "a"):
         with pytest.raises(FlashliteError):
-            cli._parse_stages(wrong)
+            parse_stages(wrong)

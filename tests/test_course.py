@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from flashlite.cli import app, main
 from flashlite.course.generate import find_function, generated_files
-from flashlite.course.grade import Grade, grade, grade_one, tests_of
+from flashlite.course.grade import Grade, exercise_tests, grade, grade_one
 from flashlite.course.manifest import STUBS, Course, find_course, read_course
 from flashlite.course.plug import choose, describe
 from flashlite.errors import FlashliteError
@@ -173,7 +173,7 @@ def test_one_exercise_is_judged_without_the_others_of_its_file(clone: Course) ->
 
 def test_every_exercise_file_has_its_tests(course: Course) -> None:
     present = {path.name for path in (ROOT / "tests/exercises").glob("test_ex*.py")}
-    assert present == {tests_of(course, e).name for e in course.exercises}
+    assert present == {exercise_tests(course, e).name for e in course.exercises}
 
 
 # The commands

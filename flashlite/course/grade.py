@@ -31,7 +31,7 @@ class Grade:
     message: str
 
 
-def tests_of(course: Course, exercise: Exercise) -> Path:
+def exercise_tests(course: Course, exercise: Exercise) -> Path:
     """The tests of an exercise's file."""
     return course.root / "tests" / "exercises" / f"test_{exercise.file}"
 
@@ -61,7 +61,7 @@ def grade_one(course: Course, folder: Path, exercise: Exercise, seed: int, time_
     with tempfile.TemporaryDirectory(prefix="flashlite-grade-") as scratch:
         result = Path(scratch) / "result.json"
         run = command({exercise.module: Plug(str(path.resolve()), others)}, "flashlite.course.run_tests")
-        arguments = [exercise.id, str(tests_of(course, exercise)), str(seed), str(result)]
+        arguments = [exercise.id, str(exercise_tests(course, exercise)), str(seed), str(result)]
         ended = _run([*run, *arguments], course.root, time_limit)
         if ended is None:
             return _grade(exercise, 0, "FAIL", f"still running after {time_limit:g} s: is there an endless loop?")

@@ -44,6 +44,10 @@ class Collector:
             error = getattr(report, "error", None)
             self.results.append({"points": 0, **(error or {"status": "ERROR", "message": str(report.longrepr)[-300:]})})
 
+    def pytest_internalerror(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """Note what ended pytest itself: a file that calls sys.exit when it is imported."""
+        self.results.append({"points": 0, **outcome(excinfo.value)})
+
     @pytest.hookimpl(wrapper=True)
     def pytest_make_collect_report(self, collector: pytest.Collector) -> Any:
         """Keep the exception behind a failed import, which pytest's report has only as text."""
