@@ -68,7 +68,7 @@ def test_predictors_find_what_fires_on_held_out_text(
 def test_predicted_neurons_suffice(store: Store, held_out: torch.Tensor, predictors: PredictorSet) -> None:
     dense = loss(dense_model(store), held_out)
     predicted = loss(predicted_model(store, list(predictors.layers)), held_out)
-    assert dense < 2.2
+    assert dense < 3.0  # nats; a model that knows nothing has log(4096) = 8.3
     assert abs(predicted - dense) < 0.01  # one per cent of perplexity
 
 
