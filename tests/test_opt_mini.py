@@ -68,7 +68,7 @@ def test_predictors_find_what_fires_on_held_out_text(
 def test_predicted_neurons_suffice(store: Store, held_out: torch.Tensor, predictors: PredictorSet) -> None:
     dense = loss(dense_model(store), held_out)
     predicted = loss(predicted_model(store, list(predictors.layers)), held_out)
-    assert dense < 3.0  # nats; a model that knows nothing has log(4096) = 8.3
+    assert dense < 2.75  # nats, measured 2.68: the first held-out files are harder than the average, see its card
     assert abs(predicted - dense) < 0.01  # one per cent of perplexity
 
 
@@ -76,4 +76,5 @@ def test_card_tells_the_measured_figures() -> None:
     record = json.loads((BUNDLED_MODEL / "training.json").read_text())
     card = (Path(BUNDLED_MODEL) / "README.md").read_text()
     assert f"{record['released']['held_out_loss']:.4f}" in card
+    assert record["released"]["held_out_loss"] < 1.7426  # what the first weights had on the same windows
     assert record["released"]["predicted_perplexity"] / record["released"]["dense_perplexity"] < 1.01
