@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +22,7 @@ import torch
 import transformers
 
 from flashlite.budget import parse_budget
+from flashlite.cap import Cap, memory_cap
 from flashlite.cost import Speeds, Work, token_ms
 from flashlite.direct import direct_alignment
 from flashlite.errors import FlashliteError
@@ -88,9 +91,8 @@ def run_worker(task: Task, command: Sequence[str] = WORKER) -> dict[str, Any]:
     try:
         result = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
-        raise FlashliteError(
-            f"the measuring process ended with code {done.returncode}: {_last_words(done.stderr)}"
-        ) from None
+        why = "killed for want of memory" if done.returncode == -signal.SIGKILL else _last_words(done.stderr)
+        raise FlashliteError(f"the measuring process ended with code {done.returncode}: {why}") from None
     if "error" in result:
         raise FlashliteError(result["error"])
     return result
@@ -105,12 +107,13 @@ def _last_words(stderr: str) -> str:
 
 def bench(
     store: Store, *, stages: Sequence[int], tokens: int = 64, prompt_tokens: int = 32, budget: int | str = "50%",
-    window: int = 5, predictor: str = "trained", rounds: int = 3, progress: Callable[[str], None] = lambda line: None,
-    worker: Sequence[str] = WORKER,
+    window: int = 5, predictor: str = "trained", rounds: int = 3, capped: bool = False,
+    progress: Callable[[str], None] = lambda line: None, worker: Sequence[str] = WORKER,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure stages of the ladder. Returns the JSON object that `flashlite bench` prints.
 
-    worker: the command that runs one measurement; another one may run the engine on somebody else's code.
+    capped: run every stage under a memory cap of the budget and the base, page cache included; worker: the command that
+    runs one measurement; another one may run the engine on somebody else's code.
 
     Raises FlashliteError, and shows no speed, if a stage doesn't give the dense model's tokens with the oracle.
     """
@@ -125,16 +128,20 @@ def bench(
         curve, ceiling = measure_ceiling(store, path)
         progress("dense model")
         dense = run_worker(task)
-        measured = _measure_rounds(task, stages, rounds, progress, worker)
-        again = run_worker(task)  # at both ends, so that a drift of the machine shows
+        total = parse_budget(budget, store.weight_bytes) + fixed_base(store, [dense], prompt_tokens + tokens)["total"]
+        with memory_cap(total) if capped else contextlib.nullcontext(Cap(total)) as cap:
+            measured = _measure_rounds(task, stages, rounds, progress, cap.wrap(worker))
+            peak = cap.peak_bytes
+        again = run_worker(task) if rounds > 1 else dense  # at both ends, so that a drift of the machine shows
         dense |= {key: (dense[key] + again[key]) / 2 for key in ("total_ms", "rest_ms")}
     rows = [_row(number, runs, curve, dense, store) for number, runs in measured.items()]
     return {
         "model": store.manifest["name"], "dtype": store.dtype_name, "weight_bytes": store.weight_bytes,
-        "budget_bytes": parse_budget(budget, store.weight_bytes), "memory_cap": {"bytes": None, "enforced": False},
+        "budget_bytes": parse_budget(budget, store.weight_bytes),
+        "memory_cap": {"bytes": total if capped else None, "enforced": cap.enforced, "how": cap.how, "peak_bytes": peak},
         "prompt_tokens": prompt_tokens, "new_tokens": tokens, "window": window, "rounds": rounds,
         "host": host(), "drive": drive(path), "ceiling": ceiling, "curve": curve.to_json(),
-        "dense": dense, "base": fixed_base(store, rows, prompt_tokens + tokens), "stages": rows,
+        "dense": dense, "base": fixed_base(store, [dense, *rows], prompt_tokens + tokens), "stages": rows,
     }  # fmt: skip
 
 
@@ -177,16 +184,20 @@ def _measure_rounds(
     return measured
 
 
+def medians(number: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The runs of a stage as one: medians of times. Raises FlashliteError if they read different amounts."""
+    if len({run["bytes_per_token"] for run in runs}) > 1:
+        raise FlashliteError(f"stage {number} read different amounts in different runs: counts must not vary")
+    row = {"stage": number, "name": NAMES[number], **runs[0]}
+    return row | {key: median(run[key] for run in runs) for key in runs[0] if key.endswith(("_ms", "_mb_s", "_second"))}
+
+
 def _row(
     number: int, runs: list[dict[str, Any]], curve: Curve, dense: dict[str, Any], store: Store
 ) -> dict[str, Any]:  # fmt: skip
     """One line of the table: medians over the rounds, with the cost model's prediction beside them."""
-    row = {"stage": number, "name": NAMES[number], **runs[0]}
-    row |= {key: median(run[key] for run in runs) for key in runs[0] if key.endswith(("_ms", "_mb_s", "_second"))}
-    row["peak_rss_bytes"] = max(run["peak_rss_bytes"] for run in runs)
+    row = medians(number, runs) | {"peak_rss_bytes": max(run["peak_rss_bytes"] for run in runs)}
     stage = LADDER[NAMES[number]]
-    if any(run["bytes_per_token"] != row["bytes_per_token"] for run in runs):
-        raise FlashliteError(f"stage {number} read different amounts in different runs: counts must not vary")
     copied = 0.0 if stage.memory.spare == 0 or not stage.predictor else row["rows_moved"] * store.shape.record_bytes
     work = Work(
         row["reads_per_token"], row["bytes_per_token"], row["batches_per_token"], copied, row["product_bytes"],

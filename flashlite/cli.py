@@ -203,6 +203,7 @@ def bench(
     window: WindowOption = 5,
     predictor: PredictorOption = "trained",
     rounds: Annotated[int, typer.Option(help="processes for each stage", min=1)] = 3,
+    memory_cap: Annotated[bool, typer.Option("--memory-cap", help="have the system enforce budget plus base")] = False,
     impl: ImplOption = "ref",
     json_file: JsonOption = None,
     plot: PlotOption = None,
@@ -215,7 +216,7 @@ def bench(
 
     result = measure(
         _open(model, dtype), stages=parse_stages(stages), tokens=tokens, prompt_tokens=prompt_tokens,
-        budget=dram_budget, window=window, predictor=predictor, rounds=rounds, progress=_progress,
+        budget=dram_budget, window=window, predictor=predictor, rounds=rounds, capped=memory_cap, progress=_progress,
         worker=plug.command(plugs, "flashlite.worker"),
     ) | {"impl": impl, "plugged": plugged}  # fmt: skip
     first, *rest = tables.summary_lines(result)

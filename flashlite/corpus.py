@@ -25,11 +25,11 @@ def is_held_out(path: Path) -> bool:
     return int(hashlib.md5(path.name.encode()).hexdigest(), 16) % 100 == 0
 
 
-def source_files() -> list[Path]:
+def source_files() -> Iterator[Path]:
     """Every Python file of the corpus that is installed here, in a fixed order."""
     paths = sysconfig.get_paths()
     roots = [Path(paths["stdlib"]), *(Path(paths["purelib"]) / package for package in PACKAGES)]
-    return [path for root in roots for path in _python_files(root)]
+    return (path for root in roots for path in _python_files(root))
 
 
 def _python_files(root: Path) -> Iterator[Path]:
@@ -47,10 +47,9 @@ def read_source(path: Path) -> str | None:
     return None if len(text) < MIN_CHARACTERS or max(map(len, text.split("\n"))) > MAX_LINE else text
 
 
-def corpus(held_out: bool) -> list[str]:
-    """The texts of one side of the split, without duplicates."""
+def corpus(held_out: bool) -> Iterator[str]:
+    """The texts of one side of the split, without duplicates; files are read only as far as texts are taken."""
     seen: set[bytes] = set()
-    texts = []
     for path in source_files():
         text = read_source(path)
         digest = hashlib.md5((text or "").encode()).digest()
@@ -58,5 +57,4 @@ def corpus(held_out: bool) -> list[str]:
             continue
         seen.add(digest)  # counted before the split, so a copy under another name never crosses it
         if is_held_out(path) == held_out:
-            texts.append(text)
-    return texts
+            yield text

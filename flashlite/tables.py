@@ -30,6 +30,7 @@ def summary_lines(result: dict[str, Any]) -> list[str]:
     host, ceiling, dense = result["host"], result["ceiling"], result["dense"]
     base, most = result["base"], max(stage["peak_rss_bytes"] for stage in result["stages"])
     budget, weights = result["budget_bytes"], result["weight_bytes"]
+    capped = [_cap_line(result["memory_cap"])] if result["memory_cap"]["bytes"] else []
     return [
         f"{result['model']} {result['dtype']}, {weights / 1e6:.1f} MB of weights, budget {budget / 1e6:.1f} MB "
         f"({budget / weights:.0%}), {result['new_tokens']} tokens after a prompt of {result['prompt_tokens']}",
@@ -40,7 +41,15 @@ def summary_lines(result: dict[str, Any]) -> list[str]:
         f"peak RSS {'never passes' if most <= budget + base['total'] else 'PASSES'} budget plus a base of "
         f"{base['total'] / 1e6:.1f} MB: libraries {base['libraries'] / 1e6:.1f}, KV cache "
         f"{base['kv_cache'] / 1e6:.1f}, activations and allocator {base['work'] / 1e6:.1f}",
+        *capped,
     ]
+
+
+def _cap_line(cap: dict[str, Any]) -> str:
+    if not cap["enforced"]:
+        return f"memory cap of {cap['bytes'] / 1e6:.1f} MB: NOT enforced, for the system grants no control group here"
+    most = f", of which at most {cap['peak_bytes'] / 1e6:.1f} were used" if cap["peak_bytes"] else ""
+    return f"memory cap of {cap['bytes'] / 1e6:.1f} MB, page cache included, enforced by {cap['how']}{most}"
 
 
 def ladder_table(result: dict[str, Any]) -> Table:
@@ -89,3 +98,23 @@ def token_line(calls: Sequence[CallCost], budget_bytes: int, seconds: float) -> 
         f"[{len(calls)} calls in {seconds:.1f} s; a token: {split}, {mean('bytes') / 1e6:.2f} MB in "
         f"{mean('reads'):.0f} reads; budget {budget_bytes / 1e6:.1f} MB]"
     )
+
+
+GAIN_COLUMNS = (
+    ("I/O ms", "io_ms", 1.0), ("memory ms", "memory_ms", 1.0), ("compute ms", "compute_ms", 1.0),
+    ("total ms", "total_ms", 1.0), ("MB/token", "bytes_per_token", 1e6), ("reads/token", "reads_per_token", 1.0),
+    ("DRAM MB", "dram_bytes", 1e6),
+)  # fmt: skip
+
+
+def gain_markdown(rows: Sequence[dict[str, Any]], names: Sequence[str] | None = None) -> str:
+    """Rows of `compare` in Markdown, the last one also in parts of the first; `names` instead of the stages'."""
+    names = names or [f"{row['stage']} {row['name']}" for row in rows]
+    head = "| | " + " | ".join(title for title, _, _ in GAIN_COLUMNS) + " | same tokens |"
+    lines = [head, "|---" * (len(GAIN_COLUMNS) + 2) + "|"]
+    for name, row in zip(names, rows, strict=True):
+        cells = [f"{row[key] / unit:.{0 if 'reads' in title else 2}f}" for title, key, unit in GAIN_COLUMNS]
+        lines.append(f"| {name} | {' | '.join(cells)} | {'yes' if row['tokens_equal'] else 'NO'} |")
+    ratios = [f"{rows[-1][key] / rows[0][key]:.2f}" if rows[0][key] > 1e-3 else "–" for _, key, _ in GAIN_COLUMNS]
+    lines.append(f"| *{names[-1]} / {names[0]}* | {' | '.join(f'*{ratio}*' for ratio in ratios)} | |")
+    return "\n".join(lines)

@@ -113,7 +113,8 @@ def measure_dense(task: Task, store: Store) -> dict[str, Any]:
     speed = product_speed(store.shape, store.layers, store.dtype, store.shape.neurons)
     rest = max(0.0, total - 1e3 * product_bytes(model) / speed)
     return {
-        "total_ms": total, "prompt_ms": prompt_ms, "dram_bytes": dram, "rest_ms": rest, "product_bytes_a_second": speed
+        "total_ms": total, "prompt_ms": prompt_ms, "dram_bytes": dram, "base_rss_bytes": before, "rest_ms": rest,
+        "product_bytes_a_second": speed,
     }  # fmt: skip
 
 
@@ -127,30 +128,36 @@ def measure_stage(task: Task, store: Store) -> dict[str, Any]:
     model = load(store, dram_budget=task.budget, stage=task.stage, predictor=task.predictor, window=task.window)
     total_ms, prompt_ms, chosen = forced(model, task.prompt, tokens)
     result = {"base_rss_bytes": base, "peak_rss_bytes": _status("VmHWM"), "prompt_ms": prompt_ms}
-    result |= _summary(model.flash, total_ms)
+    result |= per_token(model.flash, total_ms)
     result["agreement"] = float(np.mean([a == b for a, b in zip(chosen, tokens, strict=True)]))
     result |= _speeds(model.flash, store)
     if task.check:
         del model
         exact = load(store, dram_budget=task.budget, stage=task.stage, predictor="oracle", window=task.window)
-        found, logits = greedy(exact, task.prompt, task.tokens)
-        result["tokens_equal"] = found == tokens
-        result["max_logit_error"] = float((logits - reference["logits"]).abs().max())
-        _refuse_wrong(task.stage, result, store.dtype_name)
+        result |= exactness(exact, task.stage, task.prompt, tokens, reference["logits"])
     return result
 
 
-def _refuse_wrong(stage: int, result: dict[str, Any], dtype: str) -> None:
-    if not result["tokens_equal"] or not result["max_logit_error"] <= ALLOWED_ERROR[dtype]:
+def exactness(
+    model: OPTForCausalLM, stage: int, prompt: list[int], tokens: list[int], logits: Tensor
+) -> dict[str, Any]:  # fmt: skip
+    """How a stage with the oracle predictor compares with the dense model's tokens and logits [tokens, vocab].
+
+    Raises FlashliteError if the tokens differ, or the logits by more than rounding explains.
+    """
+    found, found_logits = greedy(model, prompt, len(tokens))
+    equal, error = found == tokens, float((found_logits - logits).abs().max())
+    if not equal or not error <= ALLOWED_ERROR[model.flash.store.dtype_name]:
         raise FlashliteError(
             f"stage {stage} ({NAMES[stage]}) is wrong: with the oracle predictor its tokens "
-            f"{'equal' if result['tokens_equal'] else 'differ from'} the dense model's and its logits are off by "
-            f"{result['max_logit_error']:.3g}; no speed is shown for a wrong answer"
+            f"{'equal' if equal else 'differ from'} the dense model's and its logits are off by {error:.3g}; "
+            "no speed is shown for a wrong answer"
         )
+    return {"tokens_equal": equal, "max_logit_error": error}
 
 
-def _summary(engine: Engine, total_ms: list[float]) -> dict[str, Any]:
-    """Per token: medians of times, means of counts."""
+def per_token(engine: Engine, total_ms: list[float]) -> dict[str, Any]:
+    """What an engine that decoded needed for a token: medians of times, means of counts. total_ms: each token's."""
     calls = [call for call in engine.calls if call.tokens == 1][WARM_UP:]
 
     def median(field: str) -> float:

@@ -88,7 +88,7 @@ def held_out_loss(folder: Path) -> float:
         OPTForCausalLM.from_pretrained(folder, dtype=torch.float32),
         AutoTokenizer.from_pretrained(folder),
     )
-    stream = torch.from_numpy(encode(corpus(held_out=True), tokenizer).astype("int64"))
+    stream = torch.from_numpy(encode(list(corpus(held_out=True)), tokenizer).astype("int64"))
     total = 0.0
     for i in range(HELD_OUT_WINDOWS):
         window = stream[i * POSITIONS : (i + 1) * POSITIONS + 1]
@@ -134,7 +134,7 @@ def main() -> None:
     log = record["log"]
     with tempfile.TemporaryDirectory() as folder:
         store = flashlite.pack(BUNDLED_MODEL, Path(folder) / "store")
-        train, held_out = corpus(held_out=False), corpus(held_out=True)
+        train, held_out = list(corpus(held_out=False)), list(corpus(held_out=True))
         for texts in (train, held_out):
             random.Random(0).shuffle(texts)
         windows = token_windows(held_out, store, HELD_OUT_TOKENS)

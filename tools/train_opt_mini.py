@@ -179,9 +179,9 @@ def schedule(step: int, steps: int, decay: float, warmup: int) -> float:
 
 def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
-    texts = corpus(held_out=False)
+    texts = list(corpus(held_out=False))
     tokenizer = AutoTokenizer.from_pretrained(args.init) if args.init else train_tokenizer(texts)
-    stream, held_out = encode(texts, tokenizer), encode(corpus(held_out=True), tokenizer)
+    stream, held_out = encode(texts, tokenizer), encode(list(corpus(held_out=True)), tokenizer)
     print(f"{len(stream) / 1e6:.1f} M tokens, {len(held_out) / 1e6:.2f} M held out", flush=True)
     model = Trainee()
     start = load_init(args.init, model) if args.init else {n: p.detach() for n, p in model.named_parameters()}

@@ -1,0 +1,129 @@
+"""A hard limit on memory, enforced by the operating system and counting the page cache too.
+
+    with memory_cap(500_000_000) as cap:
+        subprocess.run(cap.wrap(["python", "script.py"]))
+        print(cap.how, cap.peak_bytes)
+
+A process that passes the limit is killed, so a program that ends properly has proved what it needs. Linux offers this
+by control groups, version 1 or 2, or through systemd; where none of them is granted, `enforced` is False.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import subprocess
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+log = logging.getLogger("flashlite")
+
+CGROUPS = Path("/sys/fs/cgroup")
+ENTER = 'echo 0 > "$0/cgroup.procs" && exec "$@"'  # 0 means the process that writes
+
+
+@dataclass(frozen=True)
+class Cap:
+    """A limit of `nbytes`. how: what enforces it, None where nothing does; group: its control group's folder."""
+
+    nbytes: int
+    how: str | None = None
+    group: Path | None = None
+
+    @property
+    def enforced(self) -> bool:
+        """Whether the system would kill a process that passes the limit."""
+        return self.how is not None
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """The most memory, page cache included, that was in use so far; None where the system doesn't say."""
+        for name in ("memory.max_usage_in_bytes", "memory.peak"):
+            if self.group is not None and (self.group / name).exists():
+                return int((self.group / name).read_text())
+        return None
+
+    def wrap(self, command: Sequence[str]) -> list[str]:
+        """The command that runs `command` under the limit."""
+        if self.group is not None:
+            return ["/bin/sh", "-c", ENTER, str(self.group), *command]
+        return [*_systemd(self.nbytes), *command] if self.how == "systemd" else list(command)
+
+
+@contextlib.contextmanager
+def memory_cap(nbytes: int) -> Iterator[Cap]:
+    """A limit for the processes that are run inside `with`; announced in one line where it can't be enforced."""
+    for version, make in (("cgroup v2", _version_2), ("cgroup v1", _version_1)):
+        group = make(nbytes)
+        if group is not None:
+            try:
+                yield Cap(nbytes, version, group)
+            finally:
+                with contextlib.suppress(OSError):
+                    group.rmdir()
+            return
+    if _works([*_systemd(nbytes), "true"]):
+        yield Cap(nbytes, "systemd")
+        return
+    log.warning("flashlite: the memory cap of %d bytes is not enforced: no control group may be made here", nbytes)
+    yield Cap(nbytes)
+
+
+def _own_group(controller: str) -> str | None:
+    """This process's control group of a controller; the empty name is that of version 2."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    return next((path for _, names, path in (line.split(":", 2) for line in lines) if controller == names), None)
+
+
+def _version_1(nbytes: int) -> Path | None:
+    limits = {"memory.limit_in_bytes": nbytes, "memory.memsw.limit_in_bytes": nbytes}
+    return _new_group(CGROUPS / "memory", _own_group("memory"), limits)
+
+
+def _version_2(nbytes: int) -> Path | None:
+    if not (CGROUPS / "cgroup.controllers").exists():
+        return None
+    return _new_group(CGROUPS, _own_group(""), {"memory.max": nbytes, "memory.swap.max": 0})
+
+
+def _new_group(root: Path, own: str | None, limits: dict[str, int]) -> Path | None:
+    """A group beside our own, or under the root, with these limits; None if the system refuses."""
+    parents = [root / own.strip("/") for own in [own] if own is not None] + [root]
+    for parent in parents:
+        group = parent / f"flashlite-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            for name, value in limits.items():
+                if (group / name).exists() or name == next(iter(limits)):
+                    (group / name).write_text(str(value))
+        except OSError:
+            group.rmdir()
+            continue
+        if _works(Cap(0, "cgroup", group).wrap(["true"])):
+            return group
+        group.rmdir()
+    return None
+
+
+def _systemd(nbytes: int) -> list[str]:
+    limits = ["-p", f"MemoryMax={nbytes}", "-p", "MemorySwapMax=0"]
+    return ["systemd-run", "--user", "--scope", "--quiet", "--collect", *limits, "--"]
+
+
+def _works(command: Sequence[str]) -> bool:
+    if shutil.which(command[0]) is None:
+        return False
+    try:
+        return subprocess.run(command, capture_output=True, timeout=20, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False

@@ -1,0 +1,157 @@
+"""What every chapter's notebook begins and ends with: the machine, the ladder's changed line, gains, exercises.
+
+    from flashlite.course import chapter
+    store = chapter.begin(3)
+    chapter.change(3)
+    chapter.gain(flashlite.compare.compare(store, [2, 3]))
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import logging
+import os
+import re
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import fields
+from types import ModuleType
+from typing import Any
+
+import torch
+from IPython.display import Markdown
+from torch import Tensor
+
+from flashlite import stages
+from flashlite.bench import drive, host
+from flashlite.compare import beside_reference
+from flashlite.corpus import corpus
+from flashlite.course import plug
+from flashlite.course.manifest import Course, Exercise, find_course
+from flashlite.errors import FlashliteError
+from flashlite.model import home
+from flashlite.store import Store, open_model
+from flashlite.tables import gain_markdown
+from flashlite.text import token_windows
+
+MODEL = "FLASHLITE_MODEL"
+
+
+def begin(number: int) -> Store:
+    """Name the machine, the drive and the model, and open the model: opt-mini, or what $FLASHLITE_MODEL names."""
+    torch.set_grad_enabled(False)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    store = open_model(os.environ.get(MODEL, "opt-mini"), home() / "stores")
+    machine, where = host(), drive(store.path / "manifest.json")
+    print(
+        f"chapter {number} on {machine['processor']}, {machine['cores']} cores, "
+        f"{machine['memory_bytes'] / 2**30:.0f} GiB, drive {where['device']} (direct reads on a grid of "
+        f"{where['alignment']} bytes)\n"
+        f"{machine['system'].split()[0]}, Python {machine['python']}, torch {machine['torch']}, "
+        f"transformers {machine['transformers']}\n"
+        f"{store.manifest['name']} {store.dtype_name}: {store.layers} layers, d_model {store.shape.d_model}, "
+        f"{store.shape.neurons} neurons a layer, {store.weight_bytes / 1e6:.1f} MB of weights"
+    )
+    return store
+
+
+def held_out(store: Store, tokens: int) -> Tensor:
+    """Text that neither opt-mini nor its predictors were trained on: [windows, length] token ids."""
+    return token_windows(corpus(held_out=True), store, tokens)
+
+
+def training_text(store: Store, tokens: int) -> Tensor:
+    """Text of the other side of the split: [windows, length] token ids."""
+    return token_windows(corpus(held_out=False), store, tokens)
+
+
+def change(stage: int) -> Markdown:
+    """What a stage changes in the ladder, read from the code of flashlite/stages.py."""
+    source = inspect.getsource(stages)
+    name = stages.NAMES[stage]
+    line = next(line for line in source.splitlines() if re.match(rf"{name.upper()} = ", line))
+    if stage == 0:
+        return Markdown(f"```python\n{line}   # every field at its default\n```")
+    before, after = stages.LADDER[stages.NAMES[stage - 1]], stages.LADDER[name]
+    changed = next(f.name for f in fields(after) if getattr(before, f.name) != getattr(after, f.name))
+    meaning = next(line.split("#")[1].strip() for line in source.splitlines() if line.startswith(f"    {changed}:"))
+    old, new = (getattr(getattr(s, changed), "__name__", getattr(s, changed)) for s in (before, after))
+    return Markdown(
+        f"```python\n{line}\n```\n\n| field | stage {stage - 1} {stages.NAMES[stage - 1]} | stage {stage} {name} | "
+        f"meaning |\n|---|---|---|---|\n| `{changed}` | `{old}` | `{new}` | {meaning} |"
+    )
+
+
+def gain(rows: Sequence[dict[str, Any]]) -> Markdown:
+    """Two stages of `compare` beside each other, and the second in parts of the first."""
+    return Markdown(gain_markdown(rows))
+
+
+def exercises(number: int) -> Markdown:
+    """The exercises of a chapter, each with its task folded away."""
+    course = find_course()
+    chosen = [e for e in course.exercises if e.chapter == number]
+    minutes, points = sum(e.minutes for e in chosen), sum(e.points for e in chosen)
+    head = f"{len(chosen)} exercises, {points} points, about {minutes} minutes. Check them with `flashlite grade {number}`."
+    return Markdown("\n\n".join([head, *map(_exercise, chosen)]))
+
+
+def _exercise(e: Exercise) -> str:
+    stars = "★" * e.difficulty + "☆" * (3 - e.difficulty)
+    at_hand = f"\n\nat hand: {e.provided}" if e.provided else ""
+    lines = f"{e.task.strip()}\n\nexample: {e.example.strip()}{at_hand}".splitlines()
+    body = "```text\n" + "\n".join(textwrap.fill(line, 100, subsequent_indent=_indent(line)) for line in lines) + "\n```"
+    return (
+        f"<details><summary><b>{e.id} {e.title}</b> · <code>exercises/{e.file}</code>, <code>{e.qualname}</code> · "
+        f"{e.points} points · {e.minutes} min · {stars}</summary>\n\n{body}\n\n</details>"
+    )
+
+
+def _indent(line: str) -> str:
+    return line[: len(line) - len(line.lstrip())]
+
+
+def run_yours(store: Store, number: int, stage: int, source: str = "mine") -> Markdown | None:
+    """Benchmark a stage on the engine's own code and on your exercises of a chapter, side by side.
+
+    Says so, and measures nothing, if you haven't begun the chapter or its result would be wrong.
+    """
+    course, slot = find_course(), f"ex{number:02d}"
+    plugs = plug.choose(course, f"ref,{slot}={source}")
+    begun = {name: p for name, p in plugs.items() if source != "mine" or course.is_edited(course.root / p.file)}
+    if not begun:
+        print(_not_begun(course, slot, number))
+        return None
+    print("\n".join(plug.describe(course, begun)))
+    try:
+        rows = beside_reference(store, stage, plug.command(begun, "flashlite.worker"))
+    except FlashliteError as error:
+        print(f"flashlite: {error}", file=sys.stderr)
+        return None
+    return Markdown(gain_markdown(rows, names=("the engine's code", "your code")))
+
+
+def _not_begun(course: Course, slot: str, number: int) -> str:
+    files = sorted(name for name in course.files if name.startswith(slot))
+    return (
+        f"Nothing of yours to run yet: {', '.join(f'exercises/{name}' for name in files)} "
+        f"{'is' if len(files) == 1 else 'are'} untouched.\n"
+        f"Solve them until `flashlite grade {number}` passes, then run this cell again."
+    )
+
+
+def yours(number: int, module: str) -> ModuleType | None:
+    """Your exercise file that stands for a module of the engine, imported; says so if you haven't begun it."""
+    course, slot = find_course(), f"ex{number:02d}"
+    file = course.root / plug.choose(course, f"ref,{slot}=mine")[module].file
+    if not course.is_edited(file):
+        print(_not_begun(course, slot, number))
+        return None
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded

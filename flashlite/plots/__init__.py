@@ -1,0 +1,11 @@
+"""Figures of the course and the command line, readable in greyscale."""
+
+from flashlite.plots.drive import drive_curve, read_times
+from flashlite.plots.ladder import ladder, parts
+from flashlite.plots.neurons import layouts, pool_steps, raster
+from flashlite.plots.style import bars, heat, lines, save, stacked
+
+__all__ = [
+    "bars", "drive_curve", "heat", "ladder", "layouts", "lines", "parts", "pool_steps", "raster", "read_times", "save",
+    "stacked",
+]  # fmt: skip
