@@ -1,16 +1,20 @@
 # make bench   run the whole ladder on opt-mini, from this machine's drive
 # make test    run the tests
+# make chapters  run the course's notebooks from beginning to end; changes none of them
 # make lint    style, types, and whether exercises and solutions are what the engine's code gives
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: bench test lint clean
+.PHONY: bench test chapters lint clean
 
 bench: .venv/ready
 	$(BIN)/flashlite bench opt-mini --json .flashlite/bench.json --plot .flashlite/bench.png
 
 test: .venv/ready
 	$(BIN)/python -m pytest
+
+chapters: .venv/ready
+	$(BIN)/python -m pytest tests/test_chapters.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -44,6 +44,27 @@ OPT = Family(
 )
 
 
+# name: hidden size, layers, attention heads, width of the embedding (Zhang et al. 2022, table 1, and the checkpoints)
+PUBLISHED = {
+    "opt-125m": (768, 12, 12, 768), "opt-350m": (1024, 24, 16, 512), "opt-1.3b": (2048, 24, 32, 2048),
+    "opt-2.7b": (2560, 32, 32, 2560), "opt-6.7b": (4096, 32, 32, 4096), "opt-13b": (5120, 40, 40, 5120),
+    "opt-30b": (7168, 48, 56, 7168), "opt-66b": (9216, 64, 72, 9216),
+}  # fmt: skip
+
+
+def published_config(name: str) -> OPTConfig:
+    """The configuration of a published OPT, such as opt-6.7b. Raises CheckpointError if there is none of that name."""
+    from transformers import OPTConfig
+
+    if name not in PUBLISHED:
+        raise CheckpointError(f"no OPT named {name!r} was published: choose one of {', '.join(PUBLISHED)}")
+    d, layers, heads, embedding = PUBLISHED[name]
+    return OPTConfig(
+        vocab_size=50272, hidden_size=d, num_hidden_layers=layers, ffn_dim=4 * d, num_attention_heads=heads,
+        max_position_embeddings=2048, word_embed_proj_dim=embedding, do_layer_norm_before=name != "opt-350m",
+    )  # fmt: skip
+
+
 def resident_and_streamed(config: OPTConfig) -> tuple[int, int]:
     """How many of an OPT's weights selective persistence keeps in DRAM, and how many still stream for each token.
 

@@ -138,7 +138,9 @@ def bench(
     return {
         "model": store.manifest["name"], "dtype": store.dtype_name, "weight_bytes": store.weight_bytes,
         "budget_bytes": parse_budget(budget, store.weight_bytes),
-        "memory_cap": {"bytes": total if capped else None, "enforced": cap.enforced, "how": cap.how, "peak_bytes": peak},
+        "memory_cap": {
+            "bytes": total if capped else None, "enforced": cap.enforced, "how": cap.how, "peak_bytes": peak,
+        },
         "prompt_tokens": prompt_tokens, "new_tokens": tokens, "window": window, "rounds": rounds,
         "host": host(), "drive": drive(path), "ceiling": ceiling, "curve": curve.to_json(),
         "dense": dense, "base": fixed_base(store, [dense, *rows], prompt_tokens + tokens), "stages": rows,

@@ -18,7 +18,7 @@ from flashlite.worker import Task, exactness, forced, greedy, per_token
 
 
 def compare(
-    store: Store, stages: Sequence[int], *, tokens: int = 32, prompt_tokens: int = 32, budget: int | str = "50%",
+    store: Store, stages: Sequence[int], *, tokens: int = 24, prompt_tokens: int = 32, budget: int | str = "50%",
     window: int = 5, rounds: int = 3,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Measure stages in turn, with a new engine for each of the rounds; a row a stage, with the keys of `bench`.
@@ -43,7 +43,7 @@ def compare(
 
 
 def beside_reference(
-    store: Store, stage: int, worker: Sequence[str], *, tokens: int = 32, budget: int | str = "50%"
+    store: Store, stage: int, worker: Sequence[str], *, tokens: int = 24, budget: int | str = "50%"
 ) -> list[dict[str, Any]]:  # fmt: skip
     """A stage by the engine's own code and by what `worker` runs, each in a fresh process and checked for exactness.
 

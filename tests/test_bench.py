@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 import flashlite
 from flashlite import plots, tables
 from flashlite.bench import bench, prompt_ids, run_worker
+from flashlite.compare import compare
 from flashlite.errors import FlashliteError
 from flashlite.store import Store
 from flashlite.worker import LOGITS, Task
@@ -25,7 +26,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture(scope="module")
 def result(store: Store) -> dict[str, Any]:
-    return bench(store, stages=range(6), tokens=24, prompt_tokens=32, rounds=1)
+    return bench(store, stages=range(6), tokens=24, prompt_tokens=32, rounds=1, capped=True)
 
 
 def test_every_stage_gives_the_dense_tokens(result: dict[str, Any]) -> None:
@@ -83,3 +84,31 @@ def test_prompt_has_the_wanted_length(store: Store) -> None:
     with pytest.raises(FlashliteError, match="exceeds"):
         prompt_ids(store, 512)
     assert torch.tensor(prompt_ids(store, 32)).max() < store.config.vocab_size
+
+
+def test_stages_side_by_side_keep_the_bytes_and_halve_the_reads(store: Store) -> None:
+    split, bundled = compare(store, [3, 4], tokens=12, rounds=2)
+    assert split["tokens_equal"]
+    assert bundled["tokens_equal"]
+    assert bundled["bytes_per_token"] == split["bytes_per_token"]
+    assert 0.45 < bundled["reads_per_token"] / split["reads_per_token"] < 0.55
+    table = tables.gain_markdown([split, bundled])
+    assert "| 3 window |" in table
+    assert "*4 bundle / 3 window*" in table
+
+
+def test_every_stage_ran_within_the_memory_cap(result: dict[str, Any]) -> None:
+    cap = result["memory_cap"]
+    assert cap["bytes"] == pytest.approx(result["budget_bytes"] + result["base"]["total"], rel=0.05)
+    line = tables.summary_lines(result)[-1]
+    if cap["enforced"]:
+        assert cap["peak_bytes"] is None or cap["peak_bytes"] <= cap["bytes"]
+        assert f"enforced by {cap['how']}" in line
+    else:
+        assert "NOT enforced" in line
+
+
+def test_a_worker_that_the_system_kills_is_reported_as_that(store: Store, tmp_path: Path) -> None:
+    task = Task(str(store.path), None, prompt_ids(store, 8), 8, str(tmp_path))
+    with pytest.raises(FlashliteError, match="ended with code -9: killed for want of memory"):
+        run_worker(task, ["/bin/sh", "-c", "kill -9 $$"])

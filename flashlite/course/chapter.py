@@ -1,9 +1,8 @@
 """What every chapter's notebook begins and ends with: the machine, the ladder's changed line, gains, exercises.
 
-    from flashlite.course import chapter
-    store = chapter.begin(3)
-    chapter.change(3)
-    chapter.gain(flashlite.compare.compare(store, [2, 3]))
+store = chapter.begin(3)
+chapter.change(3)
+chapter.gain(flashlite.compare.compare(store, [2, 3]))
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from types import ModuleType
 from typing import Any
@@ -84,6 +83,17 @@ def change(stage: int) -> Markdown:
     )
 
 
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], note: str = "") -> Markdown:
+    """A table of rows; numbers that aren't whole get two decimals. note: a line above it."""
+    lines = [list(columns), ["---"] * len(columns), *([_cell(value) for value in row] for row in rows)]
+    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return Markdown(f"{note}\n\n{body}" if note else body)
+
+
+def _cell(value: object) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
 def gain(rows: Sequence[dict[str, Any]]) -> Markdown:
     """Two stages of `compare` beside each other, and the second in parts of the first."""
     return Markdown(gain_markdown(rows))
@@ -94,7 +104,8 @@ def exercises(number: int) -> Markdown:
     course = find_course()
     chosen = [e for e in course.exercises if e.chapter == number]
     minutes, points = sum(e.minutes for e in chosen), sum(e.points for e in chosen)
-    head = f"{len(chosen)} exercises, {points} points, about {minutes} minutes. Check them with `flashlite grade {number}`."
+    count = "One exercise" if len(chosen) == 1 else f"{len(chosen)} exercises"
+    head = f"{count}, {points} points, about {minutes} minutes. Check with `flashlite grade {number}`."
     return Markdown("\n\n".join([head, *map(_exercise, chosen)]))
 
 
@@ -102,10 +113,10 @@ def _exercise(e: Exercise) -> str:
     stars = "★" * e.difficulty + "☆" * (3 - e.difficulty)
     at_hand = f"\n\nat hand: {e.provided}" if e.provided else ""
     lines = f"{e.task.strip()}\n\nexample: {e.example.strip()}{at_hand}".splitlines()
-    body = "```text\n" + "\n".join(textwrap.fill(line, 100, subsequent_indent=_indent(line)) for line in lines) + "\n```"
+    wrapped = "\n".join(textwrap.fill(line, 100, subsequent_indent=_indent(line)) for line in lines)
     return (
         f"<details><summary><b>{e.id} {e.title}</b> · <code>exercises/{e.file}</code>, <code>{e.qualname}</code> · "
-        f"{e.points} points · {e.minutes} min · {stars}</summary>\n\n{body}\n\n</details>"
+        f"{e.points} points · {e.minutes} min · {stars}</summary>\n\n```text\n{wrapped}\n```\n\n</details>"
     )
 
 

@@ -3,9 +3,9 @@
 from flashlite.plots.drive import drive_curve, read_times
 from flashlite.plots.ladder import ladder, parts
 from flashlite.plots.neurons import layouts, pool_steps, raster
-from flashlite.plots.style import bars, heat, lines, save, stacked
+from flashlite.plots.style import bars, heat, lines, save, scatter, stacked
 
 __all__ = [
     "bars", "drive_curve", "heat", "ladder", "layouts", "lines", "parts", "pool_steps", "raster", "read_times", "save",
-    "stacked",
+    "scatter", "stacked",
 ]  # fmt: skip

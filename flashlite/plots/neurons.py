@@ -48,7 +48,7 @@ def layouts(wanted: Sequence[int], neurons: int = 8) -> Figure:
 
 
 def pool_steps(steps: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]], capacity: int) -> Figure:
-    """A pool's rows after each step. A step: its name; the neurons of the used rows; rows just read; rows just moved."""
+    """A pool's rows after each step: its name, the neurons of the used rows, the rows just read and just moved."""
     figure, panels = plt.subplots(
         1, len(steps), figsize=(2.1 * len(steps), 0.5 + 0.42 * capacity), layout="constrained"
     )

@@ -1,4 +1,4 @@
-"""What every figure has in common: shades and marks that greyscale keeps apart, units, a title that says what to see."""
+"""What all figures share: shades and marks that greyscale keeps apart, units, a title that says what to see."""
 
 from __future__ import annotations
 
@@ -68,6 +68,17 @@ def lines(
             axis.set_minor_formatter("")
     axes.grid(alpha=0.3)
     return finish(axes, title, xlabel, ylabel)
+
+
+def scatter(
+    x: Sequence[float], y: Sequence[float], title: str, xlabel: str, ylabel: str, axes: Axes | None = None
+) -> Figure:
+    """A dot for each pair; the vertical axis is logarithmic above 1, and has a place for 0."""
+    axes = new_axes(axes)
+    axes.scatter(x, y, s=12, color="0.25")
+    axes.set_yscale("symlog", linthresh=1)
+    axes.yaxis.set_major_formatter("{x:g}")
+    return finish(axes, title, xlabel, ylabel, legend=False)
 
 
 def bars(values: Mapping[str, float], title: str, xlabel: str, axes: Axes | None = None) -> Figure:

@@ -1,0 +1,129 @@
+"""The notebooks: what each must have, that its outputs are kept, and that it runs."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import nbformat
+import pytest
+import run_chapters
+
+from flashlite.course.manifest import read_course
+
+ROOT = Path(__file__).parent.parent
+CHAPTERS = run_chapters.notebooks([])
+IDS = [path.stem for path in CHAPTERS]
+EACH = pytest.mark.parametrize("path", CHAPTERS, ids=IDS)
+
+
+def cells(path: Path, kind: str) -> list[nbformat.NotebookNode]:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
+
+
+def prose(path: Path) -> str:
+    return "\n\n".join(cell.source for cell in cells(path, "markdown"))
+
+
+def test_there_is_a_notebook_for_every_chapter_of_the_course() -> None:
+    course = read_course(ROOT)
+    assert [int(path.name[:2]) for path in CHAPTERS] == list(range(9))
+    for path, title in zip(CHAPTERS, course.chapters.values(), strict=False):
+        assert prose(path).startswith(f"# {int(path.name[:2])}. {title.split(' on top')[0].split(' in half')[0]}")
+
+
+@EACH
+def test_a_chapter_opens_and_ends_as_all_do(path: Path) -> None:
+    text, code = prose(path), "\n".join(cell.source for cell in cells(path, "code"))
+    number = int(path.name[:2])
+    opening = cells(path, "markdown")[0].source
+    for promised in ("**You will be able to**", "**Before this**", "minutes**", "**difficulty"):
+        assert promised in opening
+    assert f"chapter.begin({number})" in cells(path, "code")[0].source, "the machine is named in the first output"
+    for heading in (
+        "## What changes in the ladder",
+        "## Think",
+        "<summary>Answers</summary>",
+        "## What you have gained",
+    ):
+        assert heading in text
+    if number < 8:
+        assert f"chapter.exercises({number})" in code
+        assert [c for c in cells(path, "code") if "run-yours" in c.metadata.get("tags", [])]
+    if 1 <= number <= 5:
+        assert f"compare(store, [{number - 1 if number > 1 else 0}, {number}])" in code
+        assert f"chapter.change({number})" in code
+        assert re.search(r"assert after\[\"(bytes|reads)_per_token\"\]", code), "the chapter's claim, counted"
+
+
+@EACH
+def test_the_course_map_gives_the_minutes_of_the_notebook(path: Path) -> None:
+    minutes = re.search(r"\*\*(\d+) minutes\*\*", prose(path))
+    row = next(line for line in (ROOT / "chapters/README.md").read_text().splitlines() if f"({path.name})" in line)
+    assert minutes is not None
+    assert f"| {minutes[1]} min |" in row
+
+
+def test_the_course_map_gives_the_exercises_of_the_manifest() -> None:
+    course = read_course(ROOT)
+    rows = [line for line in (ROOT / "chapters/README.md").read_text().splitlines() if line.startswith("| [")]
+    for number, row in enumerate(rows[:8]):
+        chosen = [e for e in course.exercises if e.chapter == number]
+        assert f"| {len(chosen)} · {sum(e.minutes for e in chosen)} min |" in row
+
+
+@EACH
+def test_no_library_code_in_notebooks(path: Path) -> None:
+    for cell in cells(path, "code"):
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                assert node.end_lineno is not None
+                assert node.end_lineno - node.lineno < 10, f"{node.name} belongs into the library"
+
+
+@EACH
+def test_outputs_are_kept_complete_and_clean(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    text = path.read_text()
+    assert not re.search(r"(?<![\w.:/])/(work|home|root|tmp|usr|var|opt)/", text), "a path of the machine that ran it"
+    for i, cell in enumerate(notebook.cells):
+        if cell.cell_type != "code":
+            continue
+        assert cell.execution_count, f"cell {i} was not run"
+        assert all(output.output_type != "error" for output in cell.outputs)
+        assert all(output.get("name") != "stderr" for output in cell.outputs)
+        if any("image/png" in output.get("data", {}) for output in cell.outputs):
+            following = "\n".join(c.source for c in notebook.cells[i + 1 : i + 3] if c.cell_type == "markdown")
+            assert "**What to see.**" in following or following.strip(), f"cell {i}: a figure without a sentence"
+
+
+@EACH
+def test_links_between_chapters_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", prose(path)):
+        assert target.startswith("https://") or (path.parent / target).exists(), target
+
+
+@pytest.fixture(scope="session")
+def chapters_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty place for packed models, shared by all chapters: the first packs, the others find it."""
+    return tmp_path_factory.mktemp("home")
+
+
+def untracked() -> str:
+    return subprocess.run(
+        ["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout
+
+
+@pytest.mark.slow
+@EACH
+def test_a_chapter_runs(path: Path, chapters_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLASHLITE_HOME", str(chapters_home))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    before = untracked()
+    folder = ROOT if int(path.name[:2]) % 2 else ROOT / "chapters"  # students start from either
+    executed = run_chapters.run(path, folder)
+    assert all(cell.execution_count for cell in executed.cells if cell.cell_type == "code")
+    assert untracked() == before, "running a chapter leaves nothing behind"
