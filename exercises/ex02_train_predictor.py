@@ -118,7 +118,8 @@ def threshold_for(scores: Tensor, fired: Tensor, recall: float) -> float:
     # greater than the threshold. Return, as a Python float, the largest float32 number t with which at least the share
     # `recall` of the entries that fired are predicted, over all tokens together: the highest t, because every neuron
     # above it costs a read.
-    # With n fired entries at most (1 - recall) * n of them may be missed, rounded down. Return 0.0 if nothing fired.
+    # With n fired entries int((1 - recall) * n) of them may be missed, however floating point rounds. Return 0.0 if
+    # nothing fired.
     # scores: [tokens, ffn] float32 of any size; fired: [tokens, ffn] bool; recall: above 0, up to 1. Scores come from
     # bfloat16, so many are equal: if the lowest score that must be predicted occurs several times, all of these entries
     # are predicted. Leave scores and fired as they are.

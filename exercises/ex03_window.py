@@ -93,7 +93,8 @@ class Window:
         # TODO 3.2  load only the difference (6 points, 20 minutes, paper section 3.1)
         # Move the window on by one token and say what that changes. `active` are the neurons that the token needs. Load
         # those of them that no token in the window uses; drop those that only tokens use that now leave the window. A
-        # neuron that leaving tokens and the new one use is neither loaded nor dropped.
+        # neuron that leaving tokens and the new one use is neither loaded nor dropped (but for self.tokens == 0, see
+        # below).
         # Keep self._uses (how many tokens of the window use each neuron), self._history (the neurons of each token in
         # the window, oldest first) and self.size (how many neurons the window holds) right.
         # The window keeps the last self.tokens tokens, this one included, but at least this one. With self.tokens == 0
@@ -102,7 +103,8 @@ class Window:
         # early, and one more if that isn't enough.
         # If the token alone needs more than self.capacity neurons, only the part that fits counts as used by it; the
         # rest is neither loaded nor kept but returned as overflow.
-        # Return a Step: three int64 arrays, also where one is empty (NONE is such an array). Leave active as it is.
+        # Return a Step: three int64 arrays, also where one is empty (NONE is such an array); the order inside load and
+        # drop doesn't matter. Leave active as it is; it may be stored.
         # Example: with k = 2 and ample capacity, tokens that use [1 2], [2 3], [3 4] in turn:
         #   step([1 2]) -> load [1 2], drop []
         #   step([2 3]) -> load [3],   drop []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import platform
@@ -13,8 +12,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ import torch
 import transformers
 
 from flashlite.budget import parse_budget
-from flashlite.cap import Cap, memory_cap
+from flashlite.cap import memory_cap
 from flashlite.cost import Speeds, Work, token_ms
 from flashlite.direct import direct_alignment
 from flashlite.errors import FlashliteError
@@ -41,6 +40,7 @@ PROMPT = '''def read_table(path, separator=","):
     with open(path, encoding="utf-8") as handle:
         for line in handle:
 '''
+Measured = dict[int, list[dict[str, Any]]]  # by stage, the results of its rounds
 WORKER = (sys.executable, "-m", "flashlite.worker")
 DEPTH = 128
 WORK_BYTES = 4 * 2**20
@@ -128,19 +128,17 @@ def bench(
         curve, ceiling = measure_ceiling(store, path)
         progress("dense model")
         dense = run_worker(task)
-        total = parse_budget(budget, store.weight_bytes) + fixed_base(store, [dense], prompt_tokens + tokens)["total"]
-        with memory_cap(total) if capped else contextlib.nullcontext(Cap(total)) as cap:
-            measured = _measure_rounds(task, stages, rounds, progress, cap.wrap(worker))
-            peak = cap.peak_bytes
+        measure = partial(_measure_rounds, task, stages, rounds, progress)
+        if capped:
+            measured, cap = _under_cap(task, fixed_base(store, [dense], prompt_tokens + tokens), worker, measure)
+        else:
+            measured, cap = measure(worker), {"bytes": None, "enforced": False}
         again = run_worker(task) if rounds > 1 else dense  # at both ends, so that a drift of the machine shows
         dense |= {key: (dense[key] + again[key]) / 2 for key in ("total_ms", "rest_ms")}
     rows = [_row(number, runs, curve, dense, store) for number, runs in measured.items()]
     return {
         "model": store.manifest["name"], "dtype": store.dtype_name, "weight_bytes": store.weight_bytes,
-        "budget_bytes": parse_budget(budget, store.weight_bytes),
-        "memory_cap": {
-            "bytes": total if capped else None, "enforced": cap.enforced, "how": cap.how, "peak_bytes": peak,
-        },
+        "budget_bytes": parse_budget(budget, store.weight_bytes), "memory_cap": cap,
         "prompt_tokens": prompt_tokens, "new_tokens": tokens, "window": window, "rounds": rounds,
         "host": host(), "drive": drive(path), "ceiling": ceiling, "curve": curve.to_json(),
         "dense": dense, "base": fixed_base(store, [dense, *rows], prompt_tokens + tokens), "stages": rows,
@@ -157,6 +155,33 @@ def check_stage(
         run_worker(replace(task, stage=stage, check=True), worker)
 
 
+def _under_cap(
+    task: Task, fixed: dict[str, int], worker: Sequence[str], measure: Callable[[Sequence[str]], Measured]
+) -> tuple[Measured, dict[str, Any]]:
+    """What `measure` gives under a cap of the budget and what a process needs without any model, counted as the system
+    counts it; and what there is to say of the cap."""
+    with memory_cap(2**50) as group:
+        run_worker(replace(task, tokens=0), group.wrap(worker))
+        base = (group.peak_bytes or fixed["libraries"]) + fixed["kv_cache"] + fixed["work"]
+    total = parse_budget(task.budget, Store(task.store).weight_bytes) + base
+    with memory_cap(total) as group:
+        measured = measure(group.wrap(worker))
+        peak, dense_fits = group.peak_bytes, _survives(task, group.wrap(worker))
+    return measured, {
+        "bytes": total, "base_bytes": base, "enforced": group.enforced, "how": group.how, "peak_bytes": peak,
+        "dense_fits": dense_fits,
+    }  # fmt: skip
+
+
+def _survives(task: Task, worker: Sequence[str]) -> bool:
+    """Whether the dense model runs by this command, as it must not under a cap that is worth something."""
+    try:
+        run_worker(task, worker)
+    except FlashliteError:
+        return False
+    return True
+
+
 def fixed_base(store: Store, rows: list[dict[str, Any]], tokens: int) -> dict[str, int]:
     """What a process needs beyond the budget, in bytes: libraries (measured), KV cache, activations and allocator."""
     libraries = max(row["base_rss_bytes"] for row in rows)
@@ -167,7 +192,7 @@ def fixed_base(store: Store, rows: list[dict[str, Any]], tokens: int) -> dict[st
 def measure_ceiling(store: Store, path: Path) -> tuple[Curve, dict[str, Any]]:
     """What the drive gives, measured on the packed model itself."""
     record = store.shape.record_bytes
-    curve = probe_file(path, sorted({*SIZES, record}), DEPTHS)
+    curve = probe_file(path, sorted({*SIZES, record}), DEPTHS[::2] + DEPTHS[-1:])
     random = random_mb_s(path, record, DEPTH, np.random.default_rng(0))
     return curve, {
         "record_bytes": record, "depth": DEPTH, "random_mb_s": random, "sequential_mb_s": curve.sequential_mb_s
@@ -176,9 +201,9 @@ def measure_ceiling(store: Store, path: Path) -> tuple[Curve, dict[str, Any]]:
 
 def _measure_rounds(
     task: Task, stages: Sequence[int], rounds: int, progress: Callable[[str], None], worker: Sequence[str]
-) -> dict[int, list[dict[str, Any]]]:
+) -> Measured:
     """Every stage once a round, the order turned round each time, checked for exactness in the first."""
-    measured: dict[int, list[dict[str, Any]]] = {stage: [] for stage in stages}
+    measured: Measured = {stage: [] for stage in stages}
     for number in range(rounds):
         for stage in stages if number % 2 == 0 else reversed(stages):
             progress(f"round {number + 1} of {rounds}: stage {stage} {NAMES[stage]}")
@@ -186,19 +211,19 @@ def _measure_rounds(
     return measured
 
 
-def medians(number: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The runs of a stage as one: medians of times. Raises FlashliteError if they read different amounts."""
+def median_run(number: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of the runs of a stage the one of median total time. Raises FlashliteError if they read different amounts."""
     if len({run["bytes_per_token"] for run in runs}) > 1:
         raise FlashliteError(f"stage {number} read different amounts in different runs: counts must not vary")
-    row = {"stage": number, "name": NAMES[number], **runs[0]}
-    return row | {key: median(run[key] for run in runs) for key in runs[0] if key.endswith(("_ms", "_mb_s", "_second"))}
+    chosen = sorted(runs, key=lambda run: run["total_ms"])[(len(runs) - 1) // 2]
+    return {"stage": number, "name": NAMES[number], **runs[0], **chosen}
 
 
 def _row(
     number: int, runs: list[dict[str, Any]], curve: Curve, dense: dict[str, Any], store: Store
 ) -> dict[str, Any]:  # fmt: skip
-    """One line of the table: medians over the rounds, with the cost model's prediction beside them."""
-    row = medians(number, runs) | {"peak_rss_bytes": max(run["peak_rss_bytes"] for run in runs)}
+    """One line of the table: the median round, with the cost model's prediction beside it."""
+    row = median_run(number, runs) | {"peak_rss_bytes": max(run["peak_rss_bytes"] for run in runs)}
     stage = LADDER[NAMES[number]]
     copied = 0.0 if stage.memory.spare == 0 or not stage.predictor else row["rows_moved"] * store.shape.record_bytes
     work = Work(

@@ -1,4 +1,4 @@
-"""Stages side by side: in this process, alternating, as the chapters show them; or on somebody else's code."""
+"""Stages side by side: in this process, taking turns, as the chapters show them; or on somebody else's code."""
 
 from __future__ import annotations
 
@@ -8,38 +8,52 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
+from transformers import OPTForCausalLM
 
-from flashlite.bench import WORKER, medians, prompt_ids, run_worker
+from flashlite.bench import WORKER, prompt_ids, run_worker
 from flashlite.dense import load_dense
 from flashlite.model import load
 from flashlite.stages import NAMES
 from flashlite.store import Store
-from flashlite.worker import Task, exactness, forced, greedy, per_token
+from flashlite.worker import Task, exactness, greedy, per_token
+
+CHECKED = 24  # tokens that the oracle must get right before anything is timed
 
 
 def compare(
-    store: Store, stages: Sequence[int], *, tokens: int = 24, prompt_tokens: int = 32, budget: int | str = "50%",
-    window: int = 5, rounds: int = 3,
+    store: Store, stages: Sequence[int], *, tokens: int = 48, prompt_tokens: int = 32, budget: int | str = "50%",
+    window: int = 5,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Measure stages in turn, with a new engine for each of the rounds; a row a stage, with the keys of `bench`.
+    """Measure stages that write the same text, token by token in turn; a row a stage, with the keys of `bench`.
 
-    Before anything is timed, every stage must give the dense model's tokens with the oracle predictor. Raises
-    FlashliteError if one doesn't.
+    Taking turns at each token, they share whatever the drive and the processor do meanwhile. Before anything is timed,
+    every stage must give the dense model's tokens with the oracle predictor. Raises FlashliteError if one doesn't.
     """
     prompt = prompt_ids(store, prompt_tokens)
     expected, logits = greedy(load_dense(store), prompt, tokens)
-    exact = {}
+    rows = []
     for stage in stages:
-        model = load(store, dram_budget=budget, stage=stage, predictor="oracle", window=window)
-        exact[stage] = exactness(model, stage, prompt, expected, logits)
-    runs: dict[int, list[dict[str, Any]]] = {stage: [] for stage in stages}
-    for number in range(rounds):
-        for stage in stages if number % 2 == 0 else reversed(stages):
-            model = load(store, dram_budget=budget, stage=stage, window=window)
-            total_ms, _, chosen = forced(model, prompt, expected)
-            agreement = float(np.mean([a == b for a, b in zip(chosen, expected, strict=True)]))
-            runs[stage].append(per_token(model.flash, total_ms) | {"agreement": agreement})
-    return [medians(stage, runs[stage]) | exact[stage] for stage in stages]
+        oracle = load(store, dram_budget=budget, stage=stage, predictor="oracle", window=window)
+        row = exactness(oracle, stage, prompt, expected[:CHECKED], logits[:CHECKED])
+        rows.append({"stage": stage, "name": NAMES[stage], **row})
+    models = [load(store, dram_budget=budget, stage=stage, window=window) for stage in stages]
+    for row, model, chosen in zip(rows, models, _take_turns(models, prompt, expected), strict=True):
+        agreement = float(np.mean([a == b for a, b in zip(chosen, expected, strict=True)]))
+        row |= per_token(model.flash) | {"agreement": agreement}
+    return rows
+
+
+@torch.no_grad()
+def _take_turns(models: Sequence[OPTForCausalLM], prompt: list[int], tokens: list[int]) -> list[list[int]]:
+    """Feed the same tokens to all models, each token to one after the other. Returns what each would have chosen."""
+    outs = [model(torch.tensor([prompt]), use_cache=True) for model in models]
+    chosen = [[int(out.logits[0, -1].argmax())] for out in outs]
+    for t, token in enumerate(tokens[:-1]):
+        for i in range(len(models)) if t % 2 == 0 else reversed(range(len(models))):
+            outs[i] = models[i](torch.tensor([[token]]), past_key_values=outs[i].past_key_values, use_cache=True)
+            chosen[i].append(int(outs[i].logits[0, -1].argmax()))
+    return chosen
 
 
 def beside_reference(

@@ -46,14 +46,16 @@ def summary_lines(result: dict[str, Any]) -> list[str]:
 
 
 def _cap_line(cap: dict[str, Any]) -> str:
+    size = f"memory cap of {cap['bytes'] / 1e6:.1f} MB, the budget and {cap['base_bytes'] / 1e6:.1f} MB for the process"
     if not cap["enforced"]:
-        return f"memory cap of {cap['bytes'] / 1e6:.1f} MB: NOT enforced, for the system grants no control group here"
-    most = f", of which at most {cap['peak_bytes'] / 1e6:.1f} were used" if cap["peak_bytes"] else ""
-    return f"memory cap of {cap['bytes'] / 1e6:.1f} MB, page cache included, enforced by {cap['how']}{most}"
+        return f"{size}: NOT enforced, for the system grants no control group here"
+    most = f"; at most {cap['peak_bytes'] / 1e6:.1f} MB were used" if cap["peak_bytes"] else ""
+    dense = "runs as well" if cap["dense_fits"] else "is killed"
+    return f"{size}, page cache included, enforced by {cap['how']}{most}; under it the dense model {dense}"
 
 
 def ladder_table(result: dict[str, Any]) -> Table:
-    """The ladder for the terminal; times are medians of one token."""
+    """The ladder for the terminal; times of one token."""
     table = Table(*LADDER_COLUMNS)
     for stage in result["stages"]:
         table.add_row(*_ladder_row(stage))

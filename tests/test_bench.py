@@ -87,7 +87,7 @@ def test_prompt_has_the_wanted_length(store: Store) -> None:
 
 
 def test_stages_side_by_side_keep_the_bytes_and_halve_the_reads(store: Store) -> None:
-    split, bundled = compare(store, [3, 4], tokens=12, rounds=2)
+    split, bundled = compare(store, [3, 4], tokens=12)
     assert split["tokens_equal"]
     assert bundled["tokens_equal"]
     assert bundled["bytes_per_token"] == split["bytes_per_token"]

@@ -74,5 +74,5 @@ def test_solutions_beside_the_reference(course: Course, monkeypatch: pytest.Monk
     table = chapter.run_yours(store, 4, 4, "solutions")
     assert table is not None
     rows = [line.split("|") for line in table.data.splitlines()[2:4]]
-    assert rows[0][5:7] == rows[1][5:7], "the same bytes and reads"
+    assert rows[0][6:8] == rows[1][6:8], "the same bytes and reads"
     assert read_course(ROOT).root == ROOT

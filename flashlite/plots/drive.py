@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flashlite.plots.style import MARKERS, bytes_label, finish, new_axes
+from flashlite.plots.style import DASHES, MARKERS, bytes_label, finish, new_axes
 from flashlite.probe import Curve
 
 
@@ -17,7 +17,14 @@ def drive_curve(curve: Curve, axes: Axes | None = None) -> Figure:
     for i, depth in enumerate(shown):
         rates = [row[curve.depths.index(depth)] for row in curve.mb_s]
         shade = str(0.7 - 0.7 * i / max(1, len(shown) - 1))
-        axes.plot(curve.sizes, rates, color=shade, marker=MARKERS[i % 6], label=f"{depth} in flight")
+        axes.plot(
+            curve.sizes,
+            rates,
+            color=shade,
+            marker=MARKERS[i % 6],
+            ls=DASHES[-i % len(DASHES)],
+            label=f"{depth} in flight",
+        )
     axes.axhline(curve.sequential_mb_s, color="0.4", ls="--", lw=1, label="sequential")
     axes.set_yscale("log", base=10)
     _size_axis(axes, curve)
@@ -31,7 +38,8 @@ def read_times(curve: Curve, fixed_us: float, mb_s: float, axes: Axes | None = N
     sizes = np.array(curve.sizes)
     measured = [size / row[0] for size, row in zip(curve.sizes, curve.mb_s, strict=True)]
     axes.plot(sizes, measured, "ko", label="measured, one in flight")
-    axes.plot(sizes, fixed_us + sizes / mb_s, "--", color="0.4", label=f"{fixed_us:.0f} µs + size / ({mb_s:.0f} MB/s)")
+    dense = np.geomspace(sizes[0], sizes[-1], 100)
+    axes.plot(dense, fixed_us + dense / mb_s, "--", color="0.4", label=f"{fixed_us:.0f} µs + size / ({mb_s:.0f} MB/s)")
     axes.axhline(fixed_us, color="0.7", lw=1, ls=":", label="what even an empty read costs")
     axes.set_ylim(0)
     _size_axis(axes, curve)

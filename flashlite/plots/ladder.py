@@ -15,7 +15,7 @@ PARTS = (("io_ms", "waiting for flash"), ("memory_ms", "managing memory"), ("com
 
 def parts(rows: Sequence[dict[str, Any]], title: str, axes: Axes | None = None) -> Figure:
     """Stacked bars of a token's time, a bar a row of `bench` or `compare`, with the bytes that it read."""
-    axes = new_axes(axes, width=3.2 + 0.85 * len(rows), height=4)
+    axes = new_axes(axes, width=4.2 + 0.9 * len(rows), height=4)
     names = [f"{row['stage']} {row['name']}" for row in rows]
     bottom = [0.0] * len(rows)
     for (key, label), (shade, hatch) in zip(PARTS, FILLS, strict=False):
@@ -34,10 +34,11 @@ def parts(rows: Sequence[dict[str, Any]], title: str, axes: Axes | None = None) 
 
 def ladder(result: dict[str, Any], axes: Axes | None = None) -> Figure:
     """`parts` of a whole benchmark, with the cost model's prediction and the dense model beside them."""
-    axes, stages = new_axes(axes, width=7.5, height=4), result["stages"]
+    axes, stages = new_axes(axes, width=9.6, height=4), result["stages"]
     names = [f"{s['stage']} {s['name']}" for s in stages]
     predicted = [s["predicted_ms"] for s in stages]
-    axes.plot(names, predicted, "k_", ms=28, mew=2, label="predicted by the cost model")
+    axes.plot(names, predicted, "w_", ms=30, mew=5, zorder=3)  # so that the stroke shows on dark bars
+    axes.plot(names, predicted, "k_", ms=26, mew=2, zorder=4, label="predicted by the cost model")
     axes.axhline(result["dense"]["total_ms"], color="black", ls=":", lw=1, label="dense, all weights in DRAM")
     share = result["budget_bytes"] / result["weight_bytes"]
     return parts(stages, f"{result['model']} in {share:.0%} of its memory: one token's time and reads", axes)

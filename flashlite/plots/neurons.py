@@ -52,12 +52,14 @@ def pool_steps(steps: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]], 
     figure, panels = plt.subplots(
         1, len(steps), figsize=(2.1 * len(steps), 0.5 + 0.42 * capacity), layout="constrained"
     )
-    for axes, (name, neurons, read, moved) in zip(panels, steps, strict=True):
+    following = [set(neurons) for _, neurons, _, _ in steps[1:]] + [set(steps[-1][1])]
+    for axes, (name, neurons, read, moved), stay in zip(panels, steps, following, strict=True):
         for row in range(capacity):
             used = row < len(neurons)
             shade, hatch = FILLS[1] if row in read else ("0.85", "..") if row in moved else ("white", "")
             axes.add_patch(Rectangle((0, row), 1, 0.9, fc=shade, hatch=hatch, ec="black" if used else "0.75", lw=0.8))
-            text = f"neuron {neurons[row]}" if used else "free"
+            leaves = " (leaves)" if used and neurons[row] not in stay else ""
+            text = f"neuron {neurons[row]}{leaves}" if used else "free"
             axes.text(0.5, row + 0.45, text, ha="center", va="center", fontsize=9, color="black" if used else "0.6",
                       bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none"})  # fmt: skip
         axes.axhline(len(neurons) - 0.05, color="black", lw=2)
