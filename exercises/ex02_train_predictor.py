@@ -93,6 +93,7 @@ def initial_factors(up: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return vh[:rank] * root[:, None], u[:, :rank] * root
 
 
+@torch.enable_grad()
 def fit(up: Tensor, bias: Tensor, rank: int, data: Activations, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Train one predictor; returns its a [rank, d_model], b [ffn, rank], bias [ffn] in float32."""
     rng = np.random.default_rng(seed)

@@ -16,7 +16,7 @@ class Stage:
     predictor: bool = False  # only neurons predicted active are read
     window: int = 0  # neurons of this many last tokens stay in DRAM
     layout: str = "split"  # how a neuron lies on flash
-    memory: type[NeuronMemory] = RebuiltMatrix  # how its rows are kept in DRAM
+    memory: type[NeuronMemory] = RebuiltMatrix  # how neurons are kept in DRAM
 
 
 NAIVE = Stage()

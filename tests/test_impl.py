@@ -50,7 +50,7 @@ def test_a_solved_chapter_is_benchmarked_in_the_engine(clone: Course, store: Sto
 
 
 def test_a_stub_stops_with_one_line_that_names_the_exercise(clone: Course, store: Store) -> None:
-    done = bench(clone, store)
+    done = call(clone, "run", store.path, "--stage", 3)
     assert done.returncode == 1
     assert "flashlite: exercise 3.2: delete this line and write step" in done.stderr
     assert "Traceback" not in done.stderr

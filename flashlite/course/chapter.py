@@ -77,10 +77,8 @@ def change(stage: int) -> Markdown:
     changed = next(f.name for f in fields(after) if getattr(before, f.name) != getattr(after, f.name))
     meaning = next(line.split("#")[1].strip() for line in source.splitlines() if line.startswith(f"    {changed}:"))
     old, new = (getattr(getattr(s, changed), "__name__", getattr(s, changed)) for s in (before, after))
-    return Markdown(
-        f"```python\n{line}\n```\n\n| field | stage {stage - 1} {stages.NAMES[stage - 1]} | stage {stage} {name} | "
-        f"meaning |\n|---|---|---|---|\n| `{changed}` | `{old}` | `{new}` | {meaning} |"
-    )
+    columns = ["field", f"stage {stage - 1} {stages.NAMES[stage - 1]}", f"stage {stage} {name}", "meaning"]
+    return table(columns, [[f"`{changed}`", f"`{old}`", f"`{new}`", meaning]], note=f"```python\n{line}\n```")
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], note: str = "") -> Markdown:
