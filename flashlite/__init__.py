@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flashlite.errors import FlashliteError
     from flashlite.model import load
-    from flashlite.store import Store, pack
+    from flashlite.packing import pack
+    from flashlite.store import Store
     from flashlite.version import __version__
 
 __all__ = ["FlashliteError", "Store", "__version__", "load", "pack"]
 
-_HOMES = {"FlashliteError": "errors", "Store": "store", "__version__": "version", "load": "model", "pack": "store"}
+_HOMES = {"FlashliteError": "errors", "Store": "store", "__version__": "version", "load": "model", "pack": "packing"}
 
 
 def __getattr__(name: str) -> Any:

@@ -47,7 +47,7 @@ def _write_json(path: Path | None, value: Any) -> None:
 
 def _open(model: str, dtype: str | None = None) -> Any:
     from flashlite.model import home
-    from flashlite.store import open_model
+    from flashlite.packing import open_model
 
     return open_model(model, home() / "stores", dtype)
 
@@ -79,10 +79,27 @@ def pack(
     force: Annotated[bool, typer.Option("--force", help="replace a store that exists")] = False,
 ) -> None:
     """Write a model to flash in the form that streaming needs, one tensor at a time."""
-    from flashlite.store import pack as pack_model
+    from flashlite.packing import pack as pack_model
 
     store = pack_model(model, out, dtype, tuple(layout.split(",")), force, _progress)
     print(f"{store.path}: {store.layers} layers, {store.weight_bytes / 1e6:.1f} MB of weights as {store.dtype_name}")
+
+
+@app.command()
+def synth(
+    name: Annotated[str, typer.Argument(help="a published OPT, such as opt-1.3b or opt-6.7b")],
+    out: Annotated[Path, typer.Argument(help="the store to write, a folder")],
+    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16")] = "bf16",
+    layout: Annotated[str, typer.Option(help="bundled, split, or both")] = "bundled,split",
+    seed: int = 0,
+) -> None:
+    """Write a model of a published size with planted sparsity: real reads and products, noise for text."""
+    from flashlite import tables
+    from flashlite.synth import synth as plant
+
+    store = plant(name, out, dtype, tuple(layout.split(",")), seed, _progress)
+    print(f"{store.path}: {store.layers} layers, {store.weight_bytes / 1e6:.1f} MB of planted weights as {dtype}")
+    print(tables.planted_line(store.manifest["planted"]))
 
 
 @app.command()

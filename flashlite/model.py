@@ -24,10 +24,11 @@ from flashlite.errors import FlashliteError, StoreError
 from flashlite.ffn import Call, FlashFFN, StreamedFFN
 from flashlite.flash import Counters
 from flashlite.neurons import NeuronFile
+from flashlite.packing import open_model
 from flashlite.predictor import OraclePredictor, Predictor, PredictorSet
 from flashlite.resident import EMBEDDINGS, ResidentWeights
 from flashlite.stages import LADDER, LAST, NAMES, Stage, stage_number
-from flashlite.store import PREDICTOR, Store, open_model
+from flashlite.store import PREDICTOR, Store
 from flashlite.stream import Stream
 from flashlite.timing import Timing
 from flashlite.window import Window

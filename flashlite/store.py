@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,17 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from flashlite.bundle import LAYOUTS, FFNShape, pack_bundles, pieces
-from flashlite.checkpoint import Checkpoint, find_checkpoint, read_config
-from flashlite.direct import direct_alignment
+from flashlite.bundle import LAYOUTS, FFNShape, pieces
+from flashlite.checkpoint import read_config
 from flashlite.errors import StoreError
-from flashlite.files import DTYPES, Extent, SafetensorsWriter, Specs, new_folder, read_extents, write_file
+from flashlite.files import DTYPES, Extent, read_extents
 from flashlite.flash import Backend, FlashFile
 
 FORMAT = 1
 MANIFEST, RESIDENT, PREDICTOR = "manifest.json", "resident.safetensors", "predictor.safetensors"
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
-COPIED = (*TOKENIZER, "generation_config.json", PREDICTOR)
 
 
 def is_store(path: Path | str) -> bool:
@@ -43,92 +38,10 @@ def ffn_file(layout: str) -> str:
     return f"ffn-{layout}.safetensors"
 
 
-def pack(
-    model: str | Path,
-    out: Path | str,
-    dtype: str = "fp32",
-    layouts: tuple[str, ...] = LAYOUTS,
-    replace: bool = False,
-    progress: Callable[[str], None] = lambda step: None,
-) -> Store:
-    """Write a checkpoint to `out` as a store, one tensor at a time, and open it.
-
-    model: `opt-mini`, a checkpoint folder or a hub id; dtype: fp32, bf16 or fp16. Raises CheckpointError or StoreError,
-    and then leaves nothing behind.
-    """
-    if dtype not in DTYPES or not layouts or not set(layouts) <= set(LAYOUTS):
-        raise StoreError(
-            f"unknown dtype {dtype!r} or layouts {layouts}: choose from {list(DTYPES)} and {list(LAYOUTS)}"
-        )
-    checkpoint, out = Checkpoint(find_checkpoint(model)), Path(out)
-    if replace and out.exists() and not is_store(out) and not (out.is_dir() and not any(out.iterdir())):
-        raise StoreError(f"{out} is no store, so it isn't replaced: choose another name")
-    config = checkpoint.opt
-    with new_folder(out, replace) as folder:
-        alignment = _grid_of(folder)
-        shape = FFNShape(config.ffn_dim, config.hidden_size, DTYPES[dtype].itemsize, alignment)
-        digests = {RESIDENT: _write_resident(checkpoint, folder, DTYPES[dtype], config.num_hidden_layers)}
-        digests |= _write_ffn(checkpoint, folder, DTYPES[dtype], layouts, shape, config.num_hidden_layers, progress)
-        for name in COPIED:
-            if (checkpoint.folder / name).is_file():
-                shutil.copyfile(checkpoint.folder / name, folder / name)
-        manifest = {
-            "format": FORMAT, "name": Path(str(model)).name, "dtype": dtype, "layouts": list(layouts),
-            "alignment": alignment, "config": checkpoint.config,
-            "files": {f: {"bytes": (folder / f).stat().st_size, "sha256": d} for f, d in digests.items()},
-        }  # fmt: skip
-        write_file(folder / MANIFEST, json.dumps(manifest, indent=1))
-    return Store(out)
-
-
-def _grid_of(folder: Path) -> int:
-    probe = folder / "grid"
-    probe.touch()
-    grid = direct_alignment(probe)
-    probe.unlink()
-    return grid
-
-
 def group_of(name: str) -> str:
     """The group that a resident tensor is read with: `embeddings`, or `layers.<i>`."""
     parts = name.removeprefix("model.decoder.").split(".")
     return ".".join(parts[:2]) if parts[0] == "layers" else "embeddings"
-
-
-def _write_resident(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype, layers: int) -> dict[str, str]:
-    ffn = {pattern.format(i) for i in range(layers) for pattern in (checkpoint.family.up, checkpoint.family.down)}
-    order = ["embeddings", *(f"layers.{i}" for i in range(layers))]
-    names = sorted((n for n in checkpoint.names if n not in ffn), key=lambda n: (order.index(group_of(n)), n))
-    writer = SafetensorsWriter(folder / RESIDENT, {n: (dtype, checkpoint.shape(n)) for n in names})
-    for name in names:
-        writer.write(name, checkpoint.tensor(name).to(dtype))
-    writer.close()
-    return writer.digests
-
-
-def _write_ffn(
-    checkpoint: Checkpoint, folder: Path, dtype: torch.dtype, layouts: tuple[str, ...], shape: FFNShape, layers: int,
-    progress: Callable[[str], None],
-) -> dict[str, dict[str, str]]:  # fmt: skip
-    writers = {}
-    for layout in layouts:
-        parts = [(f"layers.{i}.{p.name}", p.nbytes) for i in range(layers) for p in pieces(layout, shape)]
-        specs: Specs = {name: (torch.uint8, (shape.neurons, nbytes)) for name, nbytes in parts}
-        writers[layout] = SafetensorsWriter(folder / ffn_file(layout), specs)
-    for i in range(layers):
-        up, down = (
-            checkpoint.tensor(name.format(i)).to(dtype) for name in (checkpoint.family.up, checkpoint.family.down)
-        )
-        if "split" in layouts:
-            writers["split"].write(f"layers.{i}.up", up.contiguous().view(torch.uint8))
-            writers["split"].write(f"layers.{i}.down", down.T.contiguous().view(torch.uint8))
-        if "bundled" in layouts:
-            bundles = torch.from_numpy(pack_bundles(up, down, shape.record_bytes))
-            writers["bundled"].write(f"layers.{i}.bundle", bundles)
-        progress(f"layer {i + 1} of {layers}")
-    for writer in writers.values():
-        writer.close()
-    return {ffn_file(layout): writer.digests for layout, writer in writers.items()}
 
 
 @dataclass(frozen=True)
@@ -231,29 +144,3 @@ class Store:
                 data = np.memmap(self.path / name, np.uint8, "r", extent.begin, (extent.nbytes,))
                 if hashlib.sha256(data.data).hexdigest() != entry["sha256"][tensor]:
                     raise StoreError(f"{self.path / name}: {tensor} was altered; pack the model again")
-
-
-def open_model(model: str | Path | Store, folder: Path, dtype: str | None = None) -> Store:
-    """A store: `model` itself if it is one, else its packed form under `folder`, which is written if need be."""
-    if isinstance(model, Store) or is_store(model):
-        store = model if isinstance(model, Store) else Store(model)
-        if dtype is not None and dtype != store.dtype_name:
-            raise StoreError(f"{store.path} was packed as {store.dtype_name}, not {dtype}: pack the checkpoint again")
-        return store
-    if (Path(model) / MANIFEST).parent.is_dir() and not (Path(model) / "config.json").exists():
-        raise StoreError(f"{model} is neither a store nor a checkpoint: it has no {MANIFEST} and no config.json")
-    packed = folder / f"{_packed_name(model)}-{dtype or 'fp32'}"
-    return Store(packed) if is_store(packed) else pack(model, packed, dtype or "fp32")
-
-
-def _packed_name(model: str | Path) -> str:
-    """What a checkpoint's packed form is called: another name for another or a changed checkpoint."""
-    if str(model) != "opt-mini" and not Path(model).is_dir():
-        return str(model).strip("/").replace("/", "--")
-    checkpoint = find_checkpoint(model).resolve()
-    files = [path for path in sorted(checkpoint.iterdir()) if path.suffix in {".json", ".safetensors", ".bin"}]
-    if str(model) == "opt-mini":  # the same model in whichever place flashlite is installed
-        facts: list[object] = [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files]
-    else:
-        facts = [checkpoint, *((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)]
-    return f"{Path(model).name}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"

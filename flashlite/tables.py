@@ -102,6 +102,15 @@ def token_line(calls: Sequence[CallCost], budget_bytes: int, seconds: float) -> 
     )
 
 
+def planted_line(planted: dict[str, Any]) -> str:
+    """What a planted model reached, as shares of the FFN."""
+    share = {name: f"{planted[name]:.2%}" for name in ("active", "predicted", "recall", "new", "resident")}
+    return (
+        f"for a token {share['active']} of the FFN fire, {share['predicted']} are predicted, recall {share['recall']}; "
+        f"with a window of {planted['window']} {share['new']} are read and {share['resident']} resident"
+    )
+
+
 GAIN_COLUMNS = (
     ("I/O ms", "io_ms", 1.0), ("memory ms", "memory_ms", 1.0), ("compute ms", "compute_ms", 1.0),
     ("total ms", "total_ms", 1.0), ("MB/token", "bytes_per_token", 1e6), ("reads/token", "reads_per_token", 1.0),

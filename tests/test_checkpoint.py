@@ -27,8 +27,9 @@ from flashlite.bundle import round_up
 from flashlite.checkpoint import find_checkpoint
 from flashlite.errors import CheckpointError
 from flashlite.files import DTYPES
+from flashlite.packing import pack
 from flashlite.stages import LADDER
-from flashlite.store import Store, pack
+from flashlite.store import Store
 from flashlite.worker import greedy
 
 PROMPT = list(range(3, 40, 4))
@@ -393,7 +394,7 @@ torch.save(state, Path(sys.argv[1], "pytorch_model.bin"))
 """
 PACK = """
 import sys
-from flashlite.store import pack
+from flashlite.packing import pack
 
 pack(sys.argv[1], sys.argv[2], "fp16", ("bundled",))
 """

@@ -26,7 +26,8 @@ import flashlite
 from flashlite.bundle import FFNShape, pack_bundles, unpack_bundles
 from flashlite.errors import CheckpointError, StoreError
 from flashlite.files import DTYPES, SafetensorsWriter, read_extents
-from flashlite.store import MANIFEST, RESIDENT, Store, ffn_file, pack
+from flashlite.packing import pack
+from flashlite.store import MANIFEST, RESIDENT, Store, ffn_file
 
 SPLIT, BUNDLED = ffn_file("split"), ffn_file("bundled")
 EVERY_DTYPE = pytest.mark.parametrize("dtype", DTYPES)

@@ -31,7 +31,8 @@ from flashlite.course import plug
 from flashlite.course.manifest import Course, Exercise, find_course
 from flashlite.errors import FlashliteError
 from flashlite.model import home
-from flashlite.store import Store, open_model
+from flashlite.packing import open_model
+from flashlite.store import Store
 from flashlite.tables import gain_markdown
 from flashlite.text import token_windows
 

@@ -1,0 +1,169 @@
+"""Writing a store: a checkpoint's weights, or what looks like one, in the form that streaming needs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import OPTConfig
+
+from flashlite.bundle import LAYOUTS, FFNShape, pack_bundles, pieces
+from flashlite.checkpoint import Checkpoint, find_checkpoint
+from flashlite.direct import direct_alignment
+from flashlite.errors import StoreError
+from flashlite.families import Family
+from flashlite.files import DTYPES, SafetensorsWriter, Specs, new_folder, write_file
+from flashlite.store import FORMAT, MANIFEST, PREDICTOR, RESIDENT, Store, ffn_file, group_of, is_store
+
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
+COPIED = (*TOKENIZER, "generation_config.json", PREDICTOR)
+
+
+def pack(
+    model: str | Path,
+    out: Path | str,
+    dtype: str = "fp32",
+    layouts: tuple[str, ...] = LAYOUTS,
+    replace: bool = False,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Store:
+    """Write a checkpoint to `out` as a store, one tensor at a time, and open it.
+
+    model: `opt-mini`, a checkpoint folder or a hub id; dtype: fp32, bf16 or fp16. Raises CheckpointError or StoreError,
+    and then leaves nothing behind.
+    """
+    checkpoint = Checkpoint(find_checkpoint(model))
+
+    def copy_rest(folder: Path) -> dict[str, Any]:
+        copy_files(checkpoint.folder, folder, COPIED)
+        return {}
+
+    return write_store(checkpoint, Path(str(model)).name, out, dtype, layouts, copy_rest, replace, progress)
+
+
+def copy_files(source: Path, target: Path, names: Sequence[str]) -> None:
+    """Copy those of the named files that a folder has."""
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+class Source(Protocol):
+    """Where a store's weights come from: a Checkpoint, or what looks like one."""
+
+    family: Family
+    opt: OPTConfig
+    config: dict[str, Any]
+    names: list[str]
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Its shape."""
+
+
+def write_store(
+    source: Source, name: str, out: Path | str, dtype: str, layouts: tuple[str, ...],
+    finish: Callable[[Path], dict[str, Any]], replace: bool = False,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Store:  # fmt: skip
+    """Write weights to `out` as a store called `name`, one tensor at a time, and open it.
+
+    finish: adds what belongs into the folder besides, and returns what belongs into the manifest besides.
+    """
+    if dtype not in DTYPES or not layouts or not set(layouts) <= set(LAYOUTS):
+        raise StoreError(
+            f"unknown dtype {dtype!r} or layouts {layouts}: choose from {list(DTYPES)} and {list(LAYOUTS)}"
+        )
+    out, config = Path(out), source.opt
+    if replace and out.exists() and not is_store(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise StoreError(f"{out} is no store, so it isn't replaced: choose another name")
+    with new_folder(out, replace) as folder:
+        alignment = _grid_of(folder)
+        shape = FFNShape(config.ffn_dim, config.hidden_size, DTYPES[dtype].itemsize, alignment)
+        digests = {RESIDENT: _write_resident(source, folder, DTYPES[dtype], config.num_hidden_layers)}
+        digests |= _write_ffn(source, folder, DTYPES[dtype], layouts, shape, config.num_hidden_layers, progress)
+        manifest = {
+            "format": FORMAT, "name": name, "dtype": dtype, "layouts": list(layouts),
+            "alignment": alignment, "config": source.config,
+            "files": {f: {"bytes": (folder / f).stat().st_size, "sha256": d} for f, d in digests.items()},
+        }  # fmt: skip
+        write_file(folder / MANIFEST, json.dumps(manifest | finish(folder), indent=1))
+    return Store(out)
+
+
+def _grid_of(folder: Path) -> int:
+    probe = folder / "grid"
+    probe.touch()
+    grid = direct_alignment(probe)
+    probe.unlink()
+    return grid
+
+
+def _write_resident(checkpoint: Source, folder: Path, dtype: torch.dtype, layers: int) -> dict[str, str]:
+    ffn = {pattern.format(i) for i in range(layers) for pattern in (checkpoint.family.up, checkpoint.family.down)}
+    order = ["embeddings", *(f"layers.{i}" for i in range(layers))]
+    names = sorted((n for n in checkpoint.names if n not in ffn), key=lambda n: (order.index(group_of(n)), n))
+    writer = SafetensorsWriter(folder / RESIDENT, {n: (dtype, checkpoint.shape(n)) for n in names})
+    for name in names:
+        writer.write(name, checkpoint.tensor(name).to(dtype))
+    writer.close()
+    return writer.digests
+
+
+def _write_ffn(
+    checkpoint: Source, folder: Path, dtype: torch.dtype, layouts: tuple[str, ...], shape: FFNShape, layers: int,
+    progress: Callable[[str], None],
+) -> dict[str, dict[str, str]]:  # fmt: skip
+    writers = {}
+    for layout in layouts:
+        parts = [(f"layers.{i}.{p.name}", p.nbytes) for i in range(layers) for p in pieces(layout, shape)]
+        specs: Specs = {name: (torch.uint8, (shape.neurons, nbytes)) for name, nbytes in parts}
+        writers[layout] = SafetensorsWriter(folder / ffn_file(layout), specs)
+    for i in range(layers):
+        up, down = (
+            checkpoint.tensor(name.format(i)).to(dtype) for name in (checkpoint.family.up, checkpoint.family.down)
+        )
+        if "split" in layouts:
+            writers["split"].write(f"layers.{i}.up", up.contiguous().view(torch.uint8))
+            writers["split"].write(f"layers.{i}.down", down.T.contiguous().view(torch.uint8))
+        if "bundled" in layouts:
+            bundles = torch.from_numpy(pack_bundles(up, down, shape.record_bytes))
+            writers["bundled"].write(f"layers.{i}.bundle", bundles)
+        progress(f"layer {i + 1} of {layers}")
+    for writer in writers.values():
+        writer.close()
+    return {ffn_file(layout): writer.digests for layout, writer in writers.items()}
+
+
+def open_model(model: str | Path | Store, folder: Path, dtype: str | None = None) -> Store:
+    """A store: `model` itself if it is one, else its packed form under `folder`, which is written if need be."""
+    if isinstance(model, Store) or is_store(model):
+        store = model if isinstance(model, Store) else Store(model)
+        if dtype is not None and dtype != store.dtype_name:
+            raise StoreError(f"{store.path} was packed as {store.dtype_name}, not {dtype}: pack the checkpoint again")
+        return store
+    if (Path(model) / MANIFEST).parent.is_dir() and not (Path(model) / "config.json").exists():
+        raise StoreError(f"{model} is neither a store nor a checkpoint: it has no {MANIFEST} and no config.json")
+    packed = folder / f"{_packed_name(model)}-{dtype or 'fp32'}"
+    return Store(packed) if is_store(packed) else pack(model, packed, dtype or "fp32")
+
+
+def _packed_name(model: str | Path) -> str:
+    """What a checkpoint's packed form is called: another name for another or a changed checkpoint."""
+    if str(model) != "opt-mini" and not Path(model).is_dir():
+        return str(model).strip("/").replace("/", "--")
+    checkpoint = find_checkpoint(model).resolve()
+    files = [path for path in sorted(checkpoint.iterdir()) if path.suffix in {".json", ".safetensors", ".bin"}]
+    if str(model) == "opt-mini":  # the same model in whichever place flashlite is installed
+        facts: list[object] = [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files]
+    else:
+        facts = [checkpoint, *((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)]
+    return f"{Path(model).name}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
