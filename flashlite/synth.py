@@ -5,6 +5,7 @@ with depth and have a heavy tail, and what a token needs overlaps with what the 
 (Paper: section 3.1, OPT-6.7B's figures)
 
     up = b a            two thin matrices, so that a predictor of that rank knows every sign
+    norm's signs        some turn from layer to layer, so that a layer's input tells the next one's well, but not fully
     token + position    the input changes fast by the first and slowly by the second, so that windows overlap
     up bias             measured layer by layer, so that each neuron fires as often as it should
 """
@@ -38,6 +39,7 @@ PREDICTED_OVER_ACTIVE = 3.0  # the paper's predictors name that many times more 
 SLOW, MEMORY = 0.6, 10.0  # share of the input's variance that changes slowly, and within how many tokens
 LOGITS = 3.0  # standard deviation of the logits
 SMALL = 0.05  # what a block adds to the residual stream
+TURN = 0.035  # share of the FFN norm's signs that turn from a layer to the next: inputs of neighbours have cosine 0.93
 SEQUENCES, LENGTH = 8, 64  # to calibrate on, and as many again to test on
 STANDARD = Normal(0.0, 1.0)
 
@@ -46,7 +48,8 @@ class PlantedModel:
     """Made-up weights with the interface of a Checkpoint: config, opt, family, names, shape(name), tensor(name).
 
     Every tensor is made anew from the seed and its name when it is asked for, so that no model need fit in DRAM; only
-    the up projections' biases are kept, once their layer is calibrated. reports: one a calibrated layer.
+    the up projections' biases are kept, once their layer is calibrated. reports: one a calibrated layer; ahead: for
+    each but the first, the share of its predicted neurons that the input of the layer before tells.
     """
 
     def __init__(self, name: str, seed: int = 0) -> None:
@@ -60,7 +63,9 @@ class PlantedModel:
         self.names = sorted(self._shapes)
         self.predictors: list[LowRankPredictor] = []
         self.reports: list[LayerReport] = []
+        self.ahead: list[float] = []
         self._biases: list[Tensor] = []
+        self._before: Tensor | None = None  # what entered the layer before
         self._hidden = self._embed()
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -84,6 +89,8 @@ class PlantedModel:
             return SLOW**0.5 * self._slow(*shape)
         if name == "model.decoder.final_layer_norm.weight":  # random signs, or the head would always repeat its input
             return LOGITS * (shape[0] * (1 - SLOW)) ** -0.5 * self._noise(name, shape).sign()
+        if name.endswith("final_layer_norm.weight"):
+            return self._signs(layer)
         if part.endswith("layer_norm"):
             return torch.ones(shape)
         return self._scale(part, shape) * self._noise(name, shape)
@@ -107,6 +114,12 @@ class PlantedModel:
             noise[i] = keep * noise[i - 1] + (1 - keep**2) ** 0.5 * noise[i]
         return noise
 
+    def _signs(self, layer: int) -> Tensor:
+        """The weight of the norm before a layer's FFN: [d_model], 1 or -1."""
+        size, share = (self.opt.hidden_size,), STANDARD.icdf(torch.tensor(TURN))
+        turns = [torch.where(self._noise(f"signs.{i}", size) < share, -1.0, 1.0) for i in range(layer + 1)]
+        return torch.stack(turns).prod(0)
+
     def _factors(self, layer: int) -> tuple[Tensor, Tensor]:
         """b [ffn, rank] and a [rank, d_model], each row of norm 1, so that every score has variance near 1."""
         b = F.normalize(self._noise(f"b.{layer}", (self.opt.ffn_dim, self.rank)), dim=1)
@@ -123,7 +136,8 @@ class PlantedModel:
         """Give each neuron of the next layer the bias with which it fires at its rate; report on fresh sequences."""
         prefix = f"model.decoder.layers.{layer}."
         hidden = self._hidden + self._attend(prefix, self._normed(self._hidden))
-        x = self._normed(hidden)  # [2 * SEQUENCES, LENGTH, d_model]; the second half is only for the report
+        # x: [2 * SEQUENCES, LENGTH, d_model]; the second half is only for the report
+        x = self._normed(hidden) * self.tensor(prefix + "final_layer_norm.weight")
         b, a = self._factors(layer)
         scores = F.linear(F.linear(x, a), b).flatten(0, 1)
         sample = scores[: SEQUENCES * LENGTH]
@@ -136,8 +150,16 @@ class PlantedModel:
         self._biases.append(bias)
         self.predictors.append(predictor)
         self.reports.append(report(predictor, data, LENGTH))
+        self._look_ahead(predictor, x)
         h = (scores + bias).relu_().view(*x.shape[:2], -1)
         self._hidden = hidden + F.linear(h, self.tensor(prefix + "fc2.weight"))
+
+    def _look_ahead(self, predictor: LowRankPredictor, x: Tensor) -> None:
+        """Note how much of what a predictor says of its layer's input x it also says of the layer's before."""
+        if self._before is not None:
+            true, early = predictor.mask(x.flatten(0, 1)), predictor.mask(self._before.flatten(0, 1))
+            self.ahead.append(float((true & early).sum() / true.sum()))
+        self._before = x
 
     def _attend(self, prefix: str, x: Tensor) -> Tensor:
         q, k, v = (F.linear(x, self.tensor(f"{prefix}self_attn.{part}_proj.weight")) for part in "qkv")
@@ -171,6 +193,7 @@ class PlantedModel:
             "active": mean(lambda r: r.active), "predicted": mean(lambda r: r.predicted),
             "recall": mean(lambda r: r.recall), "resident": mean(lambda r: r.window_rows[WINDOW - 1]) / neurons,
             "new": mean(lambda r: r.window_rows[WINDOW] - r.window_rows[WINDOW - 1]) / neurons,
+            "ahead": float(np.mean(self.ahead)),
         }  # fmt: skip
 
 

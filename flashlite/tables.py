@@ -104,10 +104,11 @@ def token_line(calls: Sequence[CallCost], budget_bytes: int, seconds: float) -> 
 
 def planted_line(planted: dict[str, Any]) -> str:
     """What a planted model reached, as shares of the FFN."""
-    share = {name: f"{planted[name]:.2%}" for name in ("active", "predicted", "recall", "new", "resident")}
+    share = {name: f"{planted[name]:.2%}" for name in ("active", "predicted", "recall", "new", "resident", "ahead")}
     return (
         f"for a token {share['active']} of the FFN fire, {share['predicted']} are predicted, recall {share['recall']}; "
-        f"with a window of {planted['window']} {share['new']} are read and {share['resident']} resident"
+        f"with a window of {planted['window']} {share['new']} are read and {share['resident']} resident; {share['ahead']} of "
+        "what a layer is predicted to need is told by the input of the layer before"
     )
 
 
