@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import re
 import signal
 import subprocess
@@ -17,14 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import transformers
 
 from flashlite.budget import parse_budget
 from flashlite.cap import memory_cap
 from flashlite.cost import Speeds, Work, token_ms
-from flashlite.direct import direct_alignment
-from flashlite.errors import FlashliteError
+from flashlite.errors import FlashliteError, KilledError
+from flashlite.machine import drive, host
 from flashlite.probe import DEPTHS, SIZES, Curve, probe_file, random_mb_s
 from flashlite.stages import LADDER, NAMES
 from flashlite.store import Store, ffn_file
@@ -43,36 +39,7 @@ PROMPT = '''def read_table(path, separator=","):
 Measured = dict[int, list[dict[str, Any]]]  # by stage, the results of its rounds
 WORKER = (sys.executable, "-m", "flashlite.worker")
 DEPTH = 128
-WORK_BYTES = 4 * 2**20
-
-
-def host() -> dict[str, Any]:
-    """The machine: processor, cores, memory, system, versions."""
-    return {
-        "processor": _processor(), "cores": os.cpu_count(), "memory_bytes": _total_memory(),
-        "system": f"{platform.system()} {platform.release()}", "python": platform.python_version(),
-        "torch": torch.__version__, "transformers": transformers.__version__,
-    }  # fmt: skip
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _total_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-
-
-def drive(path: Path) -> dict[str, Any]:
-    """The drive that a file lies on: its device's name and its grid for direct reads."""
-    number = path.stat().st_dev
-    link = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
-    device = link.resolve().name if link.exists() else "unknown"
-    return {"device": device, "alignment": direct_alignment(path)}
+WORK_BYTES = 8 * 2**20
 
 
 def prompt_ids(store: Store, length: int) -> list[int]:
@@ -84,15 +51,18 @@ def prompt_ids(store: Store, length: int) -> list[int]:
 
 
 def run_worker(task: Task, command: Sequence[str] = WORKER) -> dict[str, Any]:
-    """Measure in a fresh process. Raises FlashliteError with what the process said if it fails."""
+    """Measure in a fresh process. Raises KilledError if the system kills it, else FlashliteError with what it said if
+    it fails."""
     path = Path(task.folder) / "task.json"
     path.write_text(json.dumps(asdict(task)))
     done = subprocess.run([*command, str(path)], capture_output=True, text=True)
     try:
         result = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
-        why = "killed for want of memory" if done.returncode == -signal.SIGKILL else _last_words(done.stderr)
-        raise FlashliteError(f"the measuring process ended with code {done.returncode}: {why}") from None
+        ended = f"the measuring process ended with code {done.returncode}"
+        if done.returncode == -signal.SIGKILL:
+            raise KilledError(f"{ended}: killed for want of memory") from None
+        raise FlashliteError(f"{ended}: {_last_words(done.stderr)}") from None
     if "error" in result:
         raise FlashliteError(result["error"])
     return result
@@ -152,7 +122,7 @@ def check_stage(
     with tempfile.TemporaryDirectory(prefix="flashlite-check-") as folder:
         task = Task(str(store.path), None, prompt_ids(store, 32), tokens, folder, budget, window, "oracle")
         run_worker(task)
-        run_worker(replace(task, stage=stage, check=True), worker)
+        run_worker(replace(task, stage=stage, check=tokens), worker)
 
 
 def _under_cap(
@@ -177,7 +147,7 @@ def _survives(task: Task, worker: Sequence[str]) -> bool:
     """Whether the dense model runs by this command, as it must not under a cap that is worth something."""
     try:
         run_worker(task, worker)
-    except FlashliteError:
+    except KilledError:
         return False
     return True
 
@@ -207,7 +177,9 @@ def _measure_rounds(
     for number in range(rounds):
         for stage in stages if number % 2 == 0 else reversed(stages):
             progress(f"round {number + 1} of {rounds}: stage {stage} {NAMES[stage]}")
-            measured[stage].append(run_worker(replace(task, stage=stage, check=number == 0), worker))
+            measured[stage].append(
+                run_worker(replace(task, stage=stage, check=task.tokens if number == 0 else 0), worker)
+            )
     return measured
 
 

@@ -17,6 +17,8 @@ from flashlite.bundle import FFNShape
 from flashlite.probe import Curve
 from flashlite.product import ffn_product
 
+SAMPLE_BYTES = 2**29  # far more than the processor's caches hold
+
 
 @dataclass(frozen=True)
 class Work:
@@ -72,9 +74,15 @@ def _median_seconds(run: Callable[[], object], repeats: int = 15) -> float:
 
 
 def product_speed(shape: FFNShape, layers: int, dtype: torch.dtype, rows: int) -> float:
-    """Bytes of FFN weights a second: one token through `rows` neurons of each layer in turn, as in decoding."""
-    columns = shape.record_bytes // shape.itemsize
-    matrices = [torch.randn(rows, columns).to(dtype) for _ in range(layers)]
+    """Bytes of FFN weights a second: one token through `rows` neurons of each layer in turn, as in decoding.
+
+    As many layers as fit SAMPLE_BYTES stand for all, but at least one.
+    """
+    columns, layers = (
+        shape.record_bytes // shape.itemsize,
+        max(1, min(layers, SAMPLE_BYTES // shape.record_bytes // rows)),
+    )
+    matrices = [torch.randn(rows, columns, dtype=dtype) for _ in range(layers)]
     x, bias = torch.randn(1, shape.d_model).to(dtype), torch.zeros(rows, dtype=dtype)
 
     def run() -> None:

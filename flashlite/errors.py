@@ -7,6 +7,10 @@ class FlashliteError(Exception):
     """Any failure that flashlite foresees; the command line prints it as one line, without a traceback."""
 
 
+class KilledError(FlashliteError):
+    """The system killed a measuring process, as it does when memory runs out."""
+
+
 class ReadError(FlashliteError, OSError):
     """A read from flash failed or ended short; the text names the file and the offset."""
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor, addmm
+from torch import Tensor
 
 from flashlite.bundle import unpack_bundles
+from flashlite.kernels import down_product, up_product
 
 
 def ffn_product(x: Tensor, rows: Tensor, bias: Tensor, d_model: int) -> Tensor:
@@ -13,5 +14,5 @@ def ffn_product(x: Tensor, rows: Tensor, bias: Tensor, d_model: int) -> Tensor:
     x: [tokens, d_model]; rows: [n, at least 2 * d_model], each a neuron; bias: [n], the up projection's.
     Returns relu(x up^T + bias) down: [tokens, d_model].
     """
-    up, down = unpack_bundles(rows, d_model)
-    return addmm(bias, x, up.T).relu_() @ down
+    up, _ = unpack_bundles(rows, d_model)
+    return down_product(up_product(x, up, bias).relu_(), rows, d_model)

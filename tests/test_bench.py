@@ -71,7 +71,7 @@ def test_a_wrong_stage_shows_an_error_and_no_speed(store: Store, tmp_path: Path)
     wrong["logits"] += 1.0
     save_file(wrong, path)
     with pytest.raises(FlashliteError, match=r"stage 5 .pool. is wrong.*no speed"):
-        run_worker(Task(**vars(task) | {"stage": 5, "check": True}))
+        run_worker(Task(**vars(task) | {"stage": 5, "check": 8}))
 
 
 def test_a_worker_that_fails_says_why(tmp_path: Path) -> None:

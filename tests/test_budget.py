@@ -12,11 +12,11 @@ from transformers import OPTForCausalLM
 
 import flashlite
 from flashlite.budget import FEWEST_ROWS, Budget, parse_budget, plan_budget, split_rows
+from flashlite.decoding import greedy
 from flashlite.errors import BudgetError
 from flashlite.resident import ResidentWeights
 from flashlite.stages import LADDER, Stage
 from flashlite.store import Store
-from flashlite.worker import greedy
 
 PROMPT = [2, 17, 5, 99, 40]
 STAGES = pytest.mark.parametrize("name", LADDER)

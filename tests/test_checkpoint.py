@@ -25,12 +25,12 @@ from transformers import OPTForCausalLM
 import flashlite
 from flashlite.bundle import round_up
 from flashlite.checkpoint import find_checkpoint
+from flashlite.decoding import greedy
 from flashlite.errors import CheckpointError
 from flashlite.files import DTYPES
 from flashlite.packing import pack
 from flashlite.stages import LADDER
 from flashlite.store import Store
-from flashlite.worker import greedy
 
 PROMPT = list(range(3, 40, 4))
 FC1 = "model.decoder.layers.1.fc1.weight"

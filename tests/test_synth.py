@@ -11,6 +11,7 @@ from transformers import OPTForCausalLM
 
 from flashlite import families
 from flashlite.bench import prompt_ids
+from flashlite.decoding import exactness, forced, greedy
 from flashlite.dense import load_dense
 from flashlite.errors import CheckpointError, StoreError
 from flashlite.families import published_config, resident_and_streamed
@@ -18,7 +19,7 @@ from flashlite.model import load
 from flashlite.predictor import PredictorSet
 from flashlite.store import PREDICTOR, Store
 from flashlite.synth import PlantedModel, synth
-from flashlite.worker import exactness, forced, greedy, per_token
+from flashlite.worker import per_token
 
 SMALL = (256, 6, 4, 256)  # too small to be published, large enough for its statistics to hold
 

@@ -20,10 +20,10 @@ from train_opt_mini import HELD_OUT_WINDOWS, POSITIONS, encode
 from transformers import AutoTokenizer, OPTForCausalLM
 
 import flashlite
-from flashlite.bench import host
 from flashlite.checkpoint import BUNDLED_MODEL
 from flashlite.corpus import corpus
 from flashlite.evaluate import evaluate
+from flashlite.machine import host
 from flashlite.predictor import LayerReport
 from flashlite.store import PREDICTOR
 from flashlite.text import token_windows

@@ -24,12 +24,12 @@ from IPython.display import Markdown
 from torch import Tensor
 
 from flashlite import stages
-from flashlite.bench import drive, host
 from flashlite.compare import beside_reference
 from flashlite.corpus import corpus
 from flashlite.course import plug
 from flashlite.course.manifest import Course, Exercise, find_course
 from flashlite.errors import FlashliteError
+from flashlite.machine import drive, host
 from flashlite.model import home
 from flashlite.packing import open_model
 from flashlite.store import Store

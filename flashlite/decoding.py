@@ -1,0 +1,89 @@
+"""Decoding as the measurements need it: token by token, timed, and compared with the dense model."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import OPTForCausalLM
+
+from flashlite.errors import FlashliteError
+from flashlite.stages import NAMES
+
+# Of logits, in parts of their standard deviation: what another order of the sums does to them by rounding alone.
+ALLOWED_ERROR = {"fp32": 3e-4, "bf16": 0.15, "fp16": 0.03}
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What a model made of a text. prompt_ms: the prompt's time; token_ms: that of each later token but the last, whose
+    output nobody asked for; logits: [tokens, vocab] float32, those that choose each token."""
+
+    prompt_ms: float
+    token_ms: list[float]
+    logits: Tensor
+
+    @property
+    def chosen(self) -> list[int]:
+        """The tokens that the model would choose."""
+        return self.logits.argmax(-1).tolist()
+
+
+@torch.no_grad()
+def greedy(model: OPTForCausalLM, prompt: list[int], tokens: int) -> tuple[list[int], Tensor]:
+    """The next `tokens` tokens, and the logits that chose them: [tokens, vocab] float32."""
+    out = model.generate(
+        torch.tensor([prompt]), max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, num_beams=1,
+        output_logits=True, return_dict_in_generate=True, eos_token_id=None,
+    )  # fmt: skip
+    return out.sequences[0, len(prompt) :].tolist(), torch.cat(out.logits).float()
+
+
+@torch.no_grad()
+def forced(model: OPTForCausalLM, prompt: list[int], tokens: list[int]) -> Decoding:
+    """Feed given tokens one by one, as decoding would."""
+    times, logits, cache = [], [], None
+    for ids in [prompt, *([token] for token in tokens[:-1])]:
+        began = time.perf_counter()
+        out = model(torch.tensor([ids]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        times.append(1e3 * (time.perf_counter() - began))
+        logits.append(out.logits[:, -1].float())
+        cache = out.past_key_values
+    return Decoding(times[0], times[1:], torch.cat(logits))
+
+
+def exactness(
+    model: OPTForCausalLM, stage: int, prompt: list[int], tokens: list[int], logits: Tensor
+) -> dict[str, Any]:
+    """How a stage with the oracle predictor compares with the dense model's tokens and logits [tokens, vocab].
+
+    The stage is given the dense model's tokens, so that choosing each of them means that it writes the same text.
+    Raises FlashliteError as `compare_logits` does.
+    """
+    return compare_logits(
+        forced(model, prompt, tokens).logits, logits, model.flash.store.dtype_name, f"stage {stage} ({NAMES[stage]})"
+    )
+
+
+def compare_logits(found: Tensor, logits: Tensor, dtype: str, who: str) -> dict[str, Any]:
+    """Whether logits are the dense model's: tokens_equal, max_logit_error, and near_ties, the tokens that differ only
+    because rounding decides between two logits of the dense model that are closer than the allowed error.
+
+    found, logits: [tokens, vocab] float32. Raises FlashliteError if a token differs otherwise, or if logits differ by
+    more than rounding explains.
+    """
+    allowed = ALLOWED_ERROR[dtype] * float(logits.std())
+    error = float((found - logits).abs().max())
+    chosen, expected = found.argmax(-1, keepdim=True), logits.argmax(-1, keepdim=True)
+    behind = (logits.gather(1, expected) - logits.gather(1, chosen))[chosen != expected]
+    equal = len(behind) == 0 or float(behind.max()) <= allowed
+    if not equal or not error <= allowed:
+        raise FlashliteError(
+            f"{who} is wrong: with the oracle predictor its tokens {'equal' if equal else 'differ from'} the dense "
+            f"model's and its logits are off by {error:.3g}, where rounding explains {allowed:.3g}; "
+            "no speed is shown for a wrong answer"
+        )
+    return {"tokens_equal": equal, "near_ties": len(behind), "max_logit_error": error, "checked_tokens": len(found)}

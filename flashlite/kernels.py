@@ -1,0 +1,41 @@
+"""The two halves of the sparse product, as fast as torch has them for rows of ever-changing number."""
+
+from __future__ import annotations
+
+from math import gcd
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+BLOCK = 64
+
+
+def up_product(x: Tensor, up: Tensor, bias: Tensor) -> Tensor:
+    """x up^T + bias: [tokens, n]. x: [tokens, d_model]; up: [n, d_model]; bias: [n].
+
+    n differs from token to token, and torch compiles a bf16 product anew for every shape, which takes as long as a
+    third of the product. So whole blocks and the rest are multiplied apart: a few shapes, soon all compiled.
+    """
+    whole = len(up) // BLOCK * BLOCK
+    parts = (slice(0, whole), slice(whole, len(up)))
+    return torch.cat([torch.addmm(bias[part], x, up[part].T) for part in parts], 1)
+
+
+def down_product(h: Tensor, rows: Tensor, d_model: int) -> Tensor:
+    """h down: [tokens, d_model], where only the rows of neurons that fired are read.
+
+    h: [tokens, n], activations; rows: [n, columns] without gaps, at least 2 * d_model columns, down in the second
+    d_model of them. A weighted sum of some rows is what embedding_bag gives, but of whole rows: so rows are seen as
+    units that divide both d_model and the padded row, a bag for each unit of the output.
+    """
+    unit = gcd(rows.shape[1], d_model)
+    first, units = d_model // unit, rows.shape[1] // unit
+    fired = h.any(0).nonzero()[:, 0]
+    index = (fired * units + torch.arange(first, 2 * first)[:, None]).repeat(len(h), 1)
+    weights = h[:, fired].repeat_interleave(first, 0)
+    begins = torch.arange(len(index)) * len(fired)
+    bags = embedding_bag(
+        index.flatten(), rows.view(len(rows) * units, unit), begins, mode="sum", per_sample_weights=weights.flatten()
+    )
+    return bags.view(len(h), d_model)
