@@ -107,8 +107,8 @@ def planted_line(planted: dict[str, Any]) -> str:
     share = {name: f"{planted[name]:.2%}" for name in ("active", "predicted", "recall", "new", "resident", "ahead")}
     return (
         f"for a token {share['active']} of the FFN fire, {share['predicted']} are predicted, recall {share['recall']}; "
-        f"with a window of {planted['window']} {share['new']} are read and {share['resident']} resident; {share['ahead']} of "
-        "what a layer is predicted to need is told by the input of the layer before"
+        f"with a window of {planted['window']} {share['new']} are read and {share['resident']} resident; "
+        f"{share['ahead']} of what a layer is predicted to need is told by the input of the layer before"
     )
 
 
