@@ -39,7 +39,7 @@ PROMPT = '''def read_table(path, separator=","):
 Measured = dict[int, list[dict[str, Any]]]  # by stage, the results of its rounds
 WORKER = (sys.executable, "-m", "flashlite.worker")
 DEPTH = 128
-WORK_BYTES = 24 * 2**20  # among them what a warm-up of a small vocabulary leaves out
+WORK_BYTES = 4 * 2**20
 
 
 def prompt_ids(store: Store, length: int) -> list[int]:

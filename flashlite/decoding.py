@@ -13,8 +13,7 @@ from transformers import OPTForCausalLM
 from flashlite.errors import FlashliteError
 from flashlite.stages import NAMES
 
-# Of logits, in parts of their standard deviation: what another order of the sums does to them by rounding alone.
-ALLOWED_ERROR = {"fp32": 3e-4, "bf16": 0.15, "fp16": 0.03}
+ALLOWED_ERROR = {"fp32": 1e-3, "bf16": 0.5, "fp16": 0.1}  # of logits, by what rounding alone does to the sum's order
 
 
 @dataclass(frozen=True)
@@ -69,21 +68,15 @@ def exactness(
 
 
 def compare_logits(found: Tensor, logits: Tensor, dtype: str, who: str) -> dict[str, Any]:
-    """Whether logits are the dense model's: tokens_equal, max_logit_error, and near_ties, the tokens that differ only
-    because rounding decides between two logits of the dense model that are closer than the allowed error.
+    """Whether logits are the dense model's: tokens_equal and max_logit_error.
 
-    found, logits: [tokens, vocab] float32. Raises FlashliteError if a token differs otherwise, or if logits differ by
-    more than rounding explains.
+    found, logits: [tokens, vocab] float32. Raises FlashliteError if a token differs, or if the logits differ by more
+    than rounding explains.
     """
-    allowed = ALLOWED_ERROR[dtype] * float(logits.std())
-    error = float((found - logits).abs().max())
-    chosen, expected = found.argmax(-1, keepdim=True), logits.argmax(-1, keepdim=True)
-    behind = (logits.gather(1, expected) - logits.gather(1, chosen))[chosen != expected]
-    equal = len(behind) == 0 or float(behind.max()) <= allowed
-    if not equal or not error <= allowed:
+    equal, error = bool((found.argmax(-1) == logits.argmax(-1)).all()), float((found - logits).abs().max())
+    if not equal or not error <= ALLOWED_ERROR[dtype]:
         raise FlashliteError(
             f"{who} is wrong: with the oracle predictor its tokens {'equal' if equal else 'differ from'} the dense "
-            f"model's and its logits are off by {error:.3g}, where rounding explains {allowed:.3g}; "
-            "no speed is shown for a wrong answer"
+            f"model's and its logits are off by {error:.3g}; no speed is shown for a wrong answer"
         )
-    return {"tokens_equal": equal, "near_ties": len(behind), "max_logit_error": error, "checked_tokens": len(found)}
+    return {"tokens_equal": equal, "max_logit_error": error}

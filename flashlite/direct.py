@@ -31,11 +31,11 @@ def aligned_buffer(rows: int, row_bytes: int) -> np.ndarray:
     nbytes = rows * row_bytes
     slack = HUGE_PAGE if nbytes >= HUGE_PAGE else 0  # never touched, so it takes no memory
     memory = mmap.mmap(-1, max(1, nbytes + slack), **PRIVATE)
-    if slack and hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without huge pages
-            memory.madvise(mmap.MADV_HUGEPAGE)
     whole = np.frombuffer(memory, np.uint8)
     begin = -whole.ctypes.data % HUGE_PAGE if slack else 0
+    if slack and hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            memory.madvise(mmap.MADV_HUGEPAGE, begin, nbytes // HUGE_PAGE * HUGE_PAGE)  # none reaches into the slack
     return whole[begin : begin + nbytes].reshape(rows, row_bytes)
 
 

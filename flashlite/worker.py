@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from transformers import OPTForCausalLM
 
 from flashlite.cost import copy_speed, product_speed
-from flashlite.decoding import Decoding, compare_logits, exactness, forced, greedy
+from flashlite.decoding import compare_logits, exactness, forced, greedy
 from flashlite.dense import load_dense, product_bytes
 from flashlite.errors import FlashliteError
 from flashlite.model import CallCost, Engine, load
@@ -29,7 +28,6 @@ from flashlite.store import Store
 
 WARM_UP = 4  # first tokens, left out of the medians
 LOGITS = "logits.safetensors"
-WARM_UP_SIZE = 512  # of the vocabulary and the FFN of the layer that warms up
 
 
 @dataclass(frozen=True)
@@ -71,12 +69,9 @@ def _warm_up(store: Store, prompt: list[int]) -> None:
     """Run one random layer of the model's own width, so that what torch and transformers allocate for their work, such
     as copies for matrix products, counts to the base and not to a stage."""
     config = copy.deepcopy(store.config)
-    config.num_hidden_layers, config.vocab_size, config.ffn_dim = 1, WARM_UP_SIZE, WARM_UP_SIZE
-    config.bos_token_id = config.pad_token_id = config.eos_token_id = 0
-    torch.set_default_dtype(store.dtype)
-    one_layer = OPTForCausalLM(config).eval()
-    torch.set_default_dtype(torch.float32)
-    forced(one_layer, [token % WARM_UP_SIZE for token in prompt], [0] * WARM_UP)
+    config.num_hidden_layers = 1
+    one_layer = OPTForCausalLM(config).to(store.dtype).eval()
+    forced(one_layer, prompt, [config.bos_token_id] * WARM_UP)
     del one_layer
     gc.collect()
 
@@ -116,17 +111,12 @@ def measure_stage(task: Task, store: Store) -> dict[str, Any]:
     del model  # whose memory what follows needs
     gc.collect()
     if task.check:
-        result |= _check(task, store, tokens, logits, None if sparse else timed)
+        if sparse:
+            oracle = load(store, dram_budget=task.budget, stage=task.stage, predictor="oracle", window=task.window)
+            result |= exactness(oracle, task.stage, task.prompt, tokens[: task.check], logits[: task.check])
+        else:  # every weight took part when it was timed, so that was the exact run already
+            result |= compare_logits(timed.logits, logits, store.dtype_name, f"stage {task.stage} ({NAMES[task.stage]})")
     return result | _speeds(store, *counted)
-
-
-def _check(task: Task, store: Store, tokens: list[int], logits: Tensor, exact: Decoding | None) -> dict[str, Any]:
-    """Compare with the dense model's logits; a stage without predictors was `exact` already when it was timed."""
-    stage = task.stage or 0
-    if exact is not None:
-        return compare_logits(exact.logits, logits, store.dtype_name, f"stage {stage} ({NAMES[stage]})")
-    oracle = load(store, dram_budget=task.budget, stage=stage, predictor="oracle", window=task.window)
-    return exactness(oracle, stage, task.prompt, tokens[: task.check], logits[: task.check])
 
 
 def per_token(engine: Engine) -> dict[str, Any]:

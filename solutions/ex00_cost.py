@@ -89,11 +89,9 @@ def product_speed(shape: FFNShape, layers: int, dtype: torch.dtype, rows: int) -
 
     As many layers as fit SAMPLE_BYTES stand for all, but at least one.
     """
-    columns, layers = (
-        shape.record_bytes // shape.itemsize,
-        max(1, min(layers, SAMPLE_BYTES // shape.record_bytes // rows)),
-    )
-    matrices = [torch.randn(rows, columns, dtype=dtype) for _ in range(layers)]
+    columns = shape.record_bytes // shape.itemsize
+    layers = max(1, min(layers, SAMPLE_BYTES // (rows * shape.record_bytes)))
+    matrices = [torch.randn(rows, columns).to(dtype) for _ in range(layers)]
     x, bias = torch.randn(1, shape.d_model).to(dtype), torch.zeros(rows, dtype=dtype)
 
     def run() -> None:
