@@ -115,7 +115,8 @@ def measure_stage(task: Task, store: Store) -> dict[str, Any]:
             oracle = load(store, dram_budget=task.budget, stage=task.stage, predictor="oracle", window=task.window)
             result |= exactness(oracle, task.stage, task.prompt, tokens[: task.check], logits[: task.check])
         else:  # every weight took part when it was timed, so that was the exact run already
-            result |= compare_logits(timed.logits, logits, store.dtype_name, f"stage {task.stage} ({NAMES[task.stage]})")
+            who = f"stage {task.stage} ({NAMES[task.stage]})"
+            result |= compare_logits(timed.logits, logits, store.dtype_name, who)
     return result | _speeds(store, *counted)
 
 
