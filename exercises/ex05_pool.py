@@ -17,6 +17,7 @@ from torch import Tensor
 
 from flashlite.bundle import FFNShape
 from flashlite.direct import aligned_buffer
+from flashlite.kernels import down_product, up_product
 from flashlite.product import ffn_product
 
 
@@ -149,6 +150,21 @@ class Pool:
         # Provided: ffn_product(x, rows, bias, d_model) computes this for rows of neurons and their biases, padding or
         # not; self._d_model.
         raise NotImplementedError("exercise 5.3: delete this line and write product, see the TODO above")
+
+    def product_without(self, x: Tensor, rows: np.ndarray) -> Tensor:
+        """`product` as if these rows were not there, whatever is in them: their reads may be under way.
+
+        x: [tokens, d_model]; rows: [n] int64. Returns [tokens, d_model].
+        """
+        used, bias = self._matrix[: self.num_used], self._bias[: self.num_used]
+        h = up_product(x, used[:, : self._d_model], bias).relu_()
+        h[:, torch.from_numpy(rows)] = 0
+        return down_product(h, used, self._d_model)
+
+    def product_of(self, x: Tensor, rows: np.ndarray) -> Tensor:
+        """`product` of these rows alone. x: [tokens, d_model]; rows: [n] int64. Returns [tokens, d_model]."""
+        index = torch.from_numpy(rows)
+        return ffn_product(x, self._matrix[index], self._bias[index], self._d_model)
 
     def clear(self) -> None:
         """See NeuronMemory."""

@@ -120,13 +120,14 @@ def _syscall(number: int, *args: Any) -> int:
 class NativeAio:
     """Linux native AIO: a batch of reads is one array of control blocks, handed over with one system call.
 
-    Raises OSError where the system refuses it.
+    patience: seconds for which it asks again and again before it sleeps until reads have finished. Raises OSError where
+    the system refuses it.
     """
 
     name = "aio"
 
-    def __init__(self, depth: int = 128) -> None:
-        self.depth = depth
+    def __init__(self, depth: int = 128, patience: float = POLL_SECONDS) -> None:
+        self.depth, self.patience = depth, patience
         if sys.platform != "linux" or platform.machine() not in _SYSCALLS:
             raise OSError(errno.ENOSYS, "native AIO is a Linux interface")
         self._setup, self._destroy, self.getevents, self.iosubmit = _SYSCALLS[platform.machine()]
@@ -154,6 +155,27 @@ class NativeAio:
         if getattr(self, "_pid", None) == os.getpid():  # queues don't survive a fork
             for queue in self._all:
                 _syscall(self._destroy, ctypes.c_ulong(queue))
+
+
+class Background:
+    """Another backend, whose batches a thread of its own carries out, one after the other: `submit` returns at once,
+    and reads go on while the caller computes."""
+
+    name = "background"
+
+    def __init__(self, backend: Backend) -> None:
+        self.depth = backend.depth
+        self._backend, self._thread = backend, ThreadPoolExecutor(1, thread_name_prefix="flash-ahead")
+
+    class _Batch:
+        def __init__(self, future: Future[np.ndarray]) -> None:
+            self._future = future
+
+        def wait(self) -> np.ndarray:
+            return self._future.result()
+
+    def submit(self, fd: int, reads: Reads) -> Batch:
+        return self._Batch(self._thread.submit(lambda: self._backend.submit(fd, reads).wait()))
 
 
 class _AioBatch:
@@ -196,10 +218,11 @@ class _AioBatch:
     def _reap(self) -> None:
         """Note the reads that have finished, at least one. Asks again and again at first, because sleeping until the
         drive wakes us costs about as long as a small read takes, at every layer of every token."""
-        patience = time.perf_counter() + POLL_SECONDS
-        while (got := self._finished(0)) == 0 and time.perf_counter() < patience:
+        until = time.perf_counter() + self._aio.patience
+        while (got := self._finished(0)) == 0 and time.perf_counter() < until:
             pass
-        finished = self._events[: got or self._finished(1)]
+        few = 1 if self._aio.patience else max(1, (self._submitted - self._done) // 2)  # to be woken seldom
+        finished = self._events[: got or self._finished(few)]
         self._results[finished["data"].astype(np.int64)] = finished["result"]
         self._done += len(finished)
 

@@ -10,9 +10,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,12 +19,15 @@ from flashlite.budget import parse_budget
 from flashlite.cap import memory_cap
 from flashlite.cost import Speeds, Work, token_ms
 from flashlite.errors import FlashliteError, KilledError
+from flashlite.export import WEIGHTS, export
+from flashlite.files import drop_from_cache
 from flashlite.machine import drive, host
+from flashlite.peers import PEERS
 from flashlite.probe import DEPTHS, SIZES, Curve, probe_file, random_mb_s
 from flashlite.stages import LADDER, NAMES
 from flashlite.store import Store, ffn_file
 from flashlite.text import load_tokenizer
-from flashlite.worker import Task
+from flashlite.worker import CHECKPOINT, Task
 
 PROMPT = '''def read_table(path, separator=","):
     """Read a table of numbers from a text file.
@@ -37,6 +39,7 @@ PROMPT = '''def read_table(path, separator=","):
         for line in handle:
 '''
 Measured = dict[int, list[dict[str, Any]]]  # by stage, the results of its rounds
+Result = TypeVar("Result")
 WORKER = (sys.executable, "-m", "flashlite.worker")
 DEPTH = 128
 WORK_BYTES = 4 * 2**20
@@ -77,13 +80,16 @@ def _last_words(stderr: str) -> str:
 
 def bench(
     store: Store, *, stages: Sequence[int], tokens: int = 64, prompt_tokens: int = 32, budget: int | str = "50%",
-    window: int = 5, predictor: str = "trained", rounds: int = 3, capped: bool = False,
+    window: int = 5, predictor: str = "trained", rounds: int = 3, capped: bool = False, peers: bool = False,
+    slow_tokens: int | None = None, check_tokens: int | None = None,
     progress: Callable[[str], None] = lambda line: None, worker: Sequence[str] = WORKER,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure stages of the ladder. Returns the JSON object that `flashlite bench` prints.
 
-    capped: run every stage under a memory cap of the budget and the base, page cache included; worker: the command that
-    runs one measurement; another one may run the engine on somebody else's code.
+    capped: run every stage under a memory cap of the budget and the base, page cache included; peers: measure what
+    people use today as well; slow_tokens: how many tokens where every weight is read for each; check_tokens: how many
+    with the oracle; worker: the command that runs one measurement; another one may run the engine on somebody else's
+    code.
 
     Raises FlashliteError, and shows no speed, if a stage doesn't give the dense model's tokens with the oracle.
     """
@@ -91,28 +97,50 @@ def bench(
         raise FlashliteError(
             f"{prompt_tokens} + {tokens} tokens exceed {store.config.max_position_embeddings} positions"
         )
-    with tempfile.TemporaryDirectory(prefix="flashlite-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix=".flashlite-bench-", dir=store.path.parent) as folder:
         task = Task(str(store.path), None, prompt_ids(store, prompt_tokens), tokens, folder, budget, window, predictor)
+        tasks = _stage_tasks(task, stages, slow_tokens or tokens, check_tokens or tokens)
+        rivals = _peer_tasks(store, task, slow_tokens or tokens, progress) if peers else []
         progress("the drive's ceiling")
         path = store.path / ffn_file(store.layouts[-1])
         curve, ceiling = measure_ceiling(store, path)
         progress("dense model")
         dense = run_worker(task)
-        measure = partial(_measure_rounds, task, stages, rounds, progress)
+
+        def measure(worker: Sequence[str]) -> tuple[Measured, list[dict[str, Any]]]:
+            return _measure_rounds(tasks, rounds, progress, worker), _measure_peers(rivals, progress, worker)
+
         if capped:
             measured, cap = _under_cap(task, fixed_base(store, [dense], prompt_tokens + tokens), worker, measure)
         else:
             measured, cap = measure(worker), {"bytes": None, "enforced": False}
         again = run_worker(task) if rounds > 1 else dense  # at both ends, so that a drift of the machine shows
-        dense |= {key: (dense[key] + again[key]) / 2 for key in ("total_ms", "rest_ms")}
-    rows = [_row(number, runs, curve, dense, store) for number, runs in measured.items()]
+        dense |= {key: (dense[key] + again[key]) / 2 for key in ("total_ms", "prompt_ms", "rest_ms")}
+    rows = [_row(number, runs, curve, dense, store) for number, runs in measured[0].items()]
     return {
-        "model": store.manifest["name"], "dtype": store.dtype_name, "weight_bytes": store.weight_bytes,
-        "budget_bytes": parse_budget(budget, store.weight_bytes), "memory_cap": cap,
-        "prompt_tokens": prompt_tokens, "new_tokens": tokens, "window": window, "rounds": rounds,
+        "model": store.manifest["name"], "planted": "planted" in store.manifest, "dtype": store.dtype_name,
+        "weight_bytes": store.weight_bytes, "budget_bytes": parse_budget(budget, store.weight_bytes),
+        "memory_cap": cap, "prompt_tokens": prompt_tokens, "new_tokens": tokens, "window": window, "rounds": rounds,
         "host": host(), "drive": drive(path), "ceiling": ceiling, "curve": curve.to_json(),
         "dense": dense, "base": fixed_base(store, [dense, *rows], prompt_tokens + tokens), "stages": rows,
+        "peers": measured[1],
     }  # fmt: skip
+
+
+def _stage_tasks(task: Task, stages: Sequence[int], slow: int, check: int) -> dict[int, Task]:
+    """What to measure of each stage, by its number."""
+    sparse = {stage: LADDER[NAMES[stage]].predictor for stage in stages}
+    return {
+        stage: replace(task, stage=stage, tokens=task.tokens if sparse[stage] else slow, check=check)
+        for stage in stages
+    }  # fmt: skip
+
+
+def _peer_tasks(store: Store, task: Task, slow: int, progress: Callable[[str], None]) -> list[Task]:
+    """What to measure of each peer; the store's weights are written out in the form that peers read."""
+    progress("the same weights as a checkpoint, for the peers")
+    export(store, Path(task.folder) / CHECKPOINT)
+    return [replace(task, peer=name, tokens=slow) for name in PEERS]
 
 
 def check_stage(
@@ -126,8 +154,8 @@ def check_stage(
 
 
 def _under_cap(
-    task: Task, fixed: dict[str, int], worker: Sequence[str], measure: Callable[[Sequence[str]], Measured]
-) -> tuple[Measured, dict[str, Any]]:
+    task: Task, fixed: dict[str, int], worker: Sequence[str], measure: Callable[[Sequence[str]], Result]
+) -> tuple[Result, dict[str, Any]]:
     """What `measure` gives under a cap of the budget and what a process needs without any model, counted as the system
     counts it; and what there is to say of the cap."""
     with memory_cap(2**50) as group:
@@ -170,17 +198,29 @@ def measure_ceiling(store: Store, path: Path) -> tuple[Curve, dict[str, Any]]:
 
 
 def _measure_rounds(
-    task: Task, stages: Sequence[int], rounds: int, progress: Callable[[str], None], worker: Sequence[str]
+    tasks: dict[int, Task], rounds: int, progress: Callable[[str], None], worker: Sequence[str]
 ) -> Measured:
     """Every stage once a round, the order turned round each time, checked for exactness in the first."""
-    measured: Measured = {stage: [] for stage in stages}
+    measured: Measured = {stage: [] for stage in tasks}
     for number in range(rounds):
-        for stage in stages if number % 2 == 0 else reversed(stages):
+        for stage in tasks if number % 2 == 0 else reversed(tasks):
             progress(f"round {number + 1} of {rounds}: stage {stage} {NAMES[stage]}")
-            measured[stage].append(
-                run_worker(replace(task, stage=stage, check=task.tokens if number == 0 else 0), worker)
-            )
+            task = tasks[stage] if number == 0 else replace(tasks[stage], check=0)
+            measured[stage].append(run_worker(task, worker))
     return measured
+
+
+def _measure_peers(tasks: list[Task], progress: Callable[[str], None], worker: Sequence[str]) -> list[dict[str, Any]]:
+    """A row for each peer, where `killed` says that the system ended it for want of memory."""
+    rows = []
+    for task in tasks:
+        progress(f"peer: {task.peer}")
+        drop_from_cache(Path(task.folder) / CHECKPOINT / WEIGHTS)  # what is cached already counts to nobody's cap
+        try:
+            rows.append({"name": task.peer, "killed": False, **run_worker(task, worker)})
+        except KilledError:
+            rows.append({"name": task.peer, "killed": True})
+    return rows
 
 
 def median_run(number: int, runs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -176,7 +176,7 @@ def run(
     model: ModelArgument = "opt-mini",
     prompt: Annotated[str, typer.Option(help="text to continue")] = "def add(a, b):",
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
-    stage: Annotated[int, typer.Option(help="of the ladder, 0 to 5")] = 5,
+    stage: Annotated[int, typer.Option(help="of the ladder, 0 to 6")] = 5,
     dram_budget: BudgetOption = "50%",
     predictor: PredictorOption = "trained",
     window: WindowOption = 5,
@@ -212,7 +212,7 @@ def run(
 @app.command()
 def bench(
     model: ModelArgument = "opt-mini",
-    stages: Annotated[str, typer.Option("--stages", "--stage", help="a range or a list: 0-5, or 0,3,5")] = "0-5",
+    stages: Annotated[str, typer.Option("--stages", "--stage", help="a range or a list: 0-6, or 0,3,5")] = "0-6",
     tokens: Annotated[int, typer.Option(help="to generate", min=8)] = 64,
     prompt_tokens: Annotated[int, typer.Option(min=1)] = 32,
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16")] = None,
@@ -221,6 +221,13 @@ def bench(
     predictor: PredictorOption = "trained",
     rounds: Annotated[int, typer.Option(help="processes for each stage", min=1)] = 3,
     memory_cap: Annotated[bool, typer.Option("--memory-cap", help="have the system enforce budget plus base")] = False,
+    peers: Annotated[bool, typer.Option("--peers", help="measure what people use today, under the same cap")] = False,
+    slow_tokens: Annotated[
+        int | None, typer.Option(help="to generate where every weight is read for each; --tokens if not given", min=8)
+    ] = None,
+    check_tokens: Annotated[
+        int | None, typer.Option(help="to compare with the oracle; --tokens if not given", min=1)
+    ] = None,
     impl: ImplOption = "ref",
     json_file: JsonOption = None,
     plot: PlotOption = None,
@@ -233,7 +240,8 @@ def bench(
 
     result = measure(
         _open(model, dtype), stages=parse_stages(stages), tokens=tokens, prompt_tokens=prompt_tokens,
-        budget=dram_budget, window=window, predictor=predictor, rounds=rounds, capped=memory_cap, progress=_progress,
+        budget=dram_budget, window=window, predictor=predictor, rounds=rounds, capped=memory_cap, peers=peers,
+        slow_tokens=slow_tokens, check_tokens=check_tokens, progress=_progress,
         worker=plug.command(plugs, "flashlite.worker"),
     ) | {"impl": impl, "plugged": plugged}  # fmt: skip
     first, *rest = tables.summary_lines(result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from flashlite.pool import NeuronMemory
 from flashlite.predictor import Predictor, active_set
 from flashlite.stream import Stream
 from flashlite.timing import Timing
-from flashlite.window import Window
+from flashlite.window import Step, Window
 
 
 @dataclass
@@ -56,6 +57,13 @@ class FlashFFN(nn.Module):
     whole: the same layer read as a whole, for prompts; file: where its neurons are; memory: where they go.
     """
 
+    wasted = 0  # neurons that were read ahead so far and then not used
+
+    @staticmethod
+    def connect(ffns: Sequence[FlashFFN]) -> NeuronFile | None:
+        """Tell a model's FFNs what they must know of each other. Returns what they read ahead from, here nothing."""
+        return None
+
     def __init__(
         self, whole: StreamedFFN, predictor: Predictor, window: Window, file: NeuronFile, memory: NeuronMemory,
         call: Call, timing: Timing,
@@ -70,21 +78,37 @@ class FlashFFN(nn.Module):
         try:
             return self._forward(x)
         except BaseException:  # what the window says and what has landed may differ now: begin anew with the next call
-            self.window.clear()
-            self.memory.clear()
+            self.forget()
             raise
 
     def _forward(self, x: Tensor) -> Tensor:
-        if self._call.tokens > max(1, self.window.tokens):
+        if self._is_prompt:
             self._remember_last(x)
             return self.whole(x)
-        step = self.window.step(active_set(self.predictor, x))
-        self._exchange(step.load, step.drop)
-        with self._timing.product:
-            out = self.memory.product(x)
+        step = self._step(x)
+        out = self._product(x, step)
         if len(step.overflow):
             out += self.whole.part(x, step.overflow)
         return out + self.whole.down_bias
+
+    @property
+    def _is_prompt(self) -> bool:
+        return self._call.tokens > max(1, self.window.tokens)
+
+    def _step(self, x: Tensor) -> Step:
+        """What this call changes in the window."""
+        return self.window.step(active_set(self.predictor, x))
+
+    def _product(self, x: Tensor, step: Step) -> Tensor:
+        """What the neurons in the window compute, once they are in DRAM."""
+        self._exchange(step.load, step.drop)
+        with self._timing.product:
+            return self.memory.product(x)
+
+    def forget(self) -> None:
+        """Drop all neurons."""
+        self.window.clear()
+        self.memory.clear()
 
     def _remember_last(self, x: Tensor) -> None:
         """After a prompt the window holds what its last tokens need, as if they had been decoded one by one."""

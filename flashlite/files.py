@@ -150,3 +150,10 @@ def write_file(path: Path, text: str) -> None:
         raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def drop_from_cache(path: Path) -> None:
+    """Have the system forget what it keeps of a file in memory, where it can be asked to."""
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flashlite.backends import Backend, Batch, NativeAio, Serial, Threads
+from flashlite.backends import Backend, Background, Batch, NativeAio, Serial, Threads
 from flashlite.direct import Descriptor, aligned_buffer, direct_alignment, open_direct
 from flashlite.errors import FlashliteError, ReadError
 from flashlite.reads import Reads, plan_reads
@@ -38,6 +38,9 @@ class Counters:
     bytes: int = 0
     seconds: float = 0.0
 
+    def __add__(self, other: Counters) -> Counters:
+        return Counters(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
     def __sub__(self, earlier: Counters) -> Counters:
         return Counters(*(getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)))
 
@@ -50,6 +53,12 @@ def default_backend() -> Backend:
     except OSError as error:
         log.warning("flashlite: reading with 32 threads, because native AIO is refused (%s)", error)
         return Threads()
+
+
+def background_backend() -> Backend:
+    """What reads while the caller computes: like `default_backend`, but in a thread that sleeps whenever it can."""
+    patient = NativeAio(patience=0.0) if isinstance(default_backend(), NativeAio) else default_backend()
+    return Background(patient)
 
 
 def make_backend(name: str) -> Backend:

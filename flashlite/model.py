@@ -27,7 +27,7 @@ from flashlite.neurons import NeuronFile
 from flashlite.packing import open_model
 from flashlite.predictor import OraclePredictor, Predictor, PredictorSet
 from flashlite.resident import EMBEDDINGS, ResidentWeights
-from flashlite.stages import LADDER, LAST, NAMES, Stage, stage_number
+from flashlite.stages import LADDER, NAMES, Stage, stage_number
 from flashlite.store import PREDICTOR, Store
 from flashlite.stream import Stream
 from flashlite.timing import Timing
@@ -47,7 +47,8 @@ class CallCost:
     """What one call of the model cost: times in ms, and what was read from flash.
 
     compute_ms is all that is neither waiting for flash nor managing neurons in DRAM; product_ms is the part of it that
-    the FFN's products take.
+    the FFN's products take. prefetched: bytes read ahead of the layer that needs them; wasted: those of them that it
+    then didn't need.
     """
 
     tokens: int
@@ -59,6 +60,8 @@ class CallCost:
     records: int
     reads: int
     bytes: int
+    prefetched: int
+    wasted: int
 
 
 class Engine:
@@ -77,6 +80,7 @@ class Engine:
         tensors = self.resident.tensors()
         self.weights = {name: t for name, t in tensors.items() if not name.endswith((".fc1.bias", ".fc2.bias"))}
         self.ffns = [self._build_ffn(i, tensors, predictors) for i in range(store.layers)]
+        self.ahead = stage.ffn.connect(self._sparse)
 
     def _build_ffn(self, i: int, tensors: dict[str, Tensor], predictors: Sequence[Predictor] | str) -> nn.Module:
         name, shape, dtype = f"model.decoder.layers.{i}.", self.store.shape, self.store.dtype
@@ -86,19 +90,33 @@ class Engine:
         if not self.stage.predictor:
             return whole
         if isinstance(predictors, str):
-            predictor: Predictor = OraclePredictor(NeuronFile(self.store, self.stage.layout), i, up_bias)
+            predictor: Predictor = OraclePredictor(NeuronFile(self.store, self.store.layouts[0]), i, up_bias)
         else:
             predictor = predictors[i]
         rows = self.budget.layer_rows[i]
         window = Window(shape.neurons, self.stage.window, rows)
         memory = self.stage.memory(rows, shape, dtype, up_bias)
-        return FlashFFN(whole, predictor, window, self.file, memory, self.call, self.timing)
+        return self.stage.ffn(whole, predictor, window, self.file, memory, self.call, self.timing)
+
+    @property
+    def _sparse(self) -> list[FlashFFN]:
+        return [ffn for ffn in self.ffns if isinstance(ffn, FlashFFN)]
+
+    @property
+    def prefetched_bytes(self) -> int:
+        """Bytes read so far ahead of the layer that needs them."""
+        return self.ahead.counters.bytes if self.ahead else 0
+
+    @property
+    def wasted_bytes(self) -> int:
+        """Those of them that no layer then needed."""
+        return self.store.shape.record_bytes * sum(ffn.wasted for ffn in self._sparse)
 
     @property
     def counters(self) -> Counters:
         """Everything read since the model was loaded, FFN and resident weights together."""
-        a, b = self.file.counters, self.resident.file.counters
-        return Counters(a.records + b.records, a.reads + b.reads, a.bytes + b.bytes, a.seconds + b.seconds)
+        ahead = self.ahead.counters if self.ahead else Counters()
+        return self.file.counters + ahead + self.resident.file.counters
 
     @property
     def last_token(self) -> CallCost:
@@ -110,12 +128,12 @@ class Engine:
     @property
     def rows_moved(self) -> int:
         """Rows copied inside DRAM so far, over all layers: rebuilding copies all, the pool only what fills holes."""
-        return sum(ffn.memory.moved for ffn in self.ffns if isinstance(ffn, FlashFFN))
+        return sum(ffn.memory.moved for ffn in self._sparse)
 
     @property
     def rows_held(self) -> list[int]:
         """Neurons in DRAM now, by layer."""
-        return [ffn.memory.num_used for ffn in self.ffns if isinstance(ffn, FlashFFN)]
+        return [ffn.memory.num_used for ffn in self._sparse]
 
     def install(self, model: OPTForCausalLM) -> None:
         """Put the streaming FFNs into a model on the meta device and give it the resident weights."""
@@ -144,21 +162,21 @@ class Engine:
             self.resident.read(name)
 
     def _begin_call(self, *_: Any) -> None:
-        self._before = (time.perf_counter(), self.timing.seconds(), self.counters)
+        early = self.prefetched_bytes, self.wasted_bytes
+        self._before = (time.perf_counter(), self.timing.seconds(), self.counters, early)
 
     def _see_shape(self, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
         self.call.sequences, self.call.tokens = args[0].shape[:2]  # hidden states: [sequences, tokens, d_model]
 
     def _end_call(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        began, timing, counters = self._before
-        total = time.perf_counter() - began
+        began, timing, counters, (prefetched, wasted) = self._before
+        total = 1e3 * (time.perf_counter() - began)
         io, memory, product = (1e3 * (b - a) for a, b in zip(timing, self.timing.seconds(), strict=True))
         read = self.counters - counters
-        compute = 1e3 * total - io - memory
-        cost = CallCost(
-            self.call.tokens, io, memory, compute, 1e3 * total, product, read.records, read.reads, read.bytes
-        )
-        self.calls.append(cost)
+        self.calls.append(CallCost(
+            self.call.tokens, io, memory, total - io - memory, total, product, read.records, read.reads, read.bytes,
+            self.prefetched_bytes - prefetched, self.wasted_bytes - wasted,
+        ))  # fmt: skip
 
 
 def _refuse_saving(*_: Any, **__: Any) -> None:
@@ -169,7 +187,7 @@ def load(
     model: str | Path | Store,
     *,
     dram_budget: int | str = "50%",
-    stage: int | str = LAST,
+    stage: int | str = "pool",
     predictor: str | Sequence[Predictor] = "trained",
     window: int = 5,
     dtype: str | None = None,
@@ -177,7 +195,8 @@ def load(
     """A transformers OPT whose FFN weights stay on flash.
 
     model: `opt-mini`, a hub id, a checkpoint folder or a store; anything but a store is packed under `home()` first.
-    dram_budget: bytes, "4GiB" or "50%" of the weights, for all but KV cache and interpreter. stage: of the ladder.
+    dram_budget: bytes, "4GiB" or "50%" of the weights, for all but KV cache and interpreter. stage: of the ladder, by
+    name or number.
     predictor: "trained", "oracle", or one Predictor a layer. window: tokens whose neurons stay in DRAM, for stages that
     have a window. dtype: fp32 (default), bf16 or fp16. Raises FlashliteError if anything is wrong.
     """

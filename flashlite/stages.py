@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from flashlite.errors import FlashliteError
+from flashlite.ffn import FlashFFN
+from flashlite.overlap import OverlappedFFN
 from flashlite.pool import NeuronMemory, Pool, RebuiltMatrix
 
 
@@ -17,6 +19,7 @@ class Stage:
     window: int = 0  # neurons of this many last tokens stay in DRAM
     layout: str = "split"  # how a neuron lies on flash
     memory: type[NeuronMemory] = RebuiltMatrix  # how neurons are kept in DRAM
+    ffn: type[FlashFFN] = FlashFFN  # when neurons are read: when they are needed, or ahead of that
 
 
 NAIVE = Stage()
@@ -25,9 +28,11 @@ PREDICTOR = replace(RESIDENT, predictor=True)
 WINDOW = replace(PREDICTOR, window=5)
 BUNDLE = replace(WINDOW, layout="bundled")
 POOL = replace(BUNDLE, memory=Pool)
+OVERLAP = replace(POOL, ffn=OverlappedFFN)  # beyond the paper
 
 LADDER = {
-    "naive": NAIVE, "resident": RESIDENT, "predictor": PREDICTOR, "window": WINDOW, "bundle": BUNDLE, "pool": POOL
+    "naive": NAIVE, "resident": RESIDENT, "predictor": PREDICTOR, "window": WINDOW, "bundle": BUNDLE, "pool": POOL,
+    "overlap": OVERLAP,
 }  # fmt: skip
 NAMES = tuple(LADDER)
 LAST = len(LADDER) - 1
@@ -43,12 +48,12 @@ def stage_number(stage: int | str) -> int:
 
 
 def parse_stages(text: str) -> list[int]:
-    """Numbers of stages in "0-5" or "0,3,5". Raises FlashliteError if malformed."""
+    """Numbers of stages in "0-6" or "0,3,5". Raises FlashliteError if malformed."""
     first, dash, last = text.partition("-")
     try:
         numbers = list(range(int(first), int(last) + 1)) if dash else [int(part) for part in text.split(",")]
     except ValueError:
-        raise FlashliteError(f"stages {text!r} are not understood: write 0-5 or 0,3,5") from None
+        raise FlashliteError(f"stages {text!r} are not understood: write 0-6 or 0,3,5") from None
     if not numbers:
         raise FlashliteError(f"stages {text!r} name none")
     return [stage_number(number) for number in numbers]

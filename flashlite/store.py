@@ -57,7 +57,8 @@ class Group:
 class Store:
     """A packed model. Opening checks the manifest, every file's structure and size, and raises StoreError.
 
-    config: OPTConfig; dtype: torch.dtype; shape: FFNShape of one layer; groups: the resident weights, in order.
+    config: OPTConfig; dtype: torch.dtype; shape: FFNShape of one layer; layouts: those it has, in LAYOUTS' order;
+    groups: the resident weights, in order.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -67,7 +68,7 @@ class Store:
             self.config = read_config(self.manifest["config"])
             self.dtype_name: str = self.manifest["dtype"]
             self.dtype = DTYPES[self.dtype_name]
-            self.layouts: tuple[str, ...] = tuple(self.manifest["layouts"])
+            self.layouts: tuple[str, ...] = tuple(sorted(self.manifest["layouts"], key=LAYOUTS.index))
             self.layers = int(self.config.num_hidden_layers)
             self.shape = FFNShape(
                 self.config.ffn_dim, self.config.hidden_size, self.dtype.itemsize, int(self.manifest["alignment"])

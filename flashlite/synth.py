@@ -7,6 +7,7 @@ with depth and have a heavy tail, and what a token needs overlaps with what the 
     up = b a            two thin matrices, so that a predictor of that rank knows every sign
     norm's signs        some turn from layer to layer, so that a layer's input tells the next one's well, but not fully
     token + position    the input changes fast by the first and slowly by the second, so that windows overlap
+    position's token    each position asks for one token clearly, so that the text doesn't hang on rounding
     up bias             measured layer by layer, so that each neuron fires as often as it should
 """
 
@@ -37,7 +38,7 @@ ACTIVE = (0.0156, 0.0266, 0.0536)  # mean share of active neurons in the first, 
 TAIL = 1.0  # standard deviation of the logarithm of a neuron's rate
 PREDICTED_OVER_ACTIVE = 3.0  # the paper's predictors name that many times more neurons than fire
 SLOW, MEMORY = 0.6, 10.0  # share of the input's variance that changes slowly, and within how many tokens
-LOGITS = 3.0  # standard deviation of the logits
+STANDS_OUT = 10.0  # the next token's logit, in standard deviations of the logits, which is 1
 SMALL = 0.05  # what a block adds to the residual stream
 TURN = 0.035  # share of the FFN norm's signs that turn from a layer to the next: inputs of neighbours have cosine 0.93
 SEQUENCES, LENGTH = 8, 64  # to calibrate on, and as many again to test on
@@ -86,9 +87,9 @@ class PlantedModel:
         if name.endswith("bias"):
             return torch.zeros(shape)
         if part == "embed_positions":
-            return SLOW**0.5 * self._slow(*shape)
+            return SLOW**0.5 * self._slow(*shape) + self._text(shape[0])
         if name == "model.decoder.final_layer_norm.weight":  # random signs, or the head would always repeat its input
-            return LOGITS * (shape[0] * (1 - SLOW)) ** -0.5 * self._noise(name, shape).sign()
+            return (shape[0] * (1 - SLOW)) ** -0.5 * self._noise(name, shape).sign()
         if name.endswith("final_layer_norm.weight"):
             return self._signs(layer)
         if part.endswith("layer_norm"):
@@ -113,6 +114,15 @@ class PlantedModel:
         for i in range(1, rows):
             noise[i] = keep * noise[i - 1] + (1 - keep**2) ** 0.5 * noise[i]
         return noise
+
+    def _text(self, positions: int) -> Tensor:
+        """What makes each position ask for one random token, clearly, so that rounding never decides between two:
+        [positions, d_model]. Nothing where embeddings have another width than the layers."""
+        if self.opt.word_embed_proj_dim != self.opt.hidden_size:
+            return torch.zeros(())
+        tokens = torch.randint(self.opt.vocab_size, (positions,), generator=torch.Generator().manual_seed(self.seed))
+        norm = self.tensor("model.decoder.final_layer_norm.weight")
+        return STANDS_OUT * norm * self.tensor("model.decoder.embed_tokens.weight")[tokens]
 
     def _signs(self, layer: int) -> Tensor:
         """The weight of the norm before a layer's FFN: [d_model], 1 or -1."""

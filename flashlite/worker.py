@@ -23,17 +23,19 @@ from flashlite.decoding import compare_logits, exactness, forced, greedy
 from flashlite.dense import load_dense, product_bytes
 from flashlite.errors import FlashliteError
 from flashlite.model import CallCost, Engine, load
+from flashlite.peers import PEERS
 from flashlite.stages import NAMES
 from flashlite.store import Store
 
 WARM_UP = 4  # first tokens, left out of the medians
-LOGITS = "logits.safetensors"
+SMALL_VOCABULARY = 512
+LOGITS, CHECKPOINT = "logits.safetensors", "checkpoint"
 
 
 @dataclass(frozen=True)
 class Task:
     """What to measure. stage: None for the dense model; check: how many tokens to compare with the dense model's by the
-    oracle predictor.
+    oracle predictor; peer: its name, with the same weights as a checkpoint in folder/CHECKPOINT.
 
     prompt: token ids; folder: where the dense model's logits are; tokens: how many to generate, where 0 means to load
     no model at all and to say what the process itself needs.
@@ -48,6 +50,7 @@ class Task:
     window: int = 5
     predictor: str = "trained"
     check: int = 0
+    peer: str | None = None
 
 
 def _status(field: str) -> int:
@@ -59,6 +62,15 @@ def _status(field: str) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":")), 0)
 
 
+def _bytes_from_drive() -> int:
+    """What this process made the drive read so far, page faults included; 0 where the system doesn't say."""
+    try:
+        lines = Path("/proc/self/io").read_text().splitlines()
+    except OSError:
+        return 0
+    return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes:"))
+
+
 def _forget_peak() -> None:
     clear_refs = Path("/proc/self/clear_refs")
     if clear_refs.exists():
@@ -67,11 +79,15 @@ def _forget_peak() -> None:
 
 def _warm_up(store: Store, prompt: list[int]) -> None:
     """Run one random layer of the model's own width, so that what torch and transformers allocate for their work, such
-    as copies for matrix products, counts to the base and not to a stage."""
+    as copies for matrix products, counts to the base and not to a stage. Its vocabulary and its FFN are small, for the
+    layer itself must not count."""
     config = copy.deepcopy(store.config)
-    config.num_hidden_layers = 1
-    one_layer = OPTForCausalLM(config).to(store.dtype).eval()
-    forced(one_layer, prompt, [config.bos_token_id] * WARM_UP)
+    config.num_hidden_layers, config.vocab_size, config.ffn_dim = 1, SMALL_VOCABULARY, config.hidden_size
+    torch.set_default_dtype(store.dtype)
+    one_layer = OPTForCausalLM(config).eval()
+    torch.set_default_dtype(torch.float32)
+    ids = [token % SMALL_VOCABULARY for token in prompt]
+    forced(one_layer, ids, ids[:WARM_UP])
     del one_layer
     gc.collect()
 
@@ -118,6 +134,22 @@ def measure_stage(task: Task, store: Store) -> dict[str, Any]:
             who = f"stage {task.stage} ({NAMES[task.stage]})"
             result |= compare_logits(timed.logits, logits, store.dtype_name, who)
     return result | _speeds(store, *counted)
+
+
+def measure_peer(task: Task, store: Store) -> dict[str, Any]:
+    """One peer, which must be exact: times, and what the drive gave for each token."""
+    assert task.peer is not None
+    reference = load_file(Path(task.folder) / LOGITS)
+    tokens, logits = reference["tokens"].tolist()[: task.tokens], reference["logits"][: task.tokens]
+    _forget_peak()
+    model = PEERS[task.peer](store, Path(task.folder) / CHECKPOINT)
+    before = _bytes_from_drive()
+    timed = forced(model, task.prompt, tokens)
+    nbytes = (_bytes_from_drive() - before) / len(tokens)  # the prompt's call needs each weight once too
+    return {
+        "prompt_ms": timed.prompt_ms, "total_ms": float(np.median(timed.token_ms[WARM_UP:])), "bytes_per_token": nbytes,
+        "peak_rss_bytes": _status("VmHWM"), **compare_logits(timed.logits, logits, store.dtype_name, task.peer),
+    }  # fmt: skip
 
 
 def per_token(engine: Engine) -> dict[str, Any]:
@@ -172,6 +204,12 @@ def _speeds(store: Store, rows: int, multiplied: int) -> dict[str, float]:
     }
 
 
+def _measure(task: Task, store: Store) -> dict[str, Any]:
+    if task.peer is not None:
+        return measure_peer(task, store)
+    return measure_dense(task, store) if task.stage is None else measure_stage(task, store)
+
+
 def main() -> None:
     """Read a task, measure, print the result; errors that flashlite foresees are printed as JSON too."""
     torch.set_grad_enabled(False)
@@ -182,7 +220,7 @@ def main() -> None:
         if task.tokens == 0:
             result: dict[str, Any] = {"base_rss_bytes": _status("VmRSS")}
         else:
-            result = measure_dense(task, store) if task.stage is None else measure_stage(task, store)
+            result = _measure(task, store)
     except (FlashliteError, NotImplementedError) as error:  # NotImplementedError: a stub of the course
         result = {"error": str(error)}
     print(json.dumps(result))

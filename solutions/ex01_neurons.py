@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,11 +23,16 @@ class NeuronFile:
     """
 
     def __init__(self, store: Store, layout: str, backend: Backend | None = None) -> None:
+        self._store, self._layout = store, layout
         self.shape: FFNShape = store.shape
         self.file = store.open_ffn(layout, backend)
         self.pieces = pieces(layout, store.shape)
         names = [piece.name for piece in self.pieces]
         self.begins = [[store.piece_offset(layout, layer, name) for name in names] for layer in range(store.layers)]
+
+    def reopen(self, backend: Backend) -> NeuronFile:
+        """The same neurons, read in another way and counted apart."""
+        return NeuronFile(self._store, self._layout, backend)
 
     @property
     def counters(self) -> Counters:
@@ -54,7 +60,7 @@ class NeuronFile:
         wait_all(self.submit(layer, neurons, buffer, rows))
 
 
-def wait_all(tickets: list[Ticket]) -> None:
+def wait_all(tickets: Sequence[Ticket]) -> None:
     """Wait for reads under way. Raises ReadError if any failed, after all have ended."""
     failed = None
     for ticket in tickets:

@@ -97,6 +97,20 @@ class Window:
             dropped.append(self._forget_oldest())
         return Step(load, np.concatenate(dropped) if dropped else NONE, overflow)
 
+    def amend(self, active: np.ndarray) -> Step:
+        """Say what the last token uses after all: `step` was told a guess, whose neurons are in DRAM by now.
+
+        active: [n] int64, sorted, no duplicates. The window is then as if it had never been told the guess, but for
+        tokens that had to leave early to make room for it. Neurons guessed wrongly are dropped.
+        """
+        guess = self._history.pop()
+        self._uses[guess] -= 1
+        unused = guess[self._uses[guess] == 0]  # in DRAM for the guess alone
+        self.size -= len(unused)
+        step = self.step(active)
+        wrong = unused[self._uses[unused] == 0]
+        return Step(np.setdiff1d(step.load, unused, True), np.concatenate([step.drop, wrong]), step.overflow)
+
     def clear(self) -> np.ndarray:
         """Empty the window. Returns the neurons that were in it."""
         gone = self.resident

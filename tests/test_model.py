@@ -165,7 +165,7 @@ def test_generate_options(model: OPTForCausalLM, tiny_model: OPTForCausalLM, opt
     assert_generates_alike(model, tiny_model, inputs=random_ids(10), **options)
 
 
-@pytest.mark.parametrize("stage", [0, 3, 5])
+@pytest.mark.parametrize("stage", [0, 3, 5, 6])
 @pytest.mark.parametrize("options", [{}, {"num_beams": 4}], ids=["greedy", "beams"])
 def test_left_padded_batch(
     tiny_store: Store, tiny_model: OPTForCausalLM, stage: int, options: dict[str, Any]
@@ -198,7 +198,7 @@ def test_generate_from_shortest_and_longest_prompt(
     assert_generates_alike(model, tiny_model, inputs=random_ids(length))
 
 
-@pytest.mark.parametrize("stage", [0, 5])
+@pytest.mark.parametrize("stage", [0, 5, 6])
 def test_prompts_in_a_row_do_not_disturb_each_other(tiny_store: Store, tiny_model: OPTForCausalLM, stage: int) -> None:
     model = load(tiny_store, stage=stage)
     for seed, (length, prompt) in enumerate([(14, 10), (6, 1), (12, 3), (20, 18)]):
@@ -295,7 +295,7 @@ def test_hidden_states(model: OPTForCausalLM, tiny_model: OPTForCausalLM) -> Non
         assert_close(a, b)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 5])
+@pytest.mark.parametrize("stage", [0, 1, 5, 6])
 @pytest.mark.parametrize(
     "variant",
     [
@@ -326,7 +326,7 @@ def test_a_head_of_its_own_is_refused_or_used(tmp_path: Path) -> None:
     assert_close(logits, dense(ids).logits)
 
 
-@pytest.mark.parametrize("stage", [0, 5])
+@pytest.mark.parametrize("stage", [0, 5, 6])
 def test_bf16_store(home: Path, tiny_checkpoint: Path, tiny_model: OPTForCausalLM, stage: int) -> None:
     model = load(tiny_checkpoint, dtype="bf16", stage=stage)
     dense, ids = copy.deepcopy(tiny_model).bfloat16(), random_ids(14)
@@ -364,7 +364,7 @@ def test_cost_of_a_call_adds_up(tiny_store: Store, stage: int) -> None:
     assert len(model.flash.calls) == 3
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3, 5])
+@pytest.mark.parametrize("stage", [0, 2, 3, 5, 6])
 def test_counters_repeat(tiny_store: Store, stage: int) -> None:
     runs = [decoding_costs(tiny_store, stage)[0].flash for _ in range(2)]
     first, second = ([(call.records, call.reads, call.bytes) for call in run.calls] for run in runs)
@@ -376,7 +376,7 @@ def test_bytes_fall_from_stage_to_stage(tiny_store: Store) -> None:
     """Per token, stage 0 reads everything and 1 only FFNs; 2 a part of the neurons of 1, by the same reads' grid; 3 a
     part of those of 2, namely none that the window has; 4 the same neurons as 3, but a neuron's halves apart touch at
     least as many of the drive's blocks as together; 5 the same as 4, because both have room for all neurons."""
-    runs = [decoding_costs(tiny_store, stage) for stage in range(len(LADDER))]
+    runs = [decoding_costs(tiny_store, stage) for stage in range(6)]
     naive, resident, predictor, window, bundle, pool = (sum(cost.bytes for cost in costs) for _, costs in runs)
     assert naive > resident > predictor > window >= bundle == pool > 0
     assert all(set(model.flash.budget.layer_rows) == {tiny_store.shape.neurons} for model, _ in runs[2:])
@@ -442,7 +442,7 @@ def deep_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return flashlite.pack(save_checkpoint(make_model(num_hidden_layers=24), folder / "checkpoint"), folder / "store")
 
 
-@pytest.mark.parametrize("stage", [0, 4, 5])
+@pytest.mark.parametrize("stage", [0, 4, 5, 6])
 @pytest.mark.parametrize("spare", [0, 5_000, 50_000, 500_000])
 @pytest.mark.parametrize("kind", ["tiny_store", "deep_store"])
 def test_parts_stay_within_the_budget(kind: str, spare: int, stage: int, request: pytest.FixtureRequest) -> None:
@@ -475,7 +475,7 @@ def test_trained_predictor_of_full_rank_is_nearly_exact(tiny_store: Store, tiny_
     assert (found - expected).abs().max() < 0.1 * expected.std()
 
 
-@pytest.mark.parametrize("stage", ["window", "bundle", "pool"])
+@pytest.mark.parametrize("stage", ["window", "bundle", "pool", "overlap"])
 @pytest.mark.parametrize("k", [1, 3, 8])
 @pytest.mark.parametrize(("sequences", "prompt"), [(1, 12), (2, 12), (1, 3)])
 def test_window_after_a_prompt(
@@ -592,7 +592,7 @@ def test_files_are_closed_with_the_model(tiny_store: Store) -> None:
     ("options", "kind", "words"),
     [
         ({"stage": "fast"}, FlashliteError, "unknown stage 'fast'.*naive, resident.*pool"),
-        ({"stage": 6}, FlashliteError, "unknown stage 6: choose 0 to 5"),
+        ({"stage": 7}, FlashliteError, "unknown stage 7: choose 0 to 6"),
         ({"stage": -1}, FlashliteError, "unknown stage -1"),
         ({"window": 0}, FlashliteError, "window of 0.*use 1 or more"),
         ({"predictor": "orcale"}, FlashliteError, "unknown predictor 'orcale'.*trained.*oracle"),
@@ -718,7 +718,7 @@ def test_generation_config_of_the_store(copied_store: Path, model: OPTForCausalL
 def test_printing(tiny_store: Store, stage: int) -> None:
     text = repr(load(tiny_store, stage=stage))
     assert text.startswith("OPTForCausalLM")
-    assert ("FlashFFN" if LADDER[NAMES[stage]].predictor else "StreamedFFN") in text
+    assert (LADDER[NAMES[stage]].ffn.__name__ if LADDER[NAMES[stage]].predictor else "StreamedFFN") in text
 
 
 def test_nothing_to_train_is_left(model: OPTForCausalLM) -> None:

@@ -1,0 +1,95 @@
+"""Reads and computing at the same time: one step beyond the paper.
+
+The drive idles while the processor multiplies, and the other way round. But a layer's input tells well which neurons
+the next layer will need, because a layer changes the residual stream little. So what the next layer's predictor says of
+this layer's input is read while this layer multiplies and the next one attends. When that layer's own input is known,
+its predictor tops up what is missing, and those reads pass while the rows that are there are multiplied.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+from torch import Tensor
+
+from flashlite.errors import ReadError
+from flashlite.ffn import FlashFFN
+from flashlite.flash import Ticket, background_backend
+from flashlite.neurons import NeuronFile, wait_all
+from flashlite.pool import Pool
+from flashlite.predictor import active_set
+from flashlite.window import NONE, Step
+
+FIRST = 2  # no layer before this one is guessed: the first layer's input tells too little of the second's
+
+
+class OverlappedFFN(FlashFFN):
+    """A FlashFFN that reads for the layer after it ahead of time. Its memory is a Pool."""
+
+    look_ahead: Callable[[Tensor], None] | None = None  # `guess` of the layer that follows
+    memory: Pool
+    ahead: NeuronFile  # the same neurons, read in the background
+    _early: Sequence[Ticket] | None = None  # reads under way for a guess of what this layer will need
+    _guessed = NONE  # the neurons that they load
+
+    @staticmethod
+    def connect(ffns: Sequence[FlashFFN]) -> NeuronFile:
+        """Tell each FFN which one follows it. Returns what they read ahead from, by one thread of its own."""
+        ahead = ffns[0].file.reopen(background_backend())
+        for ffn, following in pairwise(ffns):
+            assert isinstance(ffn, OverlappedFFN) and isinstance(following, OverlappedFFN)
+            following.ahead = ahead
+            if following.whole.layer >= FIRST:
+                ffn.look_ahead = following.guess  # no module as an attribute: torch would make it a part
+        return ahead
+
+    def guess(self, x: Tensor) -> None:
+        """Begin to read what this layer will probably need, judged by x [tokens, d_model], the input of the layer
+        before."""
+        step = self.window.step(active_set(self.predictor, x))
+        with self._timing.memory:
+            landing = self.memory.place(step.load, step.drop)
+        with self._timing.io:
+            self._early = self.ahead.submit(self.whole.layer, step.load, landing.buffer, landing.rows)
+        self._guessed = step.load
+
+    def forget(self) -> None:
+        """Drop all neurons, after reads under way have ended."""
+        if self._early is not None:
+            with contextlib.suppress(ReadError):
+                wait_all(self._early)
+            self._early = None
+        super().forget()
+
+    def _forward(self, x: Tensor) -> Tensor:
+        if self._early is not None and self._is_prompt:  # the call that it was guessed for was broken off
+            self.forget()
+        return super()._forward(x)
+
+    def _step(self, x: Tensor) -> Step:
+        if self._early is None:
+            return super()._step(x)
+        active = active_set(self.predictor, x)
+        early, self._early = self._early, None
+        with self._timing.io:
+            wait_all(early)
+        step = self.window.amend(active)
+        self.wasted += int(np.isin(self._guessed, step.drop).sum())
+        return step
+
+    def _product(self, x: Tensor, step: Step) -> Tensor:
+        with self._timing.memory:
+            landing = self.memory.place(step.load, step.drop)
+        with self._timing.io:
+            tickets = self.file.submit(self.whole.layer, step.load, landing.buffer, landing.rows)
+        if self.look_ahead is not None:
+            self.look_ahead(x)
+        with self._timing.product:
+            out = self.memory.product_without(x, landing.rows)
+        with self._timing.io:
+            wait_all(tickets)
+        with self._timing.product:
+            return out + self.memory.product_of(x, landing.rows)
