@@ -151,20 +151,22 @@ class Pool:
         # not; self._d_model.
         raise NotImplementedError("exercise 5.3: delete this line and write product, see the TODO above")
 
-    def product_without(self, x: Tensor, rows: np.ndarray) -> Tensor:
-        """`product` as if these rows were not there, whatever is in them: their reads may be under way.
+    def activations(self, x: Tensor) -> Tensor:
+        """relu(x up^T + bias) of the used rows: [tokens, num_used]. x: [tokens, d_model].
 
-        x: [tokens, d_model]; rows: [n] int64. Returns [tokens, d_model].
+        Reads may be under way: what comes of their rows is to be replaced, see `product_after`.
         """
-        used, bias = self._matrix[: self.num_used], self._bias[: self.num_used]
-        h = up_product(x, used[:, : self._d_model], bias).relu_()
-        h[:, torch.from_numpy(rows)] = 0
-        return down_product(h, used, self._d_model)
+        used = self._matrix[: self.num_used, : self._d_model]
+        return up_product(x, used, self._bias[: self.num_used]).relu_()
 
-    def product_of(self, x: Tensor, rows: np.ndarray) -> Tensor:
-        """`product` of these rows alone. x: [tokens, d_model]; rows: [n] int64. Returns [tokens, d_model]."""
-        index = torch.from_numpy(rows)
-        return ffn_product(x, self._matrix[index], self._bias[index], self._d_model)
+    def product_after(self, h: Tensor, x: Tensor, landed: np.ndarray) -> Tensor:
+        """`product`, begun by `activations`, now that the last reads have landed in the rows `landed` ([n] int64).
+
+        h: [tokens, num_used], which it changes; x: [tokens, d_model]. Returns [tokens, d_model].
+        """
+        rows = torch.from_numpy(landed)
+        h[:, rows] = up_product(x, self._matrix[rows, : self._d_model], self._bias[rows]).relu_()
+        return down_product(h, self._matrix[: self.num_used], self._d_model)
 
     def clear(self) -> None:
         """See NeuronMemory."""

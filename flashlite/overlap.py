@@ -20,9 +20,10 @@ from flashlite.ffn import FlashFFN
 from flashlite.flash import Ticket, background_backend
 from flashlite.neurons import NeuronFile, wait_all
 from flashlite.pool import Pool
-from flashlite.predictor import active_set
+from flashlite.predictor import LowRankPredictor, active_set
 from flashlite.window import NONE, Step
 
+SURE = 0.8  # share of the guessed neurons that is read: the lowest scores are wrong most often
 FIRST = 2  # no layer before this one is guessed: the first layer's input tells too little of the second's
 
 
@@ -40,7 +41,8 @@ class OverlappedFFN(FlashFFN):
         """Tell each FFN which one follows it. Returns what they read ahead from, by one thread of its own."""
         ahead = ffns[0].file.reopen(background_backend())
         for ffn, following in pairwise(ffns):
-            assert isinstance(ffn, OverlappedFFN) and isinstance(following, OverlappedFFN)
+            assert isinstance(ffn, OverlappedFFN)
+            assert isinstance(following, OverlappedFFN)
             following.ahead = ahead
             if following.whole.layer >= FIRST:
                 ffn.look_ahead = following.guess  # no module as an attribute: torch would make it a part
@@ -49,12 +51,23 @@ class OverlappedFFN(FlashFFN):
     def guess(self, x: Tensor) -> None:
         """Begin to read what this layer will probably need, judged by x [tokens, d_model], the input of the layer
         before."""
-        step = self.window.step(active_set(self.predictor, x))
+        step = self.window.step(self._likely(x))
         with self._timing.memory:
             landing = self.memory.place(step.load, step.drop)
         with self._timing.io:
             self._early = self.ahead.submit(self.whole.layer, step.load, landing.buffer, landing.rows)
         self._guessed = step.load
+
+    def _likely(self, x: Tensor) -> np.ndarray:
+        """The neurons that the predictor names for x [tokens, d_model], but of those that would have to be read only
+        the surest: [n] int64, sorted."""
+        if not isinstance(self.predictor, LowRankPredictor):
+            return active_set(self.predictor, x)
+        scores = self.predictor.scores(x).amax(0).float().numpy()
+        named = np.flatnonzero(scores > 0)
+        new = np.setdiff1d(named, self.window.resident, True)
+        unsure = np.argsort(scores[new])[: int((1 - SURE) * len(new))]
+        return np.setdiff1d(named, new[unsure], True)
 
     def forget(self) -> None:
         """Drop all neurons, after reads under way have ended."""
@@ -85,11 +98,11 @@ class OverlappedFFN(FlashFFN):
             landing = self.memory.place(step.load, step.drop)
         with self._timing.io:
             tickets = self.file.submit(self.whole.layer, step.load, landing.buffer, landing.rows)
+        with self._timing.product:
+            h = self.memory.activations(x)
+        with self._timing.io:
+            wait_all(tickets)
         if self.look_ahead is not None:
             self.look_ahead(x)
         with self._timing.product:
-            out = self.memory.product_without(x, landing.rows)
-        with self._timing.io:
-            wait_all(tickets)
-        with self._timing.product:
-            return out + self.memory.product_of(x, landing.rows)
+            return self.memory.product_after(h, x, landing.rows)
