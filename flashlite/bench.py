@@ -17,9 +17,10 @@ import numpy as np
 
 from flashlite.budget import parse_budget
 from flashlite.cap import memory_cap
-from flashlite.cost import Speeds, Work, token_ms
+from flashlite.cost import Speeds, Work, overlapped_ms, token_ms
 from flashlite.errors import FlashliteError, KilledError
 from flashlite.export import WEIGHTS, export
+from flashlite.ffn import FlashFFN
 from flashlite.files import drop_from_cache
 from flashlite.machine import drive, host
 from flashlite.peers import PEERS
@@ -108,7 +109,7 @@ def bench(
         dense = run_worker(task)
 
         def measure(worker: Sequence[str]) -> tuple[Measured, list[dict[str, Any]]]:
-            return _measure_rounds(tasks, rounds, progress, worker), _measure_peers(rivals, progress, worker)
+            return _measure_rounds(tasks, rounds, progress, worker), measure_peers(rivals, progress, worker)
 
         if capped:
             measured, cap = _under_cap(task, fixed_base(store, [dense], prompt_tokens + tokens), worker, measure)
@@ -184,7 +185,8 @@ def fixed_base(store: Store, rows: list[dict[str, Any]], tokens: int) -> dict[st
     """What a process needs beyond the budget, in bytes: libraries (measured), KV cache, activations and allocator."""
     libraries = max(row["base_rss_bytes"] for row in rows)
     cache = 2 * store.layers * tokens * store.shape.half_bytes
-    return {"libraries": libraries, "kv_cache": cache, "work": WORK_BYTES, "total": libraries + cache + WORK_BYTES}
+    work = max(WORK_BYTES, cache)  # attention copies keys and values, layer after layer, and the allocator keeps that
+    return {"libraries": libraries, "kv_cache": cache, "work": work, "total": libraries + cache + work}
 
 
 def measure_ceiling(store: Store, path: Path) -> tuple[Curve, dict[str, Any]]:
@@ -210,7 +212,7 @@ def _measure_rounds(
     return measured
 
 
-def _measure_peers(tasks: list[Task], progress: Callable[[str], None], worker: Sequence[str]) -> list[dict[str, Any]]:
+def measure_peers(tasks: list[Task], progress: Callable[[str], None], worker: Sequence[str]) -> list[dict[str, Any]]:
     """A row for each peer, where `killed` says that the system ended it for want of memory."""
     rows = []
     for task in tasks:
@@ -243,4 +245,5 @@ def _row(
         overlapped=False,
     )  # fmt: skip
     speeds = Speeds(row["product_bytes_a_second"], row["copy_bytes_a_second"], dense["rest_ms"])
-    return row | {"predicted_ms": token_ms(curve, work, speeds)}
+    predict = token_ms if stage.ffn is FlashFFN else overlapped_ms
+    return row | {"predicted_ms": predict(curve, work, speeds)}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import OPTForCausalLM
 
 from flashlite.bundle import unpack_bundles
@@ -53,8 +53,3 @@ def dense_model(store: Store, weights: dict[str, Tensor]) -> OPTForCausalLM:
         raise ValueError(f"the store lacks {missing}")
     model.tie_weights()
     return model.requires_grad_(False).eval()
-
-
-def product_bytes(model: nn.Module) -> int:
-    """Bytes of FFN weights that a dense model multiplies for each token."""
-    return sum(p.nbytes for name, p in model.named_parameters() if name.endswith(("fc1.weight", "fc2.weight")))

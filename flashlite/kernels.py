@@ -6,20 +6,26 @@ from math import gcd
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
+from torch.nn.functional import embedding_bag, pad
 
-BLOCK = 64
+WIDE, BLOCK = 1024, 64
 
 
 def up_product(x: Tensor, up: Tensor, bias: Tensor) -> Tensor:
     """x up^T + bias: [tokens, n]. x: [tokens, d_model]; up: [n, d_model]; bias: [n].
 
     n differs from token to token, and torch compiles a bf16 product anew for every shape, which takes as long as a
-    third of the product. So whole blocks and the rest are multiplied apart: a few shapes, soon all compiled.
+    third of the product and keeps half a megabyte. So it is put together from few shapes: as many wide blocks as fit,
+    blocks after them, and one last block that overlaps what is done already.
     """
-    whole = len(up) // BLOCK * BLOCK
-    parts = (slice(0, whole), slice(whole, len(up)))
-    return torch.cat([torch.addmm(bias[part], x, up[part].T) for part in parts], 1)
+    n = len(up)
+    if n < BLOCK:
+        return torch.addmm(pad(bias, (0, BLOCK - n)), x, pad(up, (0, 0, 0, BLOCK - n)).T)[:, :n]
+    wide, whole = n // WIDE * WIDE, n // BLOCK * BLOCK
+    first, then, last = (
+        torch.addmm(bias[part], x, up[part].T) for part in (slice(wide), slice(wide, whole), slice(n - BLOCK, n))
+    )
+    return torch.cat([first, then, last[:, BLOCK - (n - whole) :]], 1)
 
 
 def down_product(h: Tensor, rows: Tensor, d_model: int) -> Tensor:

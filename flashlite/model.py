@@ -152,6 +152,7 @@ class Engine:
         model.register_forward_pre_hook(self._begin_call)
         model.register_forward_hook(self._end_call)
         model.model.decoder.layers[0].register_forward_pre_hook(self._see_shape)
+        model.lm_head.register_forward_pre_hook(_compact)
         if not self.stage.resident:
             model.model.decoder.register_forward_pre_hook(lambda *_: self._read_group(EMBEDDINGS))
             for i, layer in enumerate(model.model.decoder.layers):
@@ -177,6 +178,12 @@ class Engine:
             self.call.tokens, io, memory, total - io - memory, total, product, read.records, read.reads, read.bytes,
             self.prefetched_bytes - prefetched, self.wasted_bytes - wasted,
         ))  # fmt: skip
+
+
+def _compact(head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The head's input with the strides of a new tensor. Of a prompt it is the last row of many, and by that row's
+    stride torch chooses a bf16 product that first copies all of the head's weights."""
+    return (args[0].clone(memory_format=torch.contiguous_format),)
 
 
 def _refuse_saving(*_: Any, **__: Any) -> None:

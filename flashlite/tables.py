@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from flashlite.drives import Drive
 from flashlite.model import CallCost
 from flashlite.predictor import LayerReport
 from flashlite.probe import Curve
@@ -30,10 +31,12 @@ def summary_lines(result: dict[str, Any]) -> list[str]:
     host, ceiling, dense = result["host"], result["ceiling"], result["dense"]
     base, most = result["base"], max(stage["peak_rss_bytes"] for stage in result["stages"])
     budget, weights = result["budget_bytes"], result["weight_bytes"]
+    planted = " (planted)" if result.get("planted") else ""
     capped = [_cap_line(result["memory_cap"])] if result["memory_cap"]["bytes"] else []
+    ahead = [_ahead_line(stage) for stage in result["stages"] if stage["prefetched_bytes"]]
     return [
-        f"{result['model']} {result['dtype']}, {weights / 1e6:.1f} MB of weights, budget {budget / 1e6:.1f} MB "
-        f"({budget / weights:.0%}), {result['new_tokens']} tokens after a prompt of {result['prompt_tokens']}",
+        f"{result['model']}{planted} {result['dtype']}, {weights / 1e6:.1f} MB of weights, budget {budget / 1e6:.1f} "
+        f"MB ({budget / weights:.0%}), {result['new_tokens']} tokens after a prompt of {result['prompt_tokens']}",
         f"{host['processor']}, {host['cores']} cores, {host['memory_bytes'] / 2**30:.0f} GiB; drive "
         f"{result['drive']['device']}: {ceiling['random_mb_s']:.0f} MB/s in random reads of {ceiling['record_bytes']} "
         f"bytes, {ceiling['depth']} in flight, {ceiling['sequential_mb_s']:.0f} MB/s sequential",
@@ -41,8 +44,17 @@ def summary_lines(result: dict[str, Any]) -> list[str]:
         f"peak RSS {'never passes' if most <= budget + base['total'] else 'PASSES'} budget plus a base of "
         f"{base['total'] / 1e6:.1f} MB: libraries {base['libraries'] / 1e6:.1f}, KV cache "
         f"{base['kv_cache'] / 1e6:.1f}, activations and allocator {base['work'] / 1e6:.1f}",
+        *ahead,
         *capped,
     ]
+
+
+def _ahead_line(stage: dict[str, Any]) -> str:
+    ahead, wasted = stage["prefetched_bytes"], stage["wasted_bytes"]
+    return (
+        f"stage {stage['stage']} reads {ahead / 1e6:.2f} MB of a token ahead of the layer that needs it, "
+        f"{wasted / ahead:.0%} of that for nothing"
+    )
 
 
 def _cap_line(cap: dict[str, Any]) -> str:
@@ -64,10 +76,49 @@ def ladder_table(result: dict[str, Any]) -> Table:
 
 def ladder_markdown(result: dict[str, Any]) -> str:
     """The ladder in Markdown, with the lines around it."""
-    head = "| " + " | ".join(LADDER_COLUMNS) + " |\n|" + "---|" * len(LADDER_COLUMNS)
-    rows = ["| " + " | ".join(_ladder_row(stage)) + " |" for stage in result["stages"]]
     first, *rest = summary_lines(result)
-    return "\n".join([f"{first}.", "", head, *rows, "", *(f"- {line}" for line in rest)])
+    table = _markdown(LADDER_COLUMNS, [_ladder_row(stage) for stage in result["stages"]])
+    return "\n".join([f"{first}.", "", table, "", *(f"- {line}" for line in rest)])
+
+
+PEER_COLUMNS = ("beside", "one token, ms", "of dense", "prompt, s", "MB/token", "peak RSS MB", "same tokens")
+
+
+def _peer_rows(result: dict[str, Any]) -> list[list[str]]:
+    """flashlite's last stages, the dense model that has all the DRAM it wants, and the peers under the same cap."""
+    dense = result["dense"]
+    rows = [
+        ["transformers, all in DRAM, no cap", dense["total_ms"], dense["prompt_ms"], 0.0, dense["dram_bytes"], True]
+    ]
+    for row in result["stages"]:
+        rows.append([f"flashlite, {row['stage']} {row['name']}"] + [row[key] for key in PEER_KEYS])
+    rows += [[row["name"]] + [row[key] for key in PEER_KEYS] for row in result["peers"] if not row["killed"]]
+    killed = [[row["name"], "killed: out of memory", *[""] * 5] for row in result["peers"] if row["killed"]]
+    return [
+        [name, f"{ms:.0f}", f"{ms / dense['total_ms']:.2f}", f"{prompt / 1e3:.1f}", f"{nbytes / 1e6:.0f}",
+         f"{rss / 1e6:.0f}", "yes" if equal else "NO"] for name, ms, prompt, nbytes, rss, equal in rows
+    ] + killed  # fmt: skip
+
+
+PEER_KEYS = ("total_ms", "prompt_ms", "bytes_per_token", "peak_rss_bytes", "tokens_equal")
+
+
+def peer_table(result: dict[str, Any]) -> Table:
+    """What people use today beside the ladder, for the terminal."""
+    table = Table(*PEER_COLUMNS)
+    for row in _peer_rows(result):
+        table.add_row(*row)
+    return table
+
+
+def peer_markdown(result: dict[str, Any]) -> str:
+    """`peer_table` in Markdown."""
+    return _markdown(PEER_COLUMNS, _peer_rows(result))
+
+
+def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "| " + " | ".join(columns) + " |\n|" + "---|" * len(columns)
+    return "\n".join([head, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def curve_table(curve: Curve) -> Table:
@@ -130,3 +181,35 @@ def gain_markdown(rows: Sequence[dict[str, Any]], names: Sequence[str] | None = 
     ratios = [f"{rows[-1][key] / rows[0][key]:.2f}" if rows[0][key] > 1e-3 else "–" for _, key, _ in GAIN_COLUMNS]
     lines.append(f"| *{names[-1]} / {names[0]}* | {' | '.join(f'*{ratio}*' for ratio in ratios)} | |")
     return "\n".join(lines)
+
+
+MEASURED_DRIVE = "the drive of the measured run"
+
+
+def estimate_table(result: dict[str, Any], measured: dict[str, Any] | None = None) -> Table:
+    """Milliseconds a token by drive and stage; what `bench` measured, if given, under the estimate for its drive."""
+    stages = list(result["bytes_per_token"])
+    table = Table("ms a token", *(f"{i} {stage}" for i, stage in enumerate(stages)), title=estimate_title(result))
+    for drive, times in result["drives"].items():
+        table.add_row(drive, *(f"{times[stage]:.0f}" for stage in stages))
+        if measured and drive == MEASURED_DRIVE:
+            found = {row["name"]: row["total_ms"] for row in measured["stages"]}
+            table.add_row("  measured there", *(f"{found[s]:.0f}" if s in found else "" for s in stages))
+            table.add_row(
+                "  estimate / measured", *(f"{times[s] / found[s]:.2f}" if s in found else "" for s in stages)
+            )
+    return table
+
+
+def estimate_title(result: dict[str, Any]) -> str:
+    """What was estimated, and by which shares of neurons."""
+    s = result["sparsity"]
+    return (
+        f"{result['model']} {result['dtype']}, {result['weight_bytes'] / 1e9:.1f} GB, estimated: {s['active']:.1%} of "
+        f"the FFN fire, {s['predicted']:.0%} are predicted, {s['resident']:.0%} resident, {s['new']:.1%} read a token"
+    )
+
+
+def drive_lines(drives: Sequence[Drive]) -> list[str]:
+    """Where each published drive's figures come from."""
+    return [f"{d.name}: {'measured' if d.measured else 'as promised'}, {d.source}, {d.url}" for d in drives]

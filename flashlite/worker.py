@@ -10,6 +10,7 @@ import gc
 import json
 import sys
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,15 @@ from transformers import OPTForCausalLM
 
 from flashlite.cost import copy_speed, product_speed
 from flashlite.decoding import compare_logits, exactness, forced, greedy
-from flashlite.dense import load_dense, product_bytes
+from flashlite.dense import load_dense
 from flashlite.errors import FlashliteError
+from flashlite.kernels import BLOCK, WIDE, up_product
 from flashlite.model import CallCost, Engine, load
 from flashlite.peers import PEERS
+from flashlite.predictor import PredictorSet
 from flashlite.stages import NAMES
-from flashlite.store import Store
+from flashlite.store import PREDICTOR, Store
+from flashlite.timing import Timer
 
 WARM_UP = 4  # first tokens, left out of the medians
 SMALL_VOCABULARY = 512
@@ -88,7 +92,10 @@ def _warm_up(store: Store, prompt: list[int]) -> None:
     torch.set_default_dtype(torch.float32)
     ids = [token % SMALL_VOCABULARY for token in prompt]
     forced(one_layer, ids, ids[:WARM_UP])
-    del one_layer
+    rows = torch.zeros(5 * WIDE, config.hidden_size, dtype=store.dtype)
+    for n in (*range(BLOCK, WIDE, BLOCK), *range(WIDE, len(rows), WIDE)):  # products are compiled for each shape
+        up_product(rows[:1], rows[:n], rows[:n, 0])
+    del one_layer, rows
     gc.collect()
 
 
@@ -99,16 +106,23 @@ def measure_dense(task: Task, store: Store) -> dict[str, Any]:
     dram = _status("VmRSS") - before
     tokens, logits = greedy(model, task.prompt, task.tokens)
     save_file({"logits": logits.contiguous(), "tokens": torch.tensor(tokens)}, Path(task.folder) / LOGITS)
+    ffn_seconds = _watch_ffns(model)
     timed = forced(model, task.prompt, tokens)
-    total, nbytes = float(np.median(timed.token_ms[WARM_UP:])), product_bytes(model)
-    del model
-    gc.collect()
-    speed = product_speed(store.shape, store.layers, store.dtype, store.shape.neurons)
-    rest = max(0.0, total - 1e3 * nbytes / speed)
+    rest = [ms - 1e3 * (b - a) for ms, (a, b) in zip(timed.token_ms, pairwise(ffn_seconds), strict=True)]
     return {
-        "total_ms": total, "prompt_ms": timed.prompt_ms, "dram_bytes": dram, "base_rss_bytes": before, "rest_ms": rest,
-        "product_bytes_a_second": speed,
+        "total_ms": float(np.median(timed.token_ms[WARM_UP:])), "prompt_ms": timed.prompt_ms, "dram_bytes": dram,
+        "base_rss_bytes": before, "rest_ms": float(np.median(rest[WARM_UP:])),
     }  # fmt: skip
+
+
+def _watch_ffns(model: OPTForCausalLM) -> list[float]:
+    """The seconds spent in FFNs so far, noted at the end of each call from now on."""
+    timer, seconds = Timer(), []
+    for layer in model.model.decoder.layers:
+        layer.fc1.register_forward_pre_hook(lambda *_: timer.__enter__())
+        layer.fc2.register_forward_hook(lambda *_: timer.__exit__(None, None, None))
+    model.register_forward_hook(lambda *_: seconds.append(timer.seconds))
+    return seconds
 
 
 def measure_stage(task: Task, store: Store) -> dict[str, Any]:
@@ -123,7 +137,7 @@ def measure_stage(task: Task, store: Store) -> dict[str, Any]:
     result = {"base_rss_bytes": base, "peak_rss_bytes": _status("VmHWM"), "prompt_ms": timed.prompt_ms}
     result |= per_token(model.flash)
     result["agreement"] = float(np.mean([a == b for a, b in zip(timed.chosen, tokens, strict=True)]))
-    counted, sparse = _counted(model.flash), model.flash.stage.predictor
+    counted, sparse = _counted(store, model.flash), model.flash.stage.predictor
     del model  # whose memory what follows needs
     gc.collect()
     if task.check:
@@ -165,7 +179,8 @@ def per_token(engine: Engine) -> dict[str, Any]:
     times = {field: mean(field, middle) for field in ("io_ms", "memory_ms", "compute_ms", "product_ms", "total_ms")}
     nbytes, io = mean("bytes"), times["io_ms"]
     return {
-        "tokens": len(calls), **times, "bytes_per_token": nbytes, "reads_per_token": mean("reads"),
+        "tokens": len(calls), **times, "prefetched_bytes": mean("prefetched"), "wasted_bytes": mean("wasted"),
+        "bytes_per_token": nbytes, "reads_per_token": mean("reads"),
         "records_per_token": mean("records"), "read_mb_s": nbytes / io / 1e3 if io else 0.0,
         "dram_bytes": _dram(engine), "rows_moved": engine.rows_moved / len(engine.calls),
         "batches_per_token": _batches(engine),
@@ -186,19 +201,24 @@ def _dram(engine: Engine) -> int:
     return budget.resident + budget.predictors + budget.buffers + rows * record
 
 
-def _counted(engine: Engine) -> tuple[int, int]:
-    """Rows of an FFN that are multiplied at a time, and the sum over a token."""
+def _counted(store: Store, engine: Engine) -> tuple[int, int, float | None]:
+    """Rows of an FFN that are multiplied at a time, the sum over a token, and the share of them that fires, where the
+    product makes use of that."""
     if not engine.stage.predictor:
-        return engine.stream.rows, engine.store.layers * engine.store.shape.neurons
-    held = engine.rows_held
-    return max(1, int(np.mean(held))), sum(held)
+        return engine.stream.rows, store.layers * store.shape.neurons, None
+    rows = max(1, int(np.mean(engine.rows_held)))
+    if not (store.path / PREDICTOR).exists():
+        return rows, sum(engine.rows_held), 1 / max(1, engine.stage.window)
+    reports = PredictorSet.load(store.path / PREDICTOR, store.layers, store.shape).reports
+    active = float(np.mean([report.active for report in reports]))
+    return rows, sum(engine.rows_held), active * store.shape.neurons / rows
 
 
-def _speeds(store: Store, rows: int, multiplied: int) -> dict[str, float]:
+def _speeds(store: Store, rows: int, multiplied: int, fires: float | None) -> dict[str, float]:
     """This processor's speed at what a stage does for a token: rows multiplied and copied."""
     shape = store.shape
     return {
-        "product_bytes_a_second": product_speed(shape, store.layers, store.dtype, rows),
+        "product_bytes_a_second": product_speed(shape, store.layers, store.dtype, rows, fires),
         "copy_bytes_a_second": copy_speed(rows * shape.record_bytes),
         "product_bytes": float(multiplied * 2 * shape.half_bytes),
     }

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn.functional import linear
 
 from flashlite.bundle import FFNShape
 from flashlite.probe import Curve
 from flashlite.product import ffn_product
+from flashlite.stream import relu_ffn
 
 SAMPLE_BYTES = 2**29  # far more than the processor's caches hold
 
@@ -75,6 +77,14 @@ def token_ms(curve: Curve, work: Work, speeds: Speeds) -> float:
     return speeds.rest_ms + memory + (max(io, product) if work.overlapped else io + product)
 
 
+def overlapped_ms(curve: Curve, work: Work, speeds: Speeds) -> float:
+    """Milliseconds that a token must take where the drive reads for one layer while the processor computes another:
+    as long as the slower of the two, and what is copied."""
+    io = io_ms(curve, work.reads, work.bytes, work.batches)
+    compute = speeds.rest_ms + 1e3 * work.product_bytes / speeds.product
+    return 1e3 * work.copied_bytes / speeds.copy + max(io, compute)
+
+
 def _median_seconds(run: Callable[[], object], repeats: int = 15) -> float:
     seconds = []
     for _ in range(repeats):
@@ -84,21 +94,30 @@ def _median_seconds(run: Callable[[], object], repeats: int = 15) -> float:
     return float(np.median(seconds))
 
 
-def product_speed(shape: FFNShape, layers: int, dtype: torch.dtype, rows: int) -> float:
+def product_speed(shape: FFNShape, layers: int, dtype: torch.dtype, rows: int, fires: float | None = None) -> float:
     """Bytes of FFN weights a second: one token through `rows` neurons of each layer in turn, as in decoding.
 
-    As many layers as fit SAMPLE_BYTES stand for all, but at least one.
+    fires: share of these neurons that fire, whose down columns alone the sparse product reads; None for the product of
+    whole layers as they stream. As many layers as fit SAMPLE_BYTES stand for all, but at least one.
     """
-    columns = shape.record_bytes // shape.itemsize
-    layers = max(1, min(layers, SAMPLE_BYTES // (rows * shape.record_bytes)))
-    matrices = [torch.randn(rows, columns).to(dtype) for _ in range(layers)]
-    x, bias = torch.randn(1, shape.d_model).to(dtype), torch.zeros(rows, dtype=dtype)
+    d, nbytes = shape.d_model, rows * 2 * shape.half_bytes
+    layers = max(1, min(layers, SAMPLE_BYTES // nbytes))
+    x = torch.randn(1, d).to(dtype)
+    if fires is None:
+        halves = [(torch.randn(rows, d).to(dtype), torch.randn(rows, d).to(dtype)) for _ in range(layers)]
+        bias = torch.zeros(rows, dtype=dtype)
+        return layers * nbytes / _median_seconds(lambda: [relu_ffn(x, up, bias, down) for up, down in halves])
+    matrices = [torch.randn(rows, shape.record_bytes // shape.itemsize).to(dtype) for _ in range(layers)]
+    threshold = d**0.5 * torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(min(fires, 0.99)))  # of x up^T
+    bias = threshold.to(dtype).expand(rows).contiguous()
+    return layers * nbytes / _median_seconds(lambda: [ffn_product(x, matrix, bias, d) for matrix in matrices])
 
-    def run() -> None:
-        for matrix in matrices:
-            ffn_product(x, matrix, bias, shape.d_model)
 
-    return layers * rows * 2 * shape.half_bytes / _median_seconds(run)
+def linear_speed(width: int, dtype: torch.dtype) -> float:
+    """Bytes a second of square matrices that one token multiplies, as attention does: what is no FFN."""
+    x, nbytes = torch.randn(1, width).to(dtype), width * width * dtype.itemsize
+    matrices = [torch.randn(width, width).to(dtype) for _ in range(max(1, SAMPLE_BYTES // nbytes))]
+    return len(matrices) * nbytes / _median_seconds(lambda: [linear(x, matrix) for matrix in matrices])
 
 
 def copy_speed(nbytes: int) -> float:

@@ -1,0 +1,191 @@
+"""What people use today, on the same weights; and models and drives that are not at hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import OPTForCausalLM
+from typer.testing import CliRunner
+
+import flashlite
+from flashlite import cost, drives, plots, tables
+from flashlite.bench import WORKER, bench, measure_peers, run_worker
+from flashlite.bundle import FFNShape
+from flashlite.checkpoint import Checkpoint
+from flashlite.cli import app
+from flashlite.decoding import forced
+from flashlite.errors import FlashliteError, StoreError
+from flashlite.estimate import Sparsity, count_work, estimate
+from flashlite.export import export
+from flashlite.peers import PEERS
+from flashlite.stages import NAMES
+from flashlite.store import Store
+from flashlite.worker import Task
+
+IDS = list(range(5, 21))
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(tiny_store, tmp_path_factory.mktemp("exported") / "checkpoint")
+
+
+def test_an_exported_checkpoint_is_the_one_that_was_packed(
+    exported: Path, tiny_store: Store, tiny_checkpoint: Path
+) -> None:
+    again, original = Checkpoint(exported), Checkpoint(tiny_checkpoint)
+    assert again.names == original.names
+    for name in original.names:
+        assert torch.equal(again.tensor(name), original.tensor(name)), name
+    with pytest.raises(StoreError, match="exists already"):
+        export(tiny_store, exported)
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_a_peer_is_the_dense_model(name: str, tiny_store: Store, exported: Path, tiny_model: OPTForCausalLM) -> None:
+    model = PEERS[name](tiny_store, exported)
+    torch.testing.assert_close(forced(model, IDS, IDS).logits, forced(tiny_model, IDS, IDS).logits)
+    offloaded = {name for name, parameter in model.named_parameters() if parameter.device.type == "meta"}
+    kinds = {"FFN": {"fc1", "fc2"}, "layers": {"fc1", "fc2", "q_proj", "final_layer_norm"}}
+    expected = kinds.get(name.split(",")[-1].split()[0], set())
+    assert expected <= {parameter.split(".")[-2] for parameter in offloaded}
+    assert bool(expected) == bool(offloaded)
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    store = flashlite.pack("opt-mini", tmp_path_factory.mktemp("peers") / "store")
+    found = bench(store, stages=[1, 6], tokens=12, slow_tokens=8, check_tokens=8, rounds=1, peers=True)
+    assert sorted(path.name for path in store.path.parent.iterdir()) == ["store"]  # the checkpoint is gone
+    return found
+
+
+def test_peers_are_measured_and_must_be_exact(result: dict[str, Any], tmp_path: Path) -> None:
+    assert [row["name"] for row in result["peers"]] == list(PEERS)
+    for row in result["peers"]:
+        assert row["tokens_equal"]
+        assert not row["killed"]
+        assert row["total_ms"] > 0
+    text = tables.peer_markdown(result)
+    assert all(name in text for name in (*PEERS, "flashlite, 6 overlap", "all in DRAM, no cap"))
+    assert plots.save(plots.peers(result), tmp_path / "peers.png").stat().st_size > 10_000
+
+
+def test_slow_stages_take_fewer_tokens(result: dict[str, Any]) -> None:
+    resident, overlap = result["stages"]
+    assert (resident["tokens"], overlap["tokens"]) == (8 - 1 - 4, 12 - 1 - 4)
+    assert 0 < overlap["wasted_bytes"] < overlap["prefetched_bytes"] < overlap["bytes_per_token"]
+    assert "for nothing" in "".join(tables.summary_lines(result))
+
+
+def test_a_peer_that_runs_out_of_memory_is_reported_as_that(result: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "model.safetensors").touch()
+    task = Task("none", None, [1], 8, str(tmp_path), peer="accelerate, layers on disk")
+    rows = measure_peers([task], lambda line: None, ["/bin/sh", "-c", "kill -9 $$"])
+    assert rows == [{"name": "accelerate, layers on disk", "killed": True}]
+    killed = result | {"peers": rows}
+    assert "| accelerate, layers on disk | killed: out of memory |" in tables.peer_markdown(killed)
+    assert plots.save(plots.peers(killed), tmp_path / "killed.png").exists()
+
+
+def test_a_peer_with_wrong_logits_shows_no_speed(tiny_store: Store, tmp_path: Path) -> None:
+    task = Task(str(tiny_store.path), None, IDS, 8, str(tmp_path), peer="memory-mapped safetensors")
+    export(tiny_store, tmp_path / "checkpoint")
+    save_file(
+        {"logits": torch.zeros(8, 128), "tokens": torch.zeros(8, dtype=torch.long)}, tmp_path / "logits.safetensors"
+    )
+    with pytest.raises(FlashliteError, match=r"memory-mapped safetensors is wrong.*no speed"):
+        run_worker(task, WORKER)
+
+
+# Drives and models that are not at hand
+
+
+@pytest.mark.parametrize("drive", drives.DRIVES, ids=lambda drive: drive.kind)
+def test_published_drives(drive: drives.Drive) -> None:
+    """A curve goes through the published figures, rises with size and depth, and stays below the sequential rate."""
+    curve = drive.curve()
+    for depth, iops in drive.iops.items():
+        assert curve.rate(4096, depth) == pytest.approx(4096 * iops, rel=0.01)
+    rates = np.array(curve.mb_s)
+    assert (np.diff(rates, axis=0) > 0).all()
+    assert (np.diff(rates, axis=1) >= 0).all()
+    assert rates.max() < drive.sequential_mb_s
+    assert drive.source
+    assert drive.url.startswith("http")
+    assert drives.find_drive(drive.name) == drive
+
+
+def test_a_drive_that_nobody_published_is_refused() -> None:
+    with pytest.raises(FlashliteError, match=r"0 published drives are called 'floppy': SD card"):
+        drives.find_drive("floppy")
+    with pytest.raises(FlashliteError, match="3 published drives are called 'nvme'"):
+        drives.find_drive("nvme")
+
+
+def test_counted_work_is_what_the_engine_does(result: dict[str, Any]) -> None:
+    """Where no neuron is left out, counts without running are those of the engine."""
+    shape, layers = FFNShape(2048, 512, 4, 512), 6  # of opt-mini
+    works = count_work(shape, layers, result["weight_bytes"] - layers * shape.layer_bytes, Sparsity())
+    assert list(works) == list(NAMES)
+    measured = result["stages"][0]
+    assert works["resident"].bytes == measured["bytes_per_token"]
+    assert works["resident"].reads == measured["reads_per_token"]
+    assert works["naive"].bytes == result["weight_bytes"]
+    assert works["window"].reads == 2 * works["bundle"].reads == 2 * works["pool"].reads
+    assert works["pool"].copied_bytes == 0 < works["bundle"].copied_bytes
+    assert works["overlap"].bytes == pytest.approx(1.25 * works["pool"].bytes)
+
+
+def test_published_shares_of_opt_6_7b() -> None:
+    """The paper's table 2 in 16 bits: 13.4 GB naive, 6.7 less without attention, 0.2 with the window."""
+    works = count_work(FFNShape(16384, 4096, 2, 512), 32, 4_723_000_000, Sparsity())
+    assert works["naive"].bytes == pytest.approx(13.3e9, rel=0.02)
+    assert works["pool"].bytes == pytest.approx(0.206e9, rel=0.02)
+
+
+def test_estimate_is_faster_on_faster_drives_and_from_stage_to_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "SAMPLE_BYTES", 2**22)
+    slow, fast = drives.find_drive("SATA"), drives.find_drive("PCIe 4")
+    result = estimate("opt-125m", {"slow": slow.curve(), "fast": fast.curve()}, "fp32")
+    for stage in NAMES:
+        assert result["drives"]["fast"][stage] < result["drives"]["slow"][stage]
+    times = result["drives"]["slow"]
+    assert (
+        times["naive"] > times["resident"] > times["predictor"] > times["window"] > times["bundle"] > times["overlap"]
+    )
+    for name, dtype in (("opt-7b", "fp32"), ("opt-125m", "fp8")):
+        with pytest.raises(FlashliteError):
+            estimate(name, {}, dtype)
+
+
+def test_estimate_on_the_command_line(result: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "SAMPLE_BYTES", 2**22)
+    (tmp_path / "bench.json").write_text(json.dumps(result))
+    arguments = ["estimate", "opt-125m", "--drive", "SATA", "--against", str(tmp_path / "bench.json")]
+    done = CliRunner().invoke(app, [*arguments, "--plot", str(tmp_path / "e.png"), "--json", str(tmp_path / "e.json")])
+    assert done.exit_code == 0, done.output
+    assert "measured there" in done.output
+    assert "870 EVO" in done.output
+    assert (tmp_path / "e.png").stat().st_size > 10_000
+    assert list(json.loads((tmp_path / "e.json").read_text())["drives"]) == [
+        tables.MEASURED_DRIVE,
+        "SATA SSD: Samsung 870 EVO 1 TB",
+    ]
+    (tmp_path / "bench.json").write_text("[]")
+    failed = CliRunner().invoke(app, arguments)
+    assert isinstance(failed.exception, FlashliteError)
+    assert "no result of bench" in str(failed.exception)
+
+
+def test_growth_is_drawn(result: dict[str, Any], tmp_path: Path) -> None:
+    larger = result | {"weight_bytes": 2 * result["weight_bytes"], "budget_bytes": 1.5 * result["budget_bytes"]}
+    assert plots.save(plots.growth([result, larger], [result, larger]), tmp_path / "growth.png").stat().st_size > 20_000
