@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import json
 import logging
 import os
 import re
@@ -80,6 +81,12 @@ def change(stage: int) -> Markdown:
     old, new = (getattr(getattr(s, changed), "__name__", getattr(s, changed)) for s in (before, after))
     columns = ["field", f"stage {stage - 1} {stages.NAMES[stage - 1]}", f"stage {stage} {name}", "meaning"]
     return table(columns, [[f"`{changed}`", f"`{old}`", f"`{new}`", meaning]], note=f"```python\n{line}\n```")
+
+
+def result(name: str) -> dict[str, Any] | None:
+    """A result of `flashlite bench --json` that this clone keeps in results/, None if it has none of that name."""
+    path = find_course().root / "results" / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], note: str = "") -> Markdown:
