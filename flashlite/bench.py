@@ -23,7 +23,7 @@ from flashlite.export import WEIGHTS, export
 from flashlite.ffn import FlashFFN
 from flashlite.files import drop_from_cache
 from flashlite.machine import drive, host
-from flashlite.peers import PEERS
+from flashlite.peers import PEERS, check_installed
 from flashlite.probe import DEPTHS, SIZES, Curve, probe_file, random_mb_s
 from flashlite.stages import LADDER, NAMES
 from flashlite.store import Store, ffn_file
@@ -139,6 +139,7 @@ def _stage_tasks(task: Task, stages: Sequence[int], slow: int, check: int) -> di
 
 def _peer_tasks(store: Store, task: Task, slow: int, progress: Callable[[str], None]) -> list[Task]:
     """What to measure of each peer; the store's weights are written out in the form that peers read."""
+    check_installed()
     progress("the same weights as a checkpoint, for the peers")
     export(store, Path(task.folder) / CHECKPOINT)
     return [replace(task, peer=name, tokens=slow) for name in PEERS]

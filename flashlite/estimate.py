@@ -22,6 +22,9 @@ from flashlite.probe import Curve
 from flashlite.reads import LARGEST_READ
 from flashlite.stages import NAMES
 
+GRID = 512  # bytes; the grid of most drives
+MOST_LAYERS = 32  # that a sample of products goes round
+
 
 @dataclass(frozen=True)
 class Sparsity:
@@ -72,9 +75,14 @@ def estimate(
         raise FlashliteError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
     config, sparsity, kind = published_config(name), sparsity or Sparsity(), DTYPES[dtype]
     resident, streamed = (n * kind.itemsize for n in resident_and_streamed(config))
-    shape = FFNShape(config.ffn_dim, config.hidden_size, kind.itemsize, 512)
+    shape = FFNShape(config.ffn_dim, config.hidden_size, kind.itemsize, GRID)
     works = count_work(shape, config.num_hidden_layers, resident, sparsity)
-    speeds = {stage: _speeds(shape, kind, resident, sparsity, stage) for stage in ("resident", "predictor", "pool")}
+    whole = _speeds(shape, kind, resident, LARGEST_BUFFER // (2 * shape.half_bytes), None)
+    predicted, windowed = (
+        _speeds(shape, kind, resident, int(held * shape.neurons), sparsity.active / held)
+        for held in (sparsity.predicted, sparsity.resident)
+    )
+    speeds = dict(zip(NAMES, (whole, whole, predicted, *[windowed] * 4), strict=True))
     return {
         "model": name, "dtype": dtype, "weight_bytes": resident + streamed, "sparsity": asdict(sparsity),
         "bytes_per_token": {stage: work.bytes for stage, work in works.items()},
@@ -82,19 +90,15 @@ def estimate(
     }  # fmt: skip
 
 
-def _speeds(shape: FFNShape, dtype: torch.dtype, resident_bytes: int, sparsity: Sparsity, stage: str) -> Speeds:
-    """What this processor does at one stage or those like it."""
-    held = {"resident": None, "predictor": sparsity.predicted, "pool": sparsity.resident}[stage]
-    rows = max(1, int(shape.neurons * held)) if held else LARGEST_BUFFER // (2 * shape.half_bytes)
-    fires = sparsity.active / held if held else None
+def _speeds(shape: FFNShape, dtype: torch.dtype, resident_bytes: int, rows: int, fires: float | None) -> Speeds:
+    """What this processor does where `rows` neurons are multiplied at a time, of which a share fires."""
     rest = 1e3 * resident_bytes / linear_speed(shape.d_model, dtype)
-    layers = 32  # more than fit a sample
-    return Speeds(product_speed(shape, layers, dtype, rows, fires), copy_speed(rows * shape.record_bytes), rest)
+    product = product_speed(shape, MOST_LAYERS, dtype, rows, fires)
+    return Speeds(product, copy_speed(rows * shape.record_bytes), rest)
 
 
 def _drive_ms(curve: Curve, works: Mapping[str, Work], speeds: Mapping[str, Speeds]) -> dict[str, float]:
-    like = {"naive": "resident", "resident": "resident", "predictor": "predictor"}
     return {
-        stage: (overlapped_ms if stage == "overlap" else token_ms)(curve, work, speeds[like.get(stage, "pool")])
+        stage: (overlapped_ms if stage == NAMES[-1] else token_ms)(curve, work, speeds[stage])
         for stage, work in works.items()
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -111,7 +111,7 @@ def estimate(
 
     drives = [find_drive(drive)] if drive else DRIVES
     curves = {f"{d.kind}: {d.name}": d.curve() for d in drives}
-    measured = _read_result(against) if against else None
+    measured = _read_result(against, name, dtype) if against else None
     if measured:
         curves = {tables.MEASURED_DRIVE: Curve.from_json(measured["curve"]), **curves}
     if not drive:
@@ -124,11 +124,14 @@ def estimate(
     print(json.dumps(result))
 
 
-def _read_result(path: Path) -> dict:
+def _read_result(path: Path, name: str, dtype: str) -> dict[str, Any]:
+    """A result of bench of the same model. Raises FlashliteError if it is none."""
     try:
         result = json.loads(path.read_text())
-        if not isinstance(result, dict) or not {"curve", "stages", "model"} <= result.keys():
+        if not isinstance(result, dict) or not {"curve", "stages", "model", "dtype"} <= result.keys():
             raise ValueError("it holds no stages")
+        if (result["model"], result["dtype"]) != (name, dtype):
+            raise ValueError(f"it is of {result['model']} {result['dtype']}, not of {name} {dtype}")
         return result
     except (OSError, ValueError) as error:
         raise FlashliteError(f"{path} is no result of bench --json: {error}") from None

@@ -6,6 +6,7 @@ weights take part in every token. `flashlite bench --peers` measures each under 
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,18 +44,18 @@ PEERS: dict[str, Peer] = {
 }
 
 
-def _offloaded(store: Store, checkpoint: Path, on_disk: Callable[[str], bool]) -> OPTForCausalLM:
-    """A model some of whose modules are read from the checkpoint's file when they are called, and dropped again.
+def check_installed() -> None:
+    """Raise FlashliteError where a peer's own package is missing."""
+    if importlib.util.find_spec("accelerate") is None:
+        raise FlashliteError("--peers measures accelerate, which is not installed: pip install accelerate")
 
-    Raises FlashliteError without accelerate.
-    """
+
+def _offloaded(store: Store, checkpoint: Path, on_disk: Callable[[str], bool]) -> OPTForCausalLM:
+    """A model some of whose modules are read from the checkpoint's file when they are called, and dropped again."""
     with torch.device("meta"):
         modules = dict(OPTForCausalLM(store.config).named_modules())
     names = [name for name, module in modules.items() if next(module.parameters(recurse=False), None) is not None]
     places = {name: "disk" if on_disk(name) else "cpu" for name in names}
-    try:
-        return OPTForCausalLM.from_pretrained(
-            checkpoint, dtype="auto", device_map=places, offload_folder=checkpoint / "offload"
-        )
-    except ImportError:
-        raise FlashliteError("--peers measures accelerate, which is not installed: pip install accelerate") from None
+    return OPTForCausalLM.from_pretrained(
+        checkpoint, dtype="auto", device_map=places, offload_folder=checkpoint / "offload"
+    )

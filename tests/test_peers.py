@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -59,10 +60,14 @@ def test_a_peer_is_the_dense_model(name: str, tiny_store: Store, exported: Path,
 
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    store = flashlite.pack("opt-mini", tmp_path_factory.mktemp("peers") / "store")
-    found = bench(store, stages=[1, 6], tokens=12, slow_tokens=8, check_tokens=8, rounds=1, peers=True)
-    assert sorted(path.name for path in store.path.parent.iterdir()) == ["store"]  # the checkpoint is gone
+def mini(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return flashlite.pack("opt-mini", tmp_path_factory.mktemp("peers") / "store")
+
+
+@pytest.fixture(scope="module")
+def result(mini: Store) -> dict[str, Any]:
+    found = bench(mini, stages=[1, 6], tokens=12, slow_tokens=8, check_tokens=8, rounds=1, peers=True)
+    assert sorted(path.name for path in mini.path.parent.iterdir()) == ["store"]  # the checkpoint is gone
     return found
 
 
@@ -104,6 +109,14 @@ def test_a_peer_with_wrong_logits_shows_no_speed(tiny_store: Store, tmp_path: Pa
     )
     with pytest.raises(FlashliteError, match=r"memory-mapped safetensors is wrong.*no speed"):
         run_worker(task, WORKER)
+
+
+def test_a_peer_that_is_not_installed_is_said_before_anything_is_measured(
+    mini: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FlashliteError, match="accelerate, which is not installed"):
+        bench(mini, stages=[5], peers=True, tokens=8, prompt_tokens=8)
 
 
 # Drives and models that are not at hand
@@ -169,7 +182,7 @@ def test_estimate_is_faster_on_faster_drives_and_from_stage_to_stage(monkeypatch
 
 def test_estimate_on_the_command_line(result: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost, "SAMPLE_BYTES", 2**22)
-    (tmp_path / "bench.json").write_text(json.dumps(result))
+    (tmp_path / "bench.json").write_text(json.dumps(result | {"model": "opt-125m", "dtype": "bf16"}))
     arguments = ["estimate", "opt-125m", "--drive", "SATA", "--against", str(tmp_path / "bench.json")]
     done = CliRunner().invoke(app, [*arguments, "--plot", str(tmp_path / "e.png"), "--json", str(tmp_path / "e.json")])
     assert done.exit_code == 0, done.output
@@ -180,10 +193,11 @@ def test_estimate_on_the_command_line(result: dict[str, Any], tmp_path: Path, mo
         tables.MEASURED_DRIVE,
         "SATA SSD: Samsung 870 EVO 1 TB",
     ]
-    (tmp_path / "bench.json").write_text("[]")
-    failed = CliRunner().invoke(app, arguments)
-    assert isinstance(failed.exception, FlashliteError)
-    assert "no result of bench" in str(failed.exception)
+    for wrong, message in (("[]", "holds no stages"), (json.dumps(result), "it is of opt-mini fp32, not of opt-125m")):
+        (tmp_path / "bench.json").write_text(wrong)
+        failed = CliRunner().invoke(app, arguments)
+        assert isinstance(failed.exception, FlashliteError)
+        assert message in str(failed.exception)
 
 
 def test_growth_is_drawn(result: dict[str, Any], tmp_path: Path) -> None:
