@@ -17,7 +17,7 @@ import numpy as np
 
 from flashlite.budget import parse_budget
 from flashlite.cap import memory_cap
-from flashlite.cost import Speeds, Work, overlapped_ms, token_ms
+from flashlite.cost import Speeds, Work, predicted_ms
 from flashlite.errors import FlashliteError, KilledError
 from flashlite.export import WEIGHTS, export
 from flashlite.ffn import FlashFFN
@@ -246,5 +246,4 @@ def _row(
         overlapped=False,
     )  # fmt: skip
     speeds = Speeds(row["product_bytes_a_second"], row["copy_bytes_a_second"], dense["rest_ms"])
-    predict = token_ms if stage.ffn is FlashFFN else overlapped_ms
-    return row | {"predicted_ms": predict(curve, work, speeds)}
+    return row | {"predicted_ms": predicted_ms(curve, work, speeds, ahead=stage.ffn is not FlashFFN)}

@@ -14,7 +14,7 @@ import torch
 
 from flashlite.budget import LARGEST_BUFFER
 from flashlite.bundle import FFNShape
-from flashlite.cost import Speeds, Work, copy_speed, linear_speed, overlapped_ms, product_speed, token_ms
+from flashlite.cost import Speeds, Work, copy_speed, linear_speed, predicted_ms, product_speed
 from flashlite.errors import FlashliteError
 from flashlite.families import published_config, resident_and_streamed
 from flashlite.files import DTYPES
@@ -98,7 +98,4 @@ def _speeds(shape: FFNShape, dtype: torch.dtype, resident_bytes: int, rows: int,
 
 
 def _drive_ms(curve: Curve, works: Mapping[str, Work], speeds: Mapping[str, Speeds]) -> dict[str, float]:
-    return {
-        stage: (overlapped_ms if stage == NAMES[-1] else token_ms)(curve, work, speeds[stage])
-        for stage, work in works.items()
-    }
+    return {stage: predicted_ms(curve, work, speeds[stage], ahead=stage == NAMES[-1]) for stage, work in works.items()}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flashlite.neurons import NeuronFile
 from flashlite.pool import NeuronMemory
 from flashlite.predictor import Predictor, active_set
-from flashlite.stream import Stream
+from flashlite.stream import Stream, Taking
 from flashlite.timing import Timing
 from flashlite.window import Step, Window
 
@@ -37,14 +37,15 @@ class StreamedFFN(nn.Module):
         self.up_bias, self.down_bias = up_bias, down_bias
         self._all = np.arange(len(up_bias))
 
-    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, keep: Tensor | None = None, take: Taking | None = None) -> Tensor:
         """x: [tokens, d_model], the normed input of the FFN. Returns its output, the same shape.
 
-        keep: [tokens, ffn] bool, which neurons take part; all unless given. A prompt reads ahead while it multiplies. A
+        keep: [tokens, ffn] bool, which neurons take part; all unless given; take: neurons to copy out as they pass. A
+        prompt reads ahead while it multiplies. A
         single token reads, then multiplies, as at every stage of the paper: its latency is I/O + memory + compute.
         """
         ahead = len(x) > 1
-        return self.stream.product(x, self.layer, self.up_bias, self._all, keep, ahead) + self.down_bias
+        return self.stream.product(x, self.layer, self.up_bias, self._all, keep, ahead, take) + self.down_bias
 
     def part(self, x: Tensor, neurons: np.ndarray) -> Tensor:
         """What these neurons ([n] int64, sorted) contribute, without the bias. x: [tokens, d_model]."""
@@ -83,8 +84,7 @@ class FlashFFN(nn.Module):
 
     def _forward(self, x: Tensor) -> Tensor:
         if self._is_prompt:
-            self._remember_last(x)
-            return self.whole(x)
+            return self._prompt(x)
         step = self._step(x)
         out = self._product(x, step)
         if len(step.overflow):
@@ -110,14 +110,25 @@ class FlashFFN(nn.Module):
         self.window.clear()
         self.memory.clear()
 
-    def _remember_last(self, x: Tensor) -> None:
-        """After a prompt the window holds what its last tokens need, as if they had been decoded one by one."""
+    def _prompt(self, x: Tensor) -> Tensor:
+        """A prompt needs most neurons, so the whole layer passes through. Afterwards the window holds what the last
+        tokens need, as if they had been decoded one by one; those neurons are copied as they pass."""
+        load, drop = self._remember_last(x)
+        with self._timing.memory:
+            landing = self.memory.place(load, drop)
+        out = self.whole(x, take=Taking(load, landing.buffer, landing.rows))
+        with self._timing.memory:
+            self.memory.commit()
+        return out
+
+    def _remember_last(self, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Move the window on by the last tokens of a prompt. Returns what that loads and drops: [n] int64 each."""
         before = self.window.resident
         by_position = x.view(self._call.sequences, self._call.tokens, -1).transpose(0, 1)
         for position in by_position[len(by_position) - self.window.tokens :]:
             self.window.step(active_set(self.predictor, position))
         after = self.window.resident if self.window.tokens else before
-        self._exchange(np.setdiff1d(after, before, True), np.setdiff1d(before, after, True))
+        return np.setdiff1d(after, before, True), np.setdiff1d(before, after, True)
 
     def _exchange(self, load: np.ndarray, drop: np.ndarray) -> None:
         """Read neurons from flash to DRAM, in place of others."""

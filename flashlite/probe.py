@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from flashlite.backends import Backend, NativeAio, Serial, Threads
 from flashlite.direct import aligned_buffer
 from flashlite.errors import FlashliteError
 from flashlite.flash import FlashFile, default_backend
+from flashlite.reads import LARGEST_READ
 
 SIZES = (2048, 4096, 8192, 16384, 32768, 65536, 131072, 262144)
 DEPTHS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -25,13 +26,16 @@ FILE_BYTES = 256 * 2**20
 SECONDS_A_POINT = 0.06
 BATCHES = 3  # at least
 BATCH_BYTES = 64 * 2**20
+PASS_BYTES, PASS_RECORDS, PASSES = 2 * 2**20, 128, 60
+PASS_READS = PASS_BYTES // LARGEST_READ
 
 
 @dataclass(frozen=True)
 class Curve:
     """Throughput of random reads: mb_s[i][j] with reads of sizes[i] bytes and depths[j] of them in flight.
 
-    sequential_mb_s: large reads in order. All in 10^6 bytes a second.
+    sequential_mb_s: large reads in order. All in 10^6 bytes a second. batch_ms: what a batch of reads takes beyond
+    its reads at these rates, to be begun and ended.
     """
 
     backend: str
@@ -41,6 +45,7 @@ class Curve:
     depths: tuple[int, ...]
     mb_s: tuple[tuple[float, ...], ...]
     sequential_mb_s: float
+    batch_ms: float = 0.0
 
     def rate(self, nbytes: float, depth: float) -> float:
         """Bytes a second for random reads of any size and depth, between the measured points in log-log scale."""
@@ -83,7 +88,25 @@ def probe_file(path: Path, sizes: Sequence[int] = SIZES, depths: Sequence[int] =
     sequential = sequential_mb_s(path)  # first: some drives answer the first touch of a block late
     rows = tuple(tuple(random_mb_s(path, size, depth, rng) for depth in depths) for size in usable)
     name = "aio" if native else "threads"
-    return Curve(name, grid, file.direct, usable, tuple(depths), rows, sequential)
+    curve = Curve(name, grid, file.direct, usable, tuple(depths), rows, sequential)
+    return replace(curve, batch_ms=max(0.0, _pass_ms(file) - 1e3 * PASS_BYTES / curve.rate(LARGEST_READ, PASS_READS)))
+
+
+def _pass_ms(file: FlashFile) -> float:
+    """Milliseconds to read 2 MiB as a stream does, half a MiB and more from each of two places, and to wait for it."""
+    halves = [aligned_buffer(PASS_RECORDS, PASS_BYTES // PASS_RECORDS // 2) for _ in range(2)]
+    rows, size = np.arange(PASS_RECORDS), halves[0].shape[1]
+    seconds: list[float] = []
+    for begin in range(0, file.size // 2 - PASS_BYTES, PASS_BYTES)[:PASSES]:
+        began = time.perf_counter()
+        tickets = [
+            file.submit(begin + i * (file.size // 8192 * 4096) + rows * size, size, half, rows)
+            for i, half in enumerate(halves)
+        ]
+        for ticket in tickets:
+            ticket.wait()
+        seconds.append(time.perf_counter() - began)
+    return 1e3 * float(np.median(seconds))
 
 
 def backend_of_depth(depth: int) -> Backend:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from flashlite.bundle import unpack_bundles
+from flashlite.bundle import round_up, unpack_bundles
 from flashlite.direct import aligned_buffer
 from flashlite.flash import Ticket
+from flashlite.kernels import BLOCK
 from flashlite.neurons import NeuronFile, wait_all
 from flashlite.timing import Timing
 
@@ -22,6 +26,16 @@ def relu_ffn(x: Tensor, up: Tensor, bias: Tensor, down: Tensor, keep: Tensor | N
     """
     h = torch.addmm(bias, x, up.T).relu_()
     return (h if keep is None else h * keep) @ down
+
+
+@dataclass(frozen=True)
+class Taking:
+    """Neurons to copy out of a stream: neuron neurons[i] to buffer[rows[i]]. neurons: [n] int64, sorted, all of them
+    streamed."""
+
+    neurons: np.ndarray
+    buffer: np.ndarray
+    rows: np.ndarray
 
 
 class Stream:
@@ -42,12 +56,13 @@ class Stream:
 
     def product(
         self, x: Tensor, layer: int, bias: Tensor, neurons: np.ndarray, keep: Tensor | None = None, ahead: bool = True,
+        take: Taking | None = None,
     ) -> Tensor:  # fmt: skip
         """What these neurons of a layer compute, without the down projection's bias.
 
         x: [tokens, d_model]; bias: [ffn], the up projection's; neurons: [n] int64, sorted; keep: [tokens, ffn] bool,
-        neurons to leave out where False, by token; ahead: read the next part while multiplying this one. Returns
-        [tokens, d_model].
+        neurons to leave out where False, by token; ahead: read the next part while multiplying this one; take: some of
+        the neurons to be copied out as they pass. Returns [tokens, d_model].
         """
         parts = [neurons[i : i + self.rows] for i in range(0, len(neurons), self.rows)]
         out = torch.zeros_like(x)
@@ -56,6 +71,9 @@ class Stream:
             with self._timing.io:
                 following = self._submit(layer, parts, i + 1) if ahead else []
                 wait_all(tickets)
+            if take is not None:
+                with self._timing.memory:
+                    self._copy_out(i % 2, part, take)
             with self._timing.product:
                 out += self._multiply(x, i % 2, bias, part, keep)
             with self._timing.io:
@@ -71,8 +89,22 @@ class Stream:
             for begin, piece, buffer in zip(file.begins[layer], file.pieces, self._buffers[i % 2], strict=True)
         ]
 
+    def _copy_out(self, which: int, part: np.ndarray, take: Taking) -> None:
+        begin, end = np.searchsorted(take.neurons, (part[0], part[-1] + 1))
+        wanted, rows = take.neurons[begin:end], torch.from_numpy(take.rows[begin:end])
+        source = torch.from_numpy(np.searchsorted(part, wanted))
+        target = torch.from_numpy(take.buffer)
+        for piece, buffer in zip(self._file.pieces, self._buffers[which], strict=True):
+            landed = torch.from_numpy(buffer)[source]
+            target[:, piece.column : piece.column + piece.nbytes].index_copy_(0, rows, landed)
+
     def _multiply(self, x: Tensor, which: int, bias: Tensor, part: np.ndarray, keep: Tensor | None) -> Tensor:
-        index = torch.from_numpy(part)
-        pieces = [matrix[: len(part)] for matrix in self._matrices[which]]
+        """The product of one part, filled up to whole blocks by neurons that are all zero: for each number of rows that
+        torch has to multiply in bf16 it compiles a product and keeps it."""
+        index, n = torch.from_numpy(part), min(self.rows, round_up(len(part), BLOCK))
+        pieces = [matrix[:n] for matrix in self._matrices[which]]
+        for piece in pieces:
+            piece[len(part) :] = 0
         up, down = pieces if len(pieces) == 2 else unpack_bundles(pieces[0], self._file.shape.d_model)
-        return relu_ffn(x, up, bias[index], down, None if keep is None else keep[:, index])
+        empty = (0, n - len(part))
+        return relu_ffn(x, up, pad(bias[index], empty), down, None if keep is None else pad(keep[:, index], empty))

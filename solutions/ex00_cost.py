@@ -16,6 +16,7 @@ import torch
 from torch.nn.functional import linear
 
 from flashlite.bundle import FFNShape
+from flashlite.direct import PAGE, aligned_buffer
 from flashlite.probe import Curve
 from flashlite.product import ffn_product
 from flashlite.stream import relu_ffn
@@ -77,6 +78,11 @@ def token_ms(curve: Curve, work: Work, speeds: Speeds) -> float:
     return speeds.rest_ms + memory + (max(io, product) if work.overlapped else io + product)
 
 
+def predicted_ms(curve: Curve, work: Work, speeds: Speeds, ahead: bool = False) -> float:
+    """`token_ms`, or `overlapped_ms` for reads ahead of their layer, and what batches take to be begun and ended."""
+    return (overlapped_ms if ahead else token_ms)(curve, work, speeds) + work.batches * curve.batch_ms
+
+
 def overlapped_ms(curve: Curve, work: Work, speeds: Speeds) -> float:
     """Milliseconds that a token must take where the drive reads for one layer while the processor computes another:
     as long as the slower of the two, and what is copied."""
@@ -122,5 +128,11 @@ def linear_speed(width: int, dtype: torch.dtype) -> float:
 
 def copy_speed(nbytes: int) -> float:
     """Bytes a second that rebuilding a matrix of `nbytes` copies, its allocation included."""
-    source, index = torch.zeros(max(1, nbytes // 4096), 1024), torch.arange(max(1, nbytes // 4096))
-    return source.nbytes / _median_seconds(lambda: torch.cat([source[index], source[:0]]))
+    source = aligned_buffer(max(1, nbytes // PAGE), PAGE)
+    source[:] = 1  # so that it has memory of its own
+    index = np.arange(len(source))
+
+    def rebuild() -> None:
+        np.take(source, index, axis=0, out=aligned_buffer(*source.shape), mode="clip")
+
+    return source.nbytes / _median_seconds(rebuild)

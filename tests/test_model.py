@@ -408,10 +408,10 @@ def test_bundling_halves_the_reads(tmp_path: Path) -> None:
     assert sum(cost.reads for cost in bundle) > 0
 
 
-def test_prompt_reads_each_neuron_once_and_those_it_keeps_again(tiny_store: Store, model: OPTForCausalLM) -> None:
+def test_prompt_reads_each_neuron_once_those_that_it_keeps_too(tiny_store: Store, model: OPTForCausalLM) -> None:
     model(random_ids(30))
-    kept = sum(model.flash.rows_held)
-    assert model.flash.last_token.records == tiny_store.layers * tiny_store.shape.neurons + kept
+    assert sum(model.flash.rows_held) > 0
+    assert model.flash.last_token.records == tiny_store.layers * tiny_store.shape.neurons
 
 
 def test_pool_moves_fewer_rows_than_rebuilding(tiny_store: Store) -> None:
@@ -567,7 +567,7 @@ def test_failed_read_leaves_no_phantom_neurons(
     ids = random_ids(10)
     model(ids[:, :8])
     with monkeypatch.context() as patch:
-        patch.setattr(model.flash.file, "read", fails)
+        patch.setattr(model.flash.file.file, "submit", fails)
         with pytest.raises(OSError, match="drive is gone"):
             model(ids)
     assert_close(forced(model, ids, 1), tiny_model(ids).logits)
