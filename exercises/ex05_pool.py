@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flashlite.bundle import FFNShape
+from flashlite.bundle import FFNShape, round_up
 from flashlite.direct import aligned_buffer
-from flashlite.kernels import down_product, up_product
+from flashlite.kernels import BLOCK, down_product, up_product
 from flashlite.product import ffn_product
 
 
@@ -164,7 +164,7 @@ class Pool:
 
         h: [tokens, num_used], which it changes; x: [tokens, d_model]. Returns [tokens, d_model].
         """
-        rows = torch.from_numpy(landed)
+        rows = torch.from_numpy(np.resize(landed, round_up(len(landed), BLOCK)))  # some twice: see up_product's shapes
         h[:, rows] = up_product(x, self._matrix[rows, : self._d_model], self._bias[rows]).relu_()
         return down_product(h, self._matrix[: self.num_used], self._d_model)
 

@@ -36,7 +36,7 @@ def test_few_shapes_are_multiplied_whatever_the_number_of_rows(monkeypatch: pyte
     rows = torch.zeros(4 * WIDE, 8)
     for n in range(0, len(rows), 7):
         up_product(rows[:1], rows[:n], rows[:n, 0])
-    assert len(shapes) <= WIDE // BLOCK + len(rows) // WIDE
+    assert len({shape for shape in shapes if shape[1] >= BLOCK}) <= WIDE // BLOCK + len(rows) // WIDE
 
 
 def test_the_head_sees_a_prompt_as_it_sees_a_token(tiny_store: Store) -> None:
