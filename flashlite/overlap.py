@@ -98,10 +98,12 @@ class OverlappedFFN(FlashFFN):
             landing = self.memory.place(step.load, step.drop)
         with self._timing.io:
             tickets = self.file.submit(self.whole.layer, step.load, landing.buffer, landing.rows)
-        with self._timing.product:
-            h = self.memory.activations(x)
-        with self._timing.io:
-            wait_all(tickets)
+        try:
+            with self._timing.product:
+                h = self.memory.activations(x)
+        finally:  # whatever happens, nothing may land in rows that others have taken
+            with self._timing.io:
+                wait_all(tickets)
         if self.look_ahead is not None:
             self.look_ahead(x)
         with self._timing.product:

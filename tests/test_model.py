@@ -573,6 +573,25 @@ def test_failed_read_leaves_no_phantom_neurons(
     assert_close(forced(model, ids, 1), tiny_model(ids).logits)
 
 
+def test_a_prompt_that_breaks_off_leaves_no_read_under_way(
+    model: OPTForCausalLM, tiny_model: OPTForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its next part is being read when it breaks off, into buffers that the next call reads into as well."""
+    ids, stream = random_ids(10), model.flash.stream
+
+    def fails(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stream, "_multiply", fails)
+        with pytest.raises(KeyboardInterrupt):
+            model(ids)
+    left = stream._latest
+    assert_close(model(ids).logits, tiny_model(ids).logits)
+    assert left
+    assert all(ticket._batch is None for ticket in left)
+
+
 def test_files_are_closed_with_the_model(tiny_store: Store) -> None:
     if not Path("/proc/self/fd").is_dir():
         pytest.skip("this system doesn't list open files")
