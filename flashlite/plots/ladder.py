@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flashlite.plots.style import FILLS, finish, new_axes
+from flashlite.plots.style import FILLS, finish, model_name, new_axes
 
 PARTS = (("io_ms", "waiting for flash"), ("memory_ms", "managing memory"), ("compute_ms", "computing"))
 
@@ -41,4 +41,4 @@ def ladder(result: dict[str, Any], axes: Axes | None = None) -> Figure:
     axes.plot(names, predicted, "k_", ms=26, mew=2, zorder=4, label="predicted by the cost model")
     axes.axhline(result["dense"]["total_ms"], color="black", ls=":", lw=1, label="dense, all weights in DRAM")
     share = result["budget_bytes"] / result["weight_bytes"]
-    return parts(stages, f"{result['model']} in {share:.0%} of its memory: one token's time and reads", axes)
+    return parts(stages, f"{model_name(result)} in {share:.0%} of its memory: one token's time and reads", axes)

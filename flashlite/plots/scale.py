@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from flashlite.plots.style import DASHES, MARKERS, bars, finish, lines, new_axes
+from flashlite.plots.style import DASHES, MARKERS, bars, finish, lines, model_name, new_axes
 
 Result = Mapping[str, Any]
 
@@ -39,7 +39,7 @@ def peers(result: Result) -> Figure:
     times = {f"flashlite, {row['stage']} {row['name']}": row["total_ms"] for row in result["stages"]}
     times |= {row["name"]: row["total_ms"] for row in result["peers"] if not row["killed"]}
     times["transformers, all in DRAM, no cap"] = result["dense"]["total_ms"]
-    title = f"{result['model']} in {result['budget_bytes'] / result['weight_bytes']:.0%} of its memory: one token"
+    title = f"{model_name(result)} in {result['budget_bytes'] / result['weight_bytes']:.0%} of its memory: one token"
     axes = new_axes(height=0.9 + 0.36 * len(times), width=8.5)
     figure = bars(dict(sorted(times.items(), key=lambda item: -item[1])), title, "ms, logarithmic", axes)
     axes.set_xscale("log")
@@ -49,16 +49,17 @@ def peers(result: Result) -> Figure:
 def growth(by_size: Sequence[Result], by_budget: Sequence[Result]) -> Figure:
     """How a token's time and bytes grow with the model, all in half of its memory, and shrink with the budget."""
     figure, panels = plt.subplots(1, 3, figsize=(12.5, 3.8), layout="constrained")
+    models = "planted models" if by_size[0].get("planted") else "models"
     sizes = [result["weight_bytes"] / 1e9 for result in by_size]
     names = [row["name"] for row in by_size[0]["stages"]]
     times = {name: (sizes, [_stage(result, name)["total_ms"] for result in by_size]) for name in names}
     dense = (sizes, [result["dense"]["total_ms"] for result in by_size])
-    lines({**times, "dense in DRAM": dense}, "time by model size", "weights, GB", "one token, ms",
+    lines({**times, "dense in DRAM": dense}, f"{models}: time", "weights, GB", "one token, ms",
           xscale="log", yscale="log", axes=panels[0])  # fmt: skip
     nbytes = {name: (sizes, [_stage(result, name)["bytes_per_token"] / 1e6 for result in by_size]) for name in names}
-    lines(nbytes, "bytes by model size", "weights, GB", "read for one token, MB", "log", "log", axes=panels[1])
+    lines(nbytes, f"{models}: bytes", "weights, GB", "read for one token, MB", "log", "log", axes=panels[1])
     shares = [100 * result["budget_bytes"] / result["weight_bytes"] for result in by_budget]
-    model, least = by_budget[0]["model"], [row["name"] for row in by_budget[0]["stages"]]
+    model, least = model_name(by_budget[0]), [row["name"] for row in by_budget[0]["stages"]]
     costs = {name: (shares, [_stage(result, name)["total_ms"] for result in by_budget]) for name in least}
     reads = (shares, [_stage(result, least[-1])["bytes_per_token"] / 1e6 for result in by_budget])
     lines({**{f"{name}, ms": cost for name, cost in costs.items()}, f"{least[-1]}, MB": reads},
