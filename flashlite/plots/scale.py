@@ -46,24 +46,15 @@ def peers(result: Result) -> Figure:
     return figure
 
 
-def growth(by_size: Sequence[Result], by_budget: Sequence[Result]) -> Figure:
-    """How a token's time and bytes grow with the model, all in half of its memory, and shrink with the budget."""
-    figure, panels = plt.subplots(1, 3, figsize=(12.5, 3.8), layout="constrained")
-    models = "planted models" if by_size[0].get("planted") else "models"
-    sizes = [result["weight_bytes"] / 1e9 for result in by_size]
-    names = [row["name"] for row in by_size[0]["stages"]]
-    times = {name: (sizes, [_stage(result, name)["total_ms"] for result in by_size]) for name in names}
-    dense = (sizes, [result["dense"]["total_ms"] for result in by_size])
-    lines({**times, "dense in DRAM": dense}, f"{models}: time", "weights, GB", "one token, ms",
-          xscale="log", yscale="log", axes=panels[0])  # fmt: skip
-    nbytes = {name: (sizes, [_stage(result, name)["bytes_per_token"] / 1e6 for result in by_size]) for name in names}
-    lines(nbytes, f"{models}: bytes", "weights, GB", "read for one token, MB", "log", "log", axes=panels[1])
-    shares = [100 * result["budget_bytes"] / result["weight_bytes"] for result in by_budget]
-    model, least = model_name(by_budget[0]), [row["name"] for row in by_budget[0]["stages"]]
-    costs = {name: (shares, [_stage(result, name)["total_ms"] for result in by_budget]) for name in least}
-    reads = (shares, [_stage(result, least[-1])["bytes_per_token"] / 1e6 for result in by_budget])
-    lines({**{f"{name}, ms": cost for name, cost in costs.items()}, f"{least[-1]}, MB": reads},
-          f"{model} by budget", "budget, % of the weights", "one token, ms or MB", axes=panels[2])  # fmt: skip
+def budgets(results: Sequence[Result]) -> Figure:
+    """What a token of one model costs by the budget that it is given: time and bytes, a curve a stage."""
+    figure, panels = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
+    shares = [100 * result["budget_bytes"] / result["weight_bytes"] for result in results]
+    names = [row["name"] for row in results[0]["stages"]]
+    for key, unit, label, axes in (("total_ms", 1, "ms", panels[0]), ("bytes_per_token", 1e6, "MB read", panels[1])):
+        curves = {name: (shares, [_stage(result, name)[key] / unit for result in results]) for name in names}
+        lines(curves, model_name(results[0]), "budget, % of the weights", f"one token, {label}", axes=axes)
+        axes.set_ylim(bottom=0)
     return figure
 
 
