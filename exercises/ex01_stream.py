@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.nn.functional import pad
 
 from flashlite.bundle import round_up, unpack_bundles
 from flashlite.direct import aligned_buffer
+from flashlite.errors import ReadError
 from flashlite.flash import Ticket
 from flashlite.kernels import BLOCK
 from flashlite.neurons import NeuronFile, wait_all
@@ -65,6 +67,7 @@ class Stream:
         self.rows = rows
         self._file, self._timing = file, timing
         self._buffers = [[aligned_buffer(rows, piece.nbytes) for piece in file.pieces] for _ in range(2)]
+        self._latest: list[Ticket] = []
         self._matrices = [[torch.from_numpy(b).view(dtype) for b in buffers] for buffers in self._buffers]
 
     def product(
@@ -77,6 +80,8 @@ class Stream:
         neurons to leave out where False, by token; ahead: read the next part while multiplying this one; take: some of
         the neurons to be copied out as they pass. Returns [tokens, d_model].
         """
+        with contextlib.suppress(ReadError):
+            wait_all(self._latest)  # of a call that was broken off, for the buffers are free only then
         parts = [neurons[i : i + self.rows] for i in range(0, len(neurons), self.rows)]
         out = torch.zeros_like(x)
         tickets = self._submit(layer, parts, 0)
@@ -97,10 +102,11 @@ class Stream:
         if i >= len(parts):
             return []
         file, rows = self._file, np.arange(len(parts[i]))
-        return [
+        self._latest = [
             file.file.submit(begin + parts[i] * piece.nbytes, piece.nbytes, buffer, rows)
             for begin, piece, buffer in zip(file.begins[layer], file.pieces, self._buffers[i % 2], strict=True)
         ]
+        return self._latest
 
     def _copy_out(self, which: int, part: np.ndarray, take: Taking) -> None:
         begin, end = np.searchsorted(take.neurons, (part[0], part[-1] + 1))
