@@ -77,9 +77,10 @@ def estimate(
     resident, streamed = (n * kind.itemsize for n in resident_and_streamed(config))
     shape = FFNShape(config.ffn_dim, config.hidden_size, kind.itemsize, GRID)
     works = count_work(shape, config.num_hidden_layers, resident, sparsity)
-    whole = _speeds(shape, kind, resident, LARGEST_BUFFER // (2 * shape.half_bytes), None)
+    rest = 1e3 * resident / linear_speed(shape.d_model, kind)
+    whole = _speeds(shape, kind, rest, LARGEST_BUFFER // (2 * shape.half_bytes), None)
     predicted, windowed = (
-        _speeds(shape, kind, resident, int(held * shape.neurons), sparsity.active / held)
+        _speeds(shape, kind, rest, int(held * shape.neurons), sparsity.active / held)
         for held in (sparsity.predicted, sparsity.resident)
     )
     speeds = dict(zip(NAMES, (whole, whole, predicted, *[windowed] * 4), strict=True))
@@ -90,9 +91,8 @@ def estimate(
     }  # fmt: skip
 
 
-def _speeds(shape: FFNShape, dtype: torch.dtype, resident_bytes: int, rows: int, fires: float | None) -> Speeds:
+def _speeds(shape: FFNShape, dtype: torch.dtype, rest: float, rows: int, fires: float | None) -> Speeds:
     """What this processor does where `rows` neurons are multiplied at a time, of which a share fires."""
-    rest = 1e3 * resident_bytes / linear_speed(shape.d_model, dtype)
     product = product_speed(shape, MOST_LAYERS, dtype, rows, fires)
     return Speeds(product, copy_speed(rows * shape.record_bytes), rest)
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import OPTForCausalLM
 
 from flashlite.cost import copy_speed, product_speed
@@ -125,11 +126,16 @@ def _watch_ffns(model: OPTForCausalLM) -> list[float]:
     return seconds
 
 
+def _reference(task: Task) -> tuple[list[int], Tensor]:
+    """What the dense model wrote and the logits that chose it, for as many tokens as the task has."""
+    reference = load_file(Path(task.folder) / LOGITS)
+    return reference["tokens"].tolist()[: task.tokens], reference["logits"][: task.tokens]
+
+
 def measure_stage(task: Task, store: Store) -> dict[str, Any]:
     """One stage: times and counts with the trained predictor, after which it must be exact with the oracle."""
     assert task.stage is not None
-    reference = load_file(Path(task.folder) / LOGITS)
-    tokens, logits = reference["tokens"].tolist()[: task.tokens], reference["logits"][: task.tokens]
+    tokens, logits = _reference(task)
     base = _status("VmRSS")
     _forget_peak()
     model = load(store, dram_budget=task.budget, stage=task.stage, predictor=task.predictor, window=task.window)
@@ -153,8 +159,7 @@ def measure_stage(task: Task, store: Store) -> dict[str, Any]:
 def measure_peer(task: Task, store: Store) -> dict[str, Any]:
     """One peer, which must be exact: times, and what the drive gave for each token."""
     assert task.peer is not None
-    reference = load_file(Path(task.folder) / LOGITS)
-    tokens, logits = reference["tokens"].tolist()[: task.tokens], reference["logits"][: task.tokens]
+    tokens, logits = _reference(task)
     _forget_peak()
     model = PEERS[task.peer](store, Path(task.folder) / CHECKPOINT)
     before = _bytes_from_drive()
