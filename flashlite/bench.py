@@ -112,7 +112,7 @@ def bench(
             return _measure_rounds(tasks, rounds, progress, worker), measure_peers(rivals, progress, worker)
 
         if capped:
-            measured, cap = _under_cap(task, fixed_base(store, [dense], prompt_tokens + tokens), worker, measure)
+            measured, cap = _under_cap(store, task, worker, measure)
         else:
             measured, cap = measure(worker), {"bytes": None, "enforced": False}
         again = run_worker(task) if rounds > 1 else dense  # at both ends, so that a drift of the machine shows
@@ -156,14 +156,16 @@ def check_stage(
 
 
 def _under_cap(
-    task: Task, fixed: dict[str, int], worker: Sequence[str], measure: Callable[[Sequence[str]], Result]
+    store: Store, task: Task, worker: Sequence[str], measure: Callable[[Sequence[str]], Result]
 ) -> tuple[Result, dict[str, Any]]:
     """What `measure` gives under a cap of the budget and what a process needs without any model, counted as the system
     counts it; and what there is to say of the cap."""
     with memory_cap(2**50) as group:
-        run_worker(replace(task, tokens=0), group.wrap(worker))
-        base = (group.peak_bytes or fixed["libraries"]) + fixed["kv_cache"] + fixed["work"]
-    total = parse_budget(task.budget, Store(task.store).weight_bytes) + base
+        idle = run_worker(replace(task, tokens=0), group.wrap(worker))
+        base = fixed_base(store, [idle], len(task.prompt) + task.tokens)["total"]
+        if group.peak_bytes:  # the system counts pages of libraries to whoever read them first
+            base += group.peak_bytes - idle["peak_rss_bytes"]
+    total = parse_budget(task.budget, store.weight_bytes) + base
     with memory_cap(total) as group:
         measured = measure(group.wrap(worker))
         peak, dense_fits = group.peak_bytes, _survives(task, group.wrap(worker))
@@ -186,7 +188,7 @@ def fixed_base(store: Store, rows: list[dict[str, Any]], tokens: int) -> dict[st
     """What a process needs beyond the budget, in bytes: libraries (measured), KV cache, activations and allocator."""
     libraries = max(row["base_rss_bytes"] for row in rows)
     cache = 2 * store.layers * tokens * store.shape.half_bytes
-    work = max(WORK_BYTES, cache)  # attention copies keys and values, layer after layer, and the allocator keeps that
+    work = max(WORK_BYTES, cache // 2)  # activations, indices of neurons, and holes between keys and values
     return {"libraries": libraries, "kv_cache": cache, "work": work, "total": libraries + cache + work}
 
 

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from transformers import OPTForCausalLM
 
+from flashlite.accounts import per_token
 from flashlite.bench import WORKER, prompt_ids, run_worker
 from flashlite.decoding import exactness, greedy
 from flashlite.dense import load_dense
 from flashlite.model import load
 from flashlite.stages import NAMES
 from flashlite.store import Store
-from flashlite.worker import Task, per_token
+from flashlite.worker import Task
 
 CHECKED = 24  # tokens that the oracle must get right before anything is timed
 

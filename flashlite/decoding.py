@@ -19,16 +19,13 @@ ALLOWED_ERROR = {"fp32": 1e-3, "bf16": 0.5, "fp16": 0.1}  # of logits, by what r
 @dataclass(frozen=True)
 class Decoding:
     """What a model made of a text. prompt_ms: the prompt's time; token_ms: that of each later token but the last, whose
-    output nobody asked for; logits: [tokens, vocab] float32, those that choose each token."""
+    output nobody asked for; chosen: the tokens that the model would choose; logits: [kept, vocab] float32, those that
+    choose each of the first tokens."""
 
     prompt_ms: float
     token_ms: list[float]
+    chosen: list[int]
     logits: Tensor
-
-    @property
-    def chosen(self) -> list[int]:
-        """The tokens that the model would choose."""
-        return self.logits.argmax(-1).tolist()
 
 
 @torch.no_grad()
@@ -42,16 +39,23 @@ def greedy(model: OPTForCausalLM, prompt: list[int], tokens: int) -> tuple[list[
 
 
 @torch.no_grad()
-def forced(model: OPTForCausalLM, prompt: list[int], tokens: list[int]) -> Decoding:
-    """Feed given tokens one by one, as decoding would. The cache of keys and values is allocated once: one that grows
-    leaves several times its size in holes of the process's memory."""
-    times, logits, cache = [], [], StaticCache(config=model.config, max_cache_len=len(prompt) + len(tokens))
-    for ids in [prompt, *([token] for token in tokens[:-1])]:
+def forced(model: OPTForCausalLM, prompt: list[int], tokens: list[int], kept: int | None = None) -> Decoding:
+    """Feed given tokens one by one, as decoding would. kept: of how many tokens to keep the logits, all unless given.
+
+    The cache of keys and values is allocated once: one that grows leaves several times its size in holes of the
+    process's memory.
+    """
+    kept = len(tokens) if kept is None else kept
+    times, chosen, logits = [], [], torch.empty(kept, model.config.vocab_size)
+    cache = StaticCache(config=model.config, max_cache_len=len(prompt) + len(tokens))
+    for i, ids in enumerate([prompt, *([token] for token in tokens[:-1])]):
         began = time.perf_counter()
         out = model(torch.tensor([ids]), past_key_values=cache, use_cache=True, logits_to_keep=1)
         times.append(1e3 * (time.perf_counter() - began))
-        logits.append(out.logits[:, -1].float())
-    return Decoding(times[0], times[1:], torch.cat(logits))
+        chosen.append(int(out.logits[0, -1].argmax()))
+        if i < kept:
+            logits[i] = out.logits[0, -1]
+    return Decoding(times[0], times[1:], chosen, logits)
 
 
 def exactness(

@@ -35,17 +35,16 @@ class StreamedFFN(nn.Module):
         super().__init__()
         self.layer, self.stream = layer, stream
         self.up_bias, self.down_bias = up_bias, down_bias
-        self._all = np.arange(len(up_bias))
 
     def forward(self, x: Tensor, keep: Tensor | None = None, take: Taking | None = None) -> Tensor:
         """x: [tokens, d_model], the normed input of the FFN. Returns its output, the same shape.
 
         keep: [tokens, ffn] bool, which neurons take part; all unless given; take: neurons to copy out as they pass. A
-        prompt reads ahead while it multiplies. A
-        single token reads, then multiplies, as at every stage of the paper: its latency is I/O + memory + compute.
+        prompt reads ahead while it multiplies. A single token reads, then multiplies, as at every stage of the paper:
+        its latency is I/O + memory + compute.
         """
-        ahead = len(x) > 1
-        return self.stream.product(x, self.layer, self.up_bias, self._all, keep, ahead, take) + self.down_bias
+        neurons, ahead = np.arange(len(self.up_bias)), len(x) > 1
+        return self.stream.product(x, self.layer, self.up_bias, neurons, keep, ahead, take) + self.down_bias
 
     def part(self, x: Tensor, neurons: np.ndarray) -> Tensor:
         """What these neurons ([n] int64, sorted) contribute, without the bias. x: [tokens, d_model]."""

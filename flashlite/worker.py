@@ -9,30 +9,32 @@ import copy
 import gc
 import json
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from transformers import OPTForCausalLM
 
-from flashlite.cost import copy_speed, product_speed
-from flashlite.decoding import compare_logits, exactness, forced, greedy
+from flashlite.accounts import WARM_UP, Rows, per_token, speeds
+from flashlite.decoding import Decoding, compare_logits, exactness, forced, greedy
 from flashlite.dense import load_dense
 from flashlite.errors import FlashliteError
 from flashlite.kernels import BLOCK, WIDE, up_product
-from flashlite.model import CallCost, Engine, load
+from flashlite.model import load
 from flashlite.peers import PEERS
 from flashlite.predictor import PredictorSet
-from flashlite.stages import NAMES
+from flashlite.stages import LADDER, NAMES
 from flashlite.store import PREDICTOR, Store
 from flashlite.timing import Timer
 
-WARM_UP = 4  # first tokens, left out of the medians
 SMALL_VOCABULARY = 512
 LOGITS, CHECKPOINT = "logits.safetensors", "checkpoint"
 
@@ -93,10 +95,11 @@ def _warm_up(store: Store, prompt: list[int]) -> None:
     torch.set_default_dtype(torch.float32)
     ids = [token % SMALL_VOCABULARY for token in prompt]
     forced(one_layer, ids, ids[:WARM_UP])
-    rows = torch.zeros(5 * WIDE, config.hidden_size, dtype=store.dtype)
+    rows = torch.zeros(5 * WIDE, store.shape.record_bytes // store.shape.itemsize, dtype=store.dtype)
+    x, up = torch.zeros(1, store.shape.d_model, dtype=store.dtype), rows[:, : store.shape.d_model]
     for n in (*range(BLOCK, WIDE, BLOCK), *range(WIDE, len(rows), WIDE)):  # products are compiled for each shape
-        up_product(rows[:1], rows[:n], rows[:n, 0])
-    del one_layer, rows
+        up_product(x, up[:n], rows[:n, 0])
+    del one_layer, rows, up
     gc.collect()
 
 
@@ -107,59 +110,80 @@ def measure_dense(task: Task, store: Store) -> dict[str, Any]:
     dram = _status("VmRSS") - before
     tokens, logits = greedy(model, task.prompt, task.tokens)
     save_file({"logits": logits.contiguous(), "tokens": torch.tensor(tokens)}, Path(task.folder) / LOGITS)
-    ffn_seconds = _watch_ffns(model)
+    ffn_seconds = _watch(model, [(layer.fc1, layer.fc2) for layer in model.model.decoder.layers])
     timed = forced(model, task.prompt, tokens)
-    rest = [ms - 1e3 * (b - a) for ms, (a, b) in zip(timed.token_ms, pairwise(ffn_seconds), strict=True)]
+    rest = [ms - ffn for ms, ffn in zip(timed.token_ms, _token_ms(ffn_seconds), strict=True)]
     return {
         "total_ms": float(np.median(timed.token_ms[WARM_UP:])), "prompt_ms": timed.prompt_ms, "dram_bytes": dram,
         "base_rss_bytes": before, "rest_ms": float(np.median(rest[WARM_UP:])),
     }  # fmt: skip
 
 
-def _watch_ffns(model: OPTForCausalLM) -> list[float]:
-    """The seconds spent in FFNs so far, noted at the end of each call from now on."""
+def _watch(model: OPTForCausalLM, spans: Sequence[tuple[nn.Module, nn.Module]]) -> list[float]:
+    """The seconds spent so far from each first module to its last one, noted at the end of each call from now on."""
     timer, seconds = Timer(), []
-    for layer in model.model.decoder.layers:
-        layer.fc1.register_forward_pre_hook(lambda *_: timer.__enter__())
-        layer.fc2.register_forward_hook(lambda *_: timer.__exit__(None, None, None))
+    for first, last in spans:
+        first.register_forward_pre_hook(lambda *_: timer.__enter__())
+        last.register_forward_hook(lambda *_: timer.__exit__(None, None, None))
     model.register_forward_hook(lambda *_: seconds.append(timer.seconds))
     return seconds
 
 
-def _reference(task: Task) -> tuple[list[int], Tensor]:
-    """What the dense model wrote and the logits that chose it, for as many tokens as the task has."""
-    reference = load_file(Path(task.folder) / LOGITS)
-    return reference["tokens"].tolist()[: task.tokens], reference["logits"][: task.tokens]
+def _token_ms(seconds: list[float]) -> list[float]:
+    """What was watched, by token after the prompt."""
+    return [1e3 * (after - before) for before, after in pairwise(seconds)]
 
 
-def measure_stage(task: Task, store: Store) -> dict[str, Any]:
-    """One stage: times and counts with the trained predictor, after which it must be exact with the oracle."""
-    assert task.stage is not None
-    tokens, logits = _reference(task)
+def _reference(task: Task, kept: int) -> tuple[list[int], Tensor]:
+    """What the dense model wrote for as many tokens as the task has, and the logits that chose the first of them."""
+    with safe_open(Path(task.folder) / LOGITS, "pt") as file:
+        return file.get_tensor("tokens").tolist()[: task.tokens], file.get_slice("logits")[:kept]
+
+
+def measure_stage(task: Task, stage: int, store: Store) -> dict[str, Any]:
+    """One stage: times and counts with the trained predictor, after which it must be exact with the oracle. Only one
+    model is in memory at a time, and none while the processor's speed is measured."""
+    chosen = LADDER[NAMES[stage]]
+    tokens, logits = _reference(task, task.check if chosen.predictor else task.tokens)
+    model = partial(load, store, dram_budget=task.budget, stage=stage, window=task.window)
+    result, timed, counted = _time_stage(model, task, tokens, 0 if chosen.predictor else task.tokens)
+    gc.collect()
+    if not chosen.predictor:  # every weight took part when it was timed, so that was the exact run already
+        result |= compare_logits(timed.logits, logits, store.dtype_name, f"stage {stage} ({NAMES[stage]})")
+    elif task.check:
+        result |= exactness(model(predictor="oracle"), stage, task.prompt, tokens[: task.check], logits)
+        gc.collect()
+    fires = _fires(store, counted.at_a_time, task.window if chosen.window else 1) if chosen.predictor else None
+    return result | speeds(store, counted, fires)
+
+
+def _time_stage(
+    load: Callable[..., OPTForCausalLM], task: Task, tokens: list[int], kept: int
+) -> tuple[dict[str, Any], Decoding, Rows]:  # fmt: skip
+    """Decode with the trained predictor. Returns times and counts, and what was decoded and multiplied."""
     base = _status("VmRSS")
     _forget_peak()
-    model = load(store, dram_budget=task.budget, stage=task.stage, predictor=task.predictor, window=task.window)
-    timed = forced(model, task.prompt, tokens)
+    model = load(predictor=task.predictor)
+    linear_seconds = _watch(model, [(part, part) for part in model.modules() if isinstance(part, nn.Linear)])
+    timed = forced(model, task.prompt, tokens, kept)
     result = {"base_rss_bytes": base, "peak_rss_bytes": _status("VmHWM"), "prompt_ms": timed.prompt_ms}
-    result |= per_token(model.flash)
+    result |= per_token(model.flash) | {"linear_ms": float(np.median(_token_ms(linear_seconds)[WARM_UP:]))}
     result["agreement"] = float(np.mean([a == b for a, b in zip(timed.chosen, tokens, strict=True)]))
-    counted, sparse = _counted(store, model.flash), model.flash.stage.predictor
-    del model  # whose memory what follows needs
-    gc.collect()
-    if task.check:
-        if sparse:
-            oracle = load(store, dram_budget=task.budget, stage=task.stage, predictor="oracle", window=task.window)
-            result |= exactness(oracle, task.stage, task.prompt, tokens[: task.check], logits[: task.check])
-        else:  # every weight took part when it was timed, so that was the exact run already
-            who = f"stage {task.stage} ({NAMES[task.stage]})"
-            result |= compare_logits(timed.logits, logits, store.dtype_name, who)
-    return result | _speeds(store, *counted)
+    return result, timed, Rows.of(model.flash)
+
+
+def _fires(store: Store, rows: int, window: int) -> float:
+    """The share of the rows in DRAM that fires, for the product reads the down columns of no others."""
+    if not (store.path / PREDICTOR).exists():
+        return 1 / window
+    reports = PredictorSet.load(store.path / PREDICTOR, store.layers, store.shape).reports
+    return float(np.mean([report.active for report in reports])) * store.shape.neurons / rows
 
 
 def measure_peer(task: Task, store: Store) -> dict[str, Any]:
     """One peer, which must be exact: times, and what the drive gave for each token."""
     assert task.peer is not None
-    tokens, logits = _reference(task)
+    tokens, logits = _reference(task, task.tokens)
     _forget_peak()
     model = PEERS[task.peer](store, Path(task.folder) / CHECKPOINT)
     before = _bytes_from_drive()
@@ -171,68 +195,10 @@ def measure_peer(task: Task, store: Store) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def per_token(engine: Engine) -> dict[str, Any]:
-    """What an engine that decoded needed for a token: times of the middle half of tokens, so that they add up; counts
-    of all."""
-    calls = [call for call in engine.calls if call.tokens == 1][WARM_UP:]
-    ordered, quarter = sorted(calls, key=lambda call: call.total_ms), len(calls) // 4
-    middle = ordered[quarter : len(calls) - quarter]
-
-    def mean(field: str, of: list[CallCost] = calls) -> float:
-        return float(np.mean([getattr(call, field) for call in of]))
-
-    times = {field: mean(field, middle) for field in ("io_ms", "memory_ms", "compute_ms", "product_ms", "total_ms")}
-    nbytes, io = mean("bytes"), times["io_ms"]
-    return {
-        "tokens": len(calls), **times, "prefetched_bytes": mean("prefetched"), "wasted_bytes": mean("wasted"),
-        "bytes_per_token": nbytes, "reads_per_token": mean("reads"),
-        "records_per_token": mean("records"), "read_mb_s": nbytes / io / 1e3 if io else 0.0,
-        "dram_bytes": _dram(engine), "rows_moved": engine.rows_moved / len(engine.calls),
-        "batches_per_token": _batches(engine),
-    }  # fmt: skip
-
-
-def _batches(engine: Engine) -> int:
-    """How often a token waits for reads: once a layer, or, streamed, once a pass."""
-    layers, stage = engine.store.layers, engine.stage
-    passes = 1 if stage.predictor else -(-engine.store.shape.neurons // engine.stream.rows)
-    return layers * passes + (0 if stage.resident else layers + 1)
-
-
-def _dram(engine: Engine) -> int:
-    """DRAM that the budget accounts for, as it was spent."""
-    budget, record = engine.budget, engine.store.shape.record_bytes
-    rows = sum(budget.layer_rows) + engine.stage.memory.spare * max(budget.layer_rows, default=0)
-    return budget.resident + budget.predictors + budget.buffers + rows * record
-
-
-def _counted(store: Store, engine: Engine) -> tuple[int, int, float | None]:
-    """Rows of an FFN that are multiplied at a time, the sum over a token, and the share of them that fires, where the
-    product makes use of that."""
-    if not engine.stage.predictor:
-        return engine.stream.rows, store.layers * store.shape.neurons, None
-    rows = max(1, int(np.mean(engine.rows_held)))
-    if not (store.path / PREDICTOR).exists():
-        return rows, sum(engine.rows_held), 1 / max(1, engine.stage.window)
-    reports = PredictorSet.load(store.path / PREDICTOR, store.layers, store.shape).reports
-    active = float(np.mean([report.active for report in reports]))
-    return rows, sum(engine.rows_held), active * store.shape.neurons / rows
-
-
-def _speeds(store: Store, rows: int, multiplied: int, fires: float | None) -> dict[str, float]:
-    """This processor's speed at what a stage does for a token: rows multiplied and copied."""
-    shape = store.shape
-    return {
-        "product_bytes_a_second": product_speed(shape, store.layers, store.dtype, rows, fires),
-        "copy_bytes_a_second": copy_speed(rows * shape.record_bytes),
-        "product_bytes": float(multiplied * 2 * shape.half_bytes),
-    }
-
-
 def _measure(task: Task, store: Store) -> dict[str, Any]:
     if task.peer is not None:
         return measure_peer(task, store)
-    return measure_dense(task, store) if task.stage is None else measure_stage(task, store)
+    return measure_dense(task, store) if task.stage is None else measure_stage(task, task.stage, store)
 
 
 def main() -> None:
@@ -243,7 +209,7 @@ def main() -> None:
         store = Store(task.store)
         _warm_up(store, task.prompt)
         if task.tokens == 0:
-            result: dict[str, Any] = {"base_rss_bytes": _status("VmRSS")}
+            result: dict[str, Any] = {"base_rss_bytes": _status("VmRSS"), "peak_rss_bytes": _status("VmHWM")}
         else:
             result = _measure(task, store)
     except (FlashliteError, NotImplementedError) as error:  # NotImplementedError: a stub of the course

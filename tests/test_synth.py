@@ -10,6 +10,7 @@ from conftest import ROOT
 from transformers import OPTForCausalLM
 
 from flashlite import families
+from flashlite.accounts import per_token
 from flashlite.bench import prompt_ids
 from flashlite.decoding import exactness, forced, greedy
 from flashlite.dense import load_dense
@@ -19,7 +20,6 @@ from flashlite.model import load
 from flashlite.predictor import PredictorSet
 from flashlite.store import PREDICTOR, Store
 from flashlite.synth import PlantedModel, synth
-from flashlite.worker import per_token
 
 SMALL = (256, 6, 4, 256)  # too small to be published, large enough for its statistics to hold
 
