@@ -66,6 +66,7 @@ class Pool:
     def __init__(self, capacity: int, shape: FFNShape, dtype: torch.dtype, bias: Tensor) -> None:
         self.capacity, self._d_model = capacity, shape.d_model
         self._buffer = aligned_buffer(capacity, shape.record_bytes)
+        self._buffer.fill(0)  # takes the memory now: the first prompt would wait for every page of it
         self._matrix = torch.from_numpy(self._buffer).view(dtype)  # the same memory as weights
         self._layer_bias, self._bias = bias, torch.zeros(capacity, dtype=dtype)  # by neuron, by row
         self._neuron_of_row = np.full(capacity, -1, np.int64)  # true for rows below num_used

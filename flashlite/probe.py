@@ -94,7 +94,7 @@ def probe_file(path: Path, sizes: Sequence[int] = SIZES, depths: Sequence[int] =
 
 def _pass_ms(file: FlashFile) -> float:
     """Milliseconds to read 2 MiB as a stream does, half a MiB and more from each of two places, and to wait for it."""
-    halves = [aligned_buffer(PASS_RECORDS, PASS_BYTES // PASS_RECORDS // 2) for _ in range(2)]
+    halves = [half.reshape(PASS_RECORDS, -1) for half in aligned_buffer(2, PASS_BYTES // 2)]
     rows, size = np.arange(PASS_RECORDS), halves[0].shape[1]
     seconds: list[float] = []
     for begin in range(0, file.size // 2 - PASS_BYTES, PASS_BYTES)[:PASSES]:
