@@ -43,7 +43,9 @@ Measured = dict[int, list[dict[str, Any]]]  # by stage, the results of its round
 Result = TypeVar("Result")
 WORKER = (sys.executable, "-m", "flashlite.worker")
 DEPTH = 128
-WORK_BYTES = 4 * 2**20
+WORK_BYTES = 4 * 2**20  # indices of neurons, and what the allocator can't give back
+PROMPT_COPIES = 32  # of a prompt's hidden states, in the activations of a layer
+PAGE_TABLE_SHARE = 8 / 4096
 
 
 def prompt_ids(store: Store, length: int) -> list[int]:
@@ -123,7 +125,7 @@ def bench(
         "weight_bytes": store.weight_bytes, "budget_bytes": parse_budget(budget, store.weight_bytes),
         "memory_cap": cap, "prompt_tokens": prompt_tokens, "new_tokens": tokens, "window": window, "rounds": rounds,
         "host": host(), "drive": drive(path), "ceiling": ceiling, "curve": curve.to_json(),
-        "dense": dense, "base": fixed_base(store, [dense, *rows], prompt_tokens + tokens), "stages": rows,
+        "dense": dense, "base": fixed_base(store, [dense, *rows], prompt_tokens, tokens), "stages": rows,
         "peers": measured[1],
     }  # fmt: skip
 
@@ -160,12 +162,13 @@ def _under_cap(
 ) -> tuple[Result, dict[str, Any]]:
     """What `measure` gives under a cap of the budget and what a process needs without any model, counted as the system
     counts it; and what there is to say of the cap."""
+    budget = parse_budget(task.budget, store.weight_bytes)
     with memory_cap(2**50) as group:
         idle = run_worker(replace(task, tokens=0), group.wrap(worker))
-        base = fixed_base(store, [idle], len(task.prompt) + task.tokens)["total"]
+        base = fixed_base(store, [idle], len(task.prompt), task.tokens)["total"] + int(budget * PAGE_TABLE_SHARE)
         if group.peak_bytes:  # the system counts pages of libraries to whoever read them first
             base += group.peak_bytes - idle["peak_rss_bytes"]
-    total = parse_budget(task.budget, store.weight_bytes) + base
+    total = budget + base
     with memory_cap(total) as group:
         measured = measure(group.wrap(worker))
         peak, dense_fits = group.peak_bytes, _survives(task, group.wrap(worker))
@@ -184,11 +187,11 @@ def _survives(task: Task, worker: Sequence[str]) -> bool:
     return True
 
 
-def fixed_base(store: Store, rows: list[dict[str, Any]], tokens: int) -> dict[str, int]:
+def fixed_base(store: Store, rows: list[dict[str, Any]], prompt_tokens: int, tokens: int) -> dict[str, int]:
     """What a process needs beyond the budget, in bytes: libraries (measured), KV cache, activations and allocator."""
     libraries = max(row["base_rss_bytes"] for row in rows)
-    cache = 2 * store.layers * tokens * store.shape.half_bytes
-    work = max(WORK_BYTES, cache // 2)  # activations, indices of neurons, and holes between keys and values
+    cache = 2 * store.layers * (prompt_tokens + tokens) * store.shape.half_bytes
+    work = WORK_BYTES + PROMPT_COPIES * prompt_tokens * store.shape.half_bytes
     return {"libraries": libraries, "kv_cache": cache, "work": work, "total": libraries + cache + work}
 
 
