@@ -188,10 +188,13 @@ def _survives(task: Task, worker: Sequence[str]) -> bool:
 
 
 def fixed_base(store: Store, rows: list[dict[str, Any]], prompt_tokens: int, tokens: int) -> dict[str, int]:
-    """What a process needs beyond the budget, in bytes: libraries (measured), KV cache, activations and allocator."""
+    """What a process needs beyond the budget, in bytes: libraries (measured), KV cache, activations and allocator.
+
+    A prompt's product puts one of attention's matrices into another order first, and the allocator keeps its place.
+    """
     libraries = max(row["base_rss_bytes"] for row in rows)
     cache = 2 * store.layers * (prompt_tokens + tokens) * store.shape.half_bytes
-    work = WORK_BYTES + PROMPT_COPIES * prompt_tokens * store.shape.half_bytes
+    work = WORK_BYTES + (store.shape.d_model + PROMPT_COPIES * prompt_tokens) * store.shape.half_bytes
     return {"libraries": libraries, "kv_cache": cache, "work": work, "total": libraries + cache + work}
 
 
