@@ -43,7 +43,8 @@ Measured = dict[int, list[dict[str, Any]]]  # by stage, the results of its round
 Result = TypeVar("Result")
 WORKER = (sys.executable, "-m", "flashlite.worker")
 DEPTH = 128
-WORK_BYTES = 4 * 2**20  # indices of neurons, and what the allocator can't give back
+WORK_BYTES = 4 * 2**20
+INDEX_BYTES = 22  # of a neuron, in window and pool
 PROMPT_COPIES = 32  # of a prompt's hidden states, in the activations of a layer
 PAGE_TABLE_SHARE = 8 / 4096
 
@@ -192,9 +193,11 @@ def fixed_base(store: Store, rows: list[dict[str, Any]], prompt_tokens: int, tok
 
     A prompt's product puts one of attention's matrices into another order first, and the allocator keeps its place.
     """
+    shape = store.shape
     libraries = max(row["base_rss_bytes"] for row in rows)
-    cache = 2 * store.layers * (prompt_tokens + tokens) * store.shape.half_bytes
-    work = WORK_BYTES + (store.shape.d_model + PROMPT_COPIES * prompt_tokens) * store.shape.half_bytes
+    cache = 2 * store.layers * (prompt_tokens + tokens) * shape.half_bytes
+    indices = INDEX_BYTES * store.layers * shape.neurons
+    work = WORK_BYTES + indices + (shape.d_model + PROMPT_COPIES * prompt_tokens) * shape.half_bytes
     return {"libraries": libraries, "kv_cache": cache, "work": work, "total": libraries + cache + work}
 
 

@@ -44,9 +44,20 @@ def summary_lines(result: dict[str, Any]) -> list[str]:
         f"peak RSS {'never passes' if most <= budget + base['total'] else 'PASSES'} budget plus a base of "
         f"{base['total'] / 1e6:.1f} MB: libraries {base['libraries'] / 1e6:.1f}, KV cache "
         f"{base['kv_cache'] / 1e6:.1f}, activations and allocator {base['work'] / 1e6:.1f}",
+        *[_work_line(stage, ceiling) for stage in result["stages"] if stage["name"] == "pool"],
         *ahead,
         *capped,
     ]
+
+
+def _work_line(stage: dict[str, Any], ceiling: dict[str, Any]) -> str:
+    """How much of a token is the work that it must be, products of attention and head among it."""
+    total, work = stage["total_ms"], stage["io_ms"] + stage["product_ms"] + stage["linear_ms"]
+    return (
+        f"stage {stage['stage']} waits for flash or multiplies for {work / total:.0%} of a token, and manages memory for "
+        f"{stage['memory_ms'] / total:.1%}; its reads reach {stage['read_mb_s'] / ceiling['random_mb_s']:.0%} of the "
+        "drive's random reads"
+    )
 
 
 def _ahead_line(stage: dict[str, Any]) -> str:

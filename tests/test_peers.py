@@ -200,6 +200,8 @@ def test_estimate_on_the_command_line(result: dict[str, Any], tmp_path: Path, mo
         assert message in str(failed.exception)
 
 
-def test_budgets_are_drawn(result: dict[str, Any], tmp_path: Path) -> None:
-    larger = result | {"budget_bytes": 1.5 * result["budget_bytes"]}
-    assert plots.save(plots.budgets([result, larger]), tmp_path / "budgets.png").stat().st_size > 10_000
+def test_growth_is_drawn(result: dict[str, Any], tmp_path: Path) -> None:
+    richer = result | {"budget_bytes": 1.5 * result["budget_bytes"]}
+    assert plots.save(plots.budgets([result, richer]), tmp_path / "budgets.png").stat().st_size > 10_000
+    larger = result | {"model": "larger", "weight_bytes": 2 * result["weight_bytes"]}
+    assert plots.save(plots.sizes([result, larger]), tmp_path / "sizes.png").stat().st_size > 10_000

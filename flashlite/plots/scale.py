@@ -48,12 +48,37 @@ def peers(result: Result) -> Figure:
 
 def budgets(results: Sequence[Result]) -> Figure:
     """What a token of one model costs by the budget that it is given: time and bytes, a curve a stage."""
-    figure, panels = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
     shares = [100 * result["budget_bytes"] / result["weight_bytes"] for result in results]
     names = [row["name"] for row in results[0]["stages"]]
-    for key, unit, label, axes in (("total_ms", 1, "ms", panels[0]), ("bytes_per_token", 1e6, "MB read", panels[1])):
-        curves = {name: (shares, [_stage(result, name)[key] / unit for result in results]) for name in names}
-        lines(curves, model_name(results[0]), "budget, % of the weights", f"one token, {label}", axes=axes)
+    return _time_and_bytes(results, shares, names, model_name(results[0]), "budget, % of the weights")
+
+
+def sizes(results: Sequence[Result]) -> Figure:
+    """What a token costs by the size of the model, each in the same share of its memory: time and bytes."""
+    weights = [result["weight_bytes"] / 1e9 for result in results]
+    names = [row["name"] for row in results[0]["stages"]]
+    share = results[0]["budget_bytes"] / results[0]["weight_bytes"]
+    title = f"{', '.join(result['model'] for result in results)} in {share:.0%}"
+    figure = _time_and_bytes(results, weights, names, title, "weights, GB")
+    times, read = figure.axes
+    dense = [result["dense"]["total_ms"] for result in results]
+    times.plot(weights, dense, color="black", marker="*", ls="", label="dense, in DRAM")
+    times.legend(fontsize=8)
+    for axes in (times, read):
+        axes.set(xscale="log", yscale="log")
+        axes.xaxis.set_minor_formatter("")
+        axes.set_xticks(weights, [f"{weight:.1f}" for weight in weights])
+        axes.yaxis.set_major_formatter("{x:g}")
+    return figure
+
+
+def _time_and_bytes(
+    results: Sequence[Result], at: Sequence[float], names: Sequence[str], title: str, label: str
+) -> Figure:  # fmt: skip
+    figure, panels = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
+    for key, unit, what, axes in (("total_ms", 1, "ms", panels[0]), ("bytes_per_token", 1e6, "MB read", panels[1])):
+        curves = {name: (at, [_stage(result, name)[key] / unit for result in results]) for name in names}
+        lines(curves, title, label, f"one token, {what}", axes=axes)
         axes.set_ylim(bottom=0)
     return figure
 
