@@ -51,12 +51,12 @@ def summary_lines(result: dict[str, Any]) -> list[str]:
 
 
 def _work_line(stage: dict[str, Any], ceiling: dict[str, Any]) -> str:
-    """How much of a token is the work that it must be, products of attention and head among it."""
+    """How much of a token is the work that it must be: reads, and products with weights, attention's and the head's."""
     total, work = stage["total_ms"], stage["io_ms"] + stage["product_ms"] + stage["linear_ms"]
+    reached = stage["read_mb_s"] / ceiling["random_mb_s"]
     return (
-        f"stage {stage['stage']} waits for flash or multiplies for {work / total:.0%} of a token, and manages memory for "
-        f"{stage['memory_ms'] / total:.1%}; its reads reach {stage['read_mb_s'] / ceiling['random_mb_s']:.0%} of the "
-        "drive's random reads"
+        f"stage {stage['stage']} waits for flash or multiplies weights for {work / total:.0%} of a token, and manages "
+        f"memory for {stage['memory_ms'] / total:.1%}; its reads reach {reached:.0%} of the drive's random reads"
     )
 
 

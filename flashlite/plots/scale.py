@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from flashlite.plots.style import DASHES, MARKERS, bars, finish, lines, model_name, new_axes
 
@@ -50,7 +51,10 @@ def budgets(results: Sequence[Result]) -> Figure:
     """What a token of one model costs by the budget that it is given: time and bytes, a curve a stage."""
     shares = [100 * result["budget_bytes"] / result["weight_bytes"] for result in results]
     names = [row["name"] for row in results[0]["stages"]]
-    return _time_and_bytes(results, shares, names, model_name(results[0]), "budget, % of the weights")
+    figure = _time_and_bytes(results, shares, names, model_name(results[0]), "budget, % of the weights")
+    for axes in figure.axes:
+        axes.set_ylim(bottom=0)
+    return figure
 
 
 def sizes(results: Sequence[Result]) -> Figure:
@@ -63,12 +67,14 @@ def sizes(results: Sequence[Result]) -> Figure:
     times, read = figure.axes
     dense = [result["dense"]["total_ms"] for result in results]
     times.plot(weights, dense, color="black", marker="*", ls="", label="dense, in DRAM")
-    times.legend(fontsize=8)
+    times.legend(fontsize=8, loc="center")
     for axes in (times, read):
         axes.set(xscale="log", yscale="log")
         axes.xaxis.set_minor_formatter("")
         axes.set_xticks(weights, [f"{weight:.1f}" for weight in weights])
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
     return figure
 
 
@@ -79,7 +85,6 @@ def _time_and_bytes(
     for key, unit, what, axes in (("total_ms", 1, "ms", panels[0]), ("bytes_per_token", 1e6, "MB read", panels[1])):
         curves = {name: (at, [_stage(result, name)[key] / unit for result in results]) for name in names}
         lines(curves, title, label, f"one token, {what}", axes=axes)
-        axes.set_ylim(bottom=0)
     return figure
 
 
