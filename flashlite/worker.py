@@ -102,7 +102,7 @@ def _warm_up(store: Store, prompt: list[int]) -> None:
     for n in (*range(BLOCK, WIDE, BLOCK), *range(WIDE, len(rows), WIDE)):  # products are compiled for each shape
         up_product(x, up[:n], rows[:n, 0])
     del one_layer, rows, up
-    _free()
+    gc.collect()
 
 
 def _free() -> None:
