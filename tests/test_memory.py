@@ -156,9 +156,9 @@ def base(task: Task) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("budget", ["smallest", "35%", "50%", "75%", "100%"])
+@pytest.mark.parametrize("budget", ["smallest", "50%", "75%", "100%"])
 def test_budgets_are_kept_under_an_enforced_cap(task: Task, base: int, budget: str) -> None:
-    """A process that took more than the budget and the base would be killed."""
+    """A process that took more than the budget and the base would be killed. The smallest of opt-mini is 46 %."""
     store = Store(task.store)
     nbytes = smallest_budget(store, 5) if budget == "smallest" else parse_budget(budget, store.weight_bytes)
     total = nbytes + base + int(nbytes * bench.PAGE_TABLE_SHARE)
