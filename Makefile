@@ -1,17 +1,21 @@
 # make bench   run the whole ladder on opt-mini, from this machine's drive
 # make test    run the tests
+# make soak    what takes too long for the tests: faults by many seeds, long texts, many models
 # make chapters  run the course's notebooks from beginning to end; changes none of them
 # make lint    style, types, and whether exercises and solutions are what the engine's code gives
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: bench test chapters lint clean
+.PHONY: bench test soak chapters lint clean
 
 bench: .venv/ready
 	$(BIN)/flashlite bench opt-mini --json .flashlite/bench.json --plot .flashlite/bench.png
 
 test: .venv/ready
 	$(BIN)/python -m pytest
+
+soak: .venv/ready
+	$(BIN)/python -m pytest tests/soak.py
 
 chapters: .venv/ready
 	$(BIN)/python -m pytest tests/test_chapters.py

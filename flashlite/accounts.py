@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from flashlite.cost import copy_speed, product_speed
-from flashlite.model import CallCost, Engine
+from flashlite.model import Engine
 from flashlite.store import Store
+from flashlite.timing import CallCost
 
 WARM_UP = 4  # first tokens, left out of the medians
 

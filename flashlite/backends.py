@@ -1,7 +1,8 @@
 """Three ways to carry out a batch of reads: Linux native AIO, a pool of threads, one read at a time.
 
 A backend starts a batch with `submit(fd, reads)` and returns it; `batch.wait()` gives one result a read: the bytes
-read, or minus an error number. Memory that reads land in must stay alive until `wait` returns.
+read, or minus an error number. Memory that reads land in must stay alive until `wait` returns; if an interrupt breaks
+`wait` off, they may still be under way, and it can be called again.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import os
 import platform
 import sys
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
 import numpy as np
 
+from flashlite.errors import ReadError
 from flashlite.reads import IOVEC, Reads
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -39,7 +42,7 @@ class Backend(Protocol):
     depth: int
 
     def submit(self, fd: int, reads: Reads) -> Batch:
-        """Start all reads."""
+        """Start all reads. Raises ReadError if the system won't; then none is under way, nor after an interrupt."""
 
 
 def _read_one(fd: int, reads: Reads, i: int) -> int:
@@ -90,14 +93,21 @@ class Threads:
             return [_read_one(fd, reads, i) for i in part]
 
         share = -(-len(reads) // self.depth) or 1
-        parts = [range(i, min(i + share, len(reads))) for i in range(0, len(reads), share)]
-        return self._Batch([self._pool.submit(read_part, part) for part in parts])
+        parts: list[Future[list[int]]] = []
+        try:
+            for i in range(0, len(reads), share):
+                parts.append(self._pool.submit(read_part, range(i, min(i + share, len(reads)))))
+        except BaseException:
+            wait(parts)
+            raise
+        return self._Batch(parts)
 
 
 # Linux native AIO. The kernel reads these structures, so a whole batch is one NumPy array and needs no Python loop.
 _SYSCALLS = {"x86_64": (206, 207, 208, 209), "aarch64": (0, 1, 4, 2)}
 _PREADV = 7
 POLL_SECONDS = 2e-3
+PAUSES = tuple(1e-3 * 2**i for i in range(10))  # a second in all, for a system that has no room for reads
 _IOCB = np.dtype(
     [
         *(("data", "u8"), ("key", "u4"), ("rw", "u4"), ("opcode", "u2"), ("priority", "i2"), ("fd", "i4")),
@@ -121,7 +131,7 @@ class NativeAio:
     """Linux native AIO: a batch of reads is one array of control blocks, handed over with one system call.
 
     patience: seconds for which it asks again and again before it sleeps until reads have finished. Raises OSError where
-    the system refuses it.
+    the system refuses it. Threads may share it.
     """
 
     name = "aio"
@@ -138,44 +148,33 @@ class NativeAio:
     def _new_queue(self) -> int:
         queue = ctypes.c_ulong(0)
         if (code := _syscall(self._setup, ctypes.c_long(self.depth), ctypes.byref(queue))) < 0:
-            raise OSError(-code, f"io_setup: {os.strerror(-code)}")
+            raise ReadError(f"io_setup: {os.strerror(-code)}")
         return queue.value
 
     def submit(self, fd: int, reads: Reads) -> Batch:
-        if not self._idle:
+        try:
+            queue = self._idle.pop()
+        except IndexError:
             self._all.append(queue := self._new_queue())
-            self._idle.append(queue)
-        return _AioBatch(self, self._idle.pop(), fd, reads)
+        try:
+            return _AioBatch(self, queue, fd, reads)
+        except BaseException:
+            self.discard(queue)
+            raise
 
     def release(self, queue: int) -> None:
         """Take back a queue that has nothing in flight."""
         self._idle.append(queue)
 
+    def discard(self, queue: int) -> None:
+        """Destroy a queue, by which all that it has in flight ends: after an interrupt nobody knows what that is."""
+        self._all.remove(queue)
+        _syscall(self._destroy, ctypes.c_ulong(queue))
+
     def __del__(self) -> None:
         if getattr(self, "_pid", None) == os.getpid():  # queues don't survive a fork
             for queue in self._all:
                 _syscall(self._destroy, ctypes.c_ulong(queue))
-
-
-class Background:
-    """Another backend, whose batches a thread of its own carries out, one after the other: `submit` returns at once,
-    and reads go on while the caller computes."""
-
-    name = "background"
-
-    def __init__(self, backend: Backend) -> None:
-        self.depth = backend.depth
-        self._backend, self._thread = backend, ThreadPoolExecutor(1, thread_name_prefix="flash-ahead")
-
-    class _Batch:
-        def __init__(self, future: Future[np.ndarray]) -> None:
-            self._future = future
-
-        def wait(self) -> np.ndarray:
-            return self._future.result()
-
-    def submit(self, fd: int, reads: Reads) -> Batch:
-        return self._Batch(self._thread.submit(lambda: self._backend.submit(fd, reads).wait()))
 
 
 class _AioBatch:
@@ -188,32 +187,57 @@ class _AioBatch:
         self._blocks["count"], self._blocks["offset"] = reads.count, reads.offset
         self._pointers = (self._blocks.ctypes.data + np.arange(n) * _IOCB.itemsize).astype(np.uint64)
         self._events = np.empty(min(n, aio.depth), _EVENT)
-        self._results = np.full(n, -errno.EIO, np.int64)
+        self._results = np.full(n, -errno.ECANCELED, np.int64)
         self._submitted = self._done = 0
         self._fill_queue()
 
     def _fill_queue(self) -> None:
-        """Hand over as many reads as the queue has room for; a read that is refused counts as failed."""
+        """Hand over as many reads as the queue has room for. A read that is refused counts as failed, and if the system
+        has no room for any, so do all that are left."""
         room = self._aio.depth - (self._submitted - self._done)
         while self._submitted < len(self._reads) and room > 0:
-            part = min(room, len(self._reads) - self._submitted)
-            pointers = ctypes.c_void_p(self._pointers.ctypes.data + 8 * self._submitted)
-            taken = _syscall(self._aio.iosubmit, ctypes.c_ulong(self._queue), ctypes.c_long(part), pointers)
+            left = len(self._reads) - self._submitted
+            taken = self._hand_over(min(room, left))
             if taken == -errno.EAGAIN and self._submitted > self._done:
                 return  # the system is busy: wait for some of ours first
             if taken < 0:
-                self._results[self._submitted] = taken
-                self._done += 1
-            self._submitted += max(taken, 1)
-            room -= max(taken, 0)
+                refused = left if taken == -errno.EAGAIN else 1
+                self._results[self._submitted : self._submitted + refused] = taken
+                self._done += refused
+                self._submitted += refused
+            else:
+                self._submitted += taken
+                room -= taken
+
+    def _hand_over(self, most: int) -> int:
+        """How many of the next reads the system takes, or minus an error number. While it has no room, and nothing of
+        ours is in flight whose end would make some, it is asked again after longer and longer pauses."""
+        pointers = ctypes.c_void_p(self._pointers.ctypes.data + 8 * self._submitted)
+        for pause in (*PAUSES, 0.0):
+            taken = _syscall(self._aio.iosubmit, ctypes.c_ulong(self._queue), ctypes.c_long(most), pointers)
+            if taken != -errno.EAGAIN or self._submitted > self._done:
+                break
+            time.sleep(pause)
+        return taken
 
     def wait(self) -> np.ndarray:
-        while self._done < len(self._reads):
-            if self._submitted > self._done:
-                self._reap()
-            self._fill_queue()
-        self._aio.release(self._queue)
+        try:
+            while self._done < len(self._reads):
+                if self._submitted > self._done:
+                    self._reap()
+                self._fill_queue()
+        except BaseException:
+            self._leave(self._aio.discard)
+            raise
+        self._leave(self._aio.release)
         return self._results
+
+    def _leave(self, queue_to: Callable[[int], None]) -> None:
+        """Give up the queue, if that wasn't done before; then nothing is under way."""
+        queue, self._queue = self._queue, 0
+        if queue:
+            queue_to(queue)
+        self._submitted = self._done = len(self._reads)
 
     def _reap(self) -> None:
         """Note the reads that have finished, at least one. Asks again and again at first, because sleeping until the
@@ -234,5 +258,5 @@ class _AioBatch:
             ctypes.c_void_p(self._events.ctypes.data), ctypes.c_void_p(None),
         )  # fmt: skip
         if got < 0:
-            raise OSError(-got, f"io_getevents: {os.strerror(-got)}")
+            raise ReadError(f"io_getevents: {os.strerror(-got)}")
         return got

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flashlite.errors import ReadError
+from flashlite.errors import ReadError, check_limit_of_files
 
 log = logging.getLogger("flashlite")
 
@@ -61,6 +61,7 @@ def open_direct(path: Path) -> tuple[int, bool]:
             fcntl.fcntl(fd, fcntl.F_NOCACHE, 1)
         return fd, hasattr(os, "O_DIRECT") or sys.platform == "darwin"
     except OSError as error:
+        check_limit_of_files(path, error)
         if error.errno != errno.EINVAL:
             raise ReadError(f"{path}: cannot be opened: {os.strerror(error.errno or 0)}") from None
     if path.is_dir():
@@ -68,6 +69,7 @@ def open_direct(path: Path) -> tuple[int, bool]:
     try:
         fd = os.open(path, os.O_RDONLY)
     except OSError as error:
+        check_limit_of_files(path, error)
         raise ReadError(f"{path}: cannot be opened: {error.strerror}") from None
     log.warning("flashlite: %s: buffered reads, because this file system refuses direct ones", path)
     return fd, False

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 
 class FlashliteError(Exception):
     """Any failure that flashlite foresees; the command line prints it as one line, without a traceback."""
@@ -29,3 +32,11 @@ class BudgetError(FlashliteError):
 
 class PredictorError(FlashliteError):
     """A predictor is missing or made for another model."""
+
+
+def check_limit_of_files(path: Path, error: OSError) -> None:
+    """Raise ReadError if a file wasn't opened because too many are, which tells nothing about this one."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        raise ReadError(
+            f"{path}: cannot be opened: {error.strerror}: close some, or allow more with `ulimit -n`"
+        ) from None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flashlite.direct import PAGE
-from flashlite.errors import StoreError
+from flashlite.errors import StoreError, check_limit_of_files
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _SAFETENSORS_DTYPE = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8"}
@@ -90,6 +90,7 @@ def read_extents(path: Path) -> dict[str, Extent]:
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
         raise StoreError(f"{path} is damaged: {error}; pack the model again") from None
     except OSError as error:
+        check_limit_of_files(path, error)
         raise StoreError(f"{path} cannot be read: {error.strerror}; pack the model again") from None
 
 

@@ -5,21 +5,26 @@
     file.read(offsets, 4096, buffer, rows)      # record i lands in buffer[rows[i]]
 
 Reads go past the page cache, adjacent records are merged into one read, and every read is counted. `submit` starts
-reads and returns at once; `wait` on what it returns ends them.
+reads and returns at once; `wait` on what it returns ends them. An interrupt leaves no read without an owner.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import logging
 import os
 import time
+import weakref
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from flashlite.backends import Backend, Background, Batch, NativeAio, Serial, Threads
+from flashlite.backends import Backend, Batch, NativeAio, Serial, Threads
+from flashlite.background import Background
 from flashlite.direct import Descriptor, aligned_buffer, direct_alignment, open_direct
 from flashlite.errors import FlashliteError, ReadError
 from flashlite.reads import Reads, plan_reads
@@ -47,9 +52,16 @@ class Counters:
 
 @functools.cache
 def default_backend() -> Backend:
-    """Native AIO where the system offers it, else 32 threads, announced in one line."""
+    """Native AIO where the system offers it, else 32 threads, announced in one line. All of a process share it."""
+    return _native_or_threads()
+
+
+os.register_at_fork(after_in_child=default_backend.cache_clear)  # neither queues nor threads survive a fork
+
+
+def _native_or_threads(**options: Any) -> Backend:
     try:
-        return NativeAio()
+        return NativeAio(**options)
     except OSError as error:
         log.warning("flashlite: reading with 32 threads, because native AIO is refused (%s)", error)
         return Threads()
@@ -57,8 +69,8 @@ def default_backend() -> Backend:
 
 def background_backend() -> Backend:
     """What reads while the caller computes: like `default_backend`, but in a thread that sleeps whenever it can."""
-    patient = NativeAio(patience=0.0) if isinstance(default_backend(), NativeAio) else default_backend()
-    return Background(patient)
+    shared = default_backend()
+    return Background(_native_or_threads(patience=0.0) if isinstance(shared, NativeAio) else shared)
 
 
 def make_backend(name: str) -> Backend:
@@ -71,7 +83,8 @@ def make_backend(name: str) -> Backend:
 class FlashFile:
     """A file on the drive, open for direct reads.
 
-    backend: how reads are carried out; default_backend() unless given. `counters` sums all reads of this file.
+    backend: how reads are carried out; default_backend() unless given. `counters` sums all reads of this file;
+    `under_way` are those that nobody has waited for.
     Raises ReadError if the file can't be opened.
     """
 
@@ -83,6 +96,7 @@ class FlashFile:
         self.size = os.fstat(self.fd).st_size
         self.alignment = direct_alignment(self.path) if self.direct else 1
         self.counters = Counters()
+        self.under_way: weakref.WeakSet[Ticket] = weakref.WeakSet()
 
     def read(
         self, offsets: np.ndarray, sizes: np.ndarray | int, out: np.ndarray, rows: np.ndarray, column: int = 0
@@ -130,6 +144,12 @@ class FlashFile:
                 f"{rows.min()} to {rows.max()}: it has {len(out)} rows of {row_bytes} bytes"
             )
 
+    def settle(self) -> None:
+        """Wait for all reads under way, whatever becomes of them: those of a caller that was broken off."""
+        for ticket in list(self.under_way):
+            with contextlib.suppress(ReadError):
+                ticket.wait()
+
     def close(self) -> None:
         """Close the file, as soon as the reads under way have ended; later reads fail."""
         self.fd, self._descriptor = -1, None
@@ -141,25 +161,36 @@ class FlashFile:
 
 
 class Ticket:
-    """Reads that were submitted. It keeps their destination alive until `wait` has returned."""
+    """Reads that were submitted. It keeps their destination alive until they have ended, also if an interrupt breaks
+    `wait` off: they stay under way until somebody waits for them again."""
 
     def __init__(self, file: FlashFile, reads: Reads, needed: np.ndarray, out: np.ndarray, began: float) -> None:
         self._file, self._reads, self._records, self._out = file, reads, len(needed), out
         self._descriptor = file._descriptor
         self._failure: ReadError | None = None
-        self._batch: Batch | None = file.backend.submit(file.fd, reads)
+        self._batch: Batch | None = None
+        self._process = os.getpid()
+        file.under_way.add(self)
+        try:
+            if len(reads):
+                self._batch = file.backend.submit(file.fd, reads)
+        except ReadError as error:
+            raise self._fail(0, str(error)) from None
         self._seconds = time.perf_counter() - began
 
     def wait(self) -> None:
         """Return when all reads are complete. Raises ReadError if one failed or ended short, each time it is called."""
         if self._failure is not None:
             raise self._failure
-        if self._batch is None:
+        if self._batch is None:  # for there was nothing to read, or was waited for before
+            self._end()
             return
         began = time.perf_counter()
-        batch, self._batch = self._batch, None
-        done = batch.wait()
-        self._descriptor = None
+        try:
+            done = self._batch.wait()
+        except ReadError as error:  # nothing is known of any of them
+            raise self._fail(0, str(error)) from None
+        self._end()
         self._check(done)
         self._land()
         if not self._file.direct and self._file.fd >= 0 and hasattr(os, "posix_fadvise"):
@@ -170,6 +201,17 @@ class Ticket:
         counters.bytes += int(done.sum())
         counters.seconds += self._seconds + time.perf_counter() - began
 
+    def _end(self) -> None:
+        """Nothing is under way any more."""
+        self._batch = self._descriptor = None
+        self._file.under_way.discard(self)
+
+    def _fail(self, i: int, what: str) -> ReadError:
+        """The error that read i's failure is, from now on."""
+        self._end()
+        self._failure = ReadError(f"{self._file.path}: read at offset {self._reads.offset[i]} failed: {what}")
+        return self._failure
+
     def _land(self) -> None:
         """Nothing to do: reads land where the caller wants them."""
 
@@ -178,13 +220,14 @@ class Ticket:
         if wrong.any():
             i = int(np.argmax(wrong))
             what = os.strerror(-done[i]) if done[i] < 0 else f"only {done[i]} of {self._reads.nbytes[i]} bytes"
-            self._failure = ReadError(f"{self._file.path}: read at offset {self._reads.offset[i]} failed: {what}")
-            raise self._failure
+            exhausted = ": the system's AIO is exhausted, end other programs that read with it"
+            raise self._fail(i, what + (exhausted if done[i] == -errno.EAGAIN else ""))
 
     def __del__(self) -> None:
         batch = getattr(self, "_batch", None)
-        if batch is not None:  # never free memory that the drive still writes to
-            batch.wait()
+        if batch is not None and self._process == os.getpid():  # never free memory that the drive still writes to
+            with contextlib.suppress(ReadError):
+                batch.wait()
 
 
 class _BouncedTicket(Ticket):

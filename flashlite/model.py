@@ -7,11 +7,12 @@ model.flash.last_token          # where the last token's time went
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from flashlite.resident import EMBEDDINGS, ResidentWeights
 from flashlite.stages import LADDER, NAMES, Stage, stage_number
 from flashlite.store import PREDICTOR, Store
 from flashlite.stream import Stream
-from flashlite.timing import Timing
+from flashlite.timing import CallCost, Timing
+from flashlite.turns import Turns, within
 from flashlite.window import Window
 
 log = logging.getLogger("flashlite")
@@ -42,38 +44,18 @@ def home() -> Path:
     return Path(os.environ.get("FLASHLITE_HOME", cache / "flashlite"))
 
 
-@dataclass(frozen=True)
-class CallCost:
-    """What one call of the model cost: times in ms, and what was read from flash.
-
-    compute_ms is all that is neither waiting for flash nor managing neurons in DRAM; product_ms is the part of it that
-    the FFN's products take. prefetched: bytes read ahead of the layer that needs them; wasted: those of them that it
-    then didn't need.
-    """
-
-    tokens: int
-    io_ms: float
-    memory_ms: float
-    compute_ms: float
-    total_ms: float
-    product_ms: float
-    records: int
-    reads: int
-    bytes: int
-    prefetched: int
-    wasted: int
-
-
 class Engine:
     """What `model.flash` is: the parts under a streaming model, its budget, and what its calls cost.
 
     budget: Budget; stage: Stage; ffns: one module a layer; last_token: CallCost of the last call; calls: all of them.
+    Threads may call the model, one at a time.
     """
 
     def __init__(self, store: Store, stage: Stage, budget: Budget, predictors: Sequence[Predictor] | str) -> None:
         self.store, self.stage, self.budget = store, stage, budget
         self.timing, self.call = Timing(), Call()
         self.calls: list[CallCost] = []
+        self.turns = Turns(self._begin_anew)
         self.resident = ResidentWeights(store, stage.resident)
         self.file = NeuronFile(store, stage.layout)
         self.stream = Stream(self.file, budget.stream_rows, store.dtype, self.timing)
@@ -149,12 +131,11 @@ class Engine:
         model.tie_weights()
         model.requires_grad_(False).eval()
         model.save_pretrained = _refuse_saving
-        model.register_forward_pre_hook(self._begin_call)
-        model.register_forward_hook(self._end_call)
+        within(model, self._counted_call)
+        within(model.model.decoder, self._decoding)
         model.model.decoder.layers[0].register_forward_pre_hook(self._see_shape)
         model.lm_head.register_forward_pre_hook(_compact)
         if not self.stage.resident:
-            model.model.decoder.register_forward_pre_hook(lambda *_: self._read_group(EMBEDDINGS))
             for i, layer in enumerate(model.model.decoder.layers):
                 layer.register_forward_pre_hook(lambda *_, name=f"layers.{i}": self._read_group(name))
 
@@ -162,22 +143,37 @@ class Engine:
         with self.timing.io:
             self.resident.read(name)
 
-    def _begin_call(self, *_: Any) -> None:
-        early = self.prefetched_bytes, self.wasted_bytes
-        self._before = (time.perf_counter(), self.timing.seconds(), self.counters, early)
+    def _begin_anew(self) -> None:
+        """After a call that was broken off: its reads end, and nothing that it said to be in DRAM is believed."""
+        for file in (self.file, self.ahead, self.resident):
+            if file is not None:
+                file.file.settle()
+        for ffn in self._sparse:
+            ffn.forget()
+
+    @contextlib.contextmanager
+    def _decoding(self) -> Iterator[None]:
+        with self.turns.turn():
+            if not self.stage.resident:
+                self._read_group(EMBEDDINGS)
+            yield
 
     def _see_shape(self, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
         self.call.sequences, self.call.tokens = args[0].shape[:2]  # hidden states: [sequences, tokens, d_model]
 
-    def _end_call(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        began, timing, counters, (prefetched, wasted) = self._before
-        total = 1e3 * (time.perf_counter() - began)
-        io, memory, product = (1e3 * (b - a) for a, b in zip(timing, self.timing.seconds(), strict=True))
-        read = self.counters - counters
-        self.calls.append(CallCost(
-            self.call.tokens, io, memory, total - io - memory, total, product, read.records, read.reads, read.bytes,
-            self.prefetched_bytes - prefetched, self.wasted_bytes - wasted,
-        ))  # fmt: skip
+    @contextlib.contextmanager
+    def _counted_call(self) -> Iterator[None]:
+        with self.turns.turn():
+            began, timing, counters = time.perf_counter(), self.timing.seconds(), self.counters
+            prefetched, wasted = self.prefetched_bytes, self.wasted_bytes
+            yield
+            total = 1e3 * (time.perf_counter() - began)
+            io, memory, product = (1e3 * (b - a) for a, b in zip(timing, self.timing.seconds(), strict=True))
+            read = self.counters - counters
+            self.calls.append(CallCost(
+                self.call.tokens, io, memory, total - io - memory, total, product, read.records, read.reads,
+                read.bytes, self.prefetched_bytes - prefetched, self.wasted_bytes - wasted,
+            ))  # fmt: skip
 
 
 def _compact(head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -20,7 +20,7 @@ import torch
 
 from flashlite.bundle import LAYOUTS, FFNShape, pieces
 from flashlite.checkpoint import read_config
-from flashlite.errors import StoreError
+from flashlite.errors import StoreError, check_limit_of_files
 from flashlite.files import DTYPES, Extent, read_extents
 from flashlite.flash import Backend, FlashFile
 
@@ -85,7 +85,8 @@ class Store:
     def _read_manifest(self) -> dict[str, Any]:
         try:
             manifest = json.loads((self.path / MANIFEST).read_text())
-        except OSError:
+        except OSError as error:
+            check_limit_of_files(self.path / MANIFEST, error)
             raise StoreError(f"{self.path} is no store: make one with `flashlite pack MODEL {self.path}`") from None
         except ValueError as error:
             raise StoreError(f"{self.path / MANIFEST} is damaged ({error}); pack the model again") from None

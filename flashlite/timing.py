@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from types import TracebackType
 
 
@@ -28,3 +29,25 @@ class Timing:
     def seconds(self) -> tuple[float, float, float]:
         """Sums so far: I/O, memory management, FFN products."""
         return self.io.seconds, self.memory.seconds, self.product.seconds
+
+
+@dataclass(frozen=True)
+class CallCost:
+    """What one call of the model cost: times in ms, and what was read from flash.
+
+    compute_ms is all that is neither waiting for flash nor managing neurons in DRAM; product_ms is the part of it that
+    the FFN's products take. prefetched: bytes read ahead of the layer that needs them; wasted: those of them that it
+    then didn't need.
+    """
+
+    tokens: int
+    io_ms: float
+    memory_ms: float
+    compute_ms: float
+    total_ms: float
+    product_ms: float
+    records: int
+    reads: int
+    bytes: int
+    prefetched: int
+    wasted: int

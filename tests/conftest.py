@@ -15,6 +15,7 @@ from transformers import OPTConfig, OPTForCausalLM
 
 import flashlite
 from flashlite.course.manifest import Course, read_course
+from flashlite.errors import BudgetError
 from flashlite.predictor import LayerReport, LowRankPredictor, PredictorSet
 from flashlite.store import PREDICTOR, Store
 
@@ -82,6 +83,13 @@ def add_predictor(store: Store, model: OPTForCausalLM) -> None:
         needs = tuple(20.0 * k for k in range(1, 9))
         reports.append(LayerReport(len(a), 0.1, 0.12, 0.99, 0.01, 0.03, needs))
     PredictorSet(layers, reports).save(store.path / PREDICTOR)
+
+
+def smallest_budget(store: Store, stage: int | str, predictor: str = "trained") -> int:
+    """What the message about too small a budget says would do, in bytes."""
+    with pytest.raises(BudgetError) as refused:
+        flashlite.load(store, stage=stage, predictor=predictor, dram_budget=1)
+    return int(str(refused.value).partition("works is ")[2].partition(" ")[0])
 
 
 @pytest.fixture(scope="session")

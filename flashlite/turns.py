@@ -1,0 +1,66 @@
+"""Calls of a model one after the other, whichever thread makes them, in the process that loaded it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch import nn
+
+from flashlite.errors import FlashliteError
+
+
+class Turns:
+    """Turns that threads take, one at a time.
+
+    mend: called before the turn after one that was broken off by an error or an interrupt.
+    """
+
+    def __init__(self, mend: Callable[[], None]) -> None:
+        self._mend, self._lock, self._process = mend, threading.Lock(), os.getpid()
+        self._caller: int | None = None
+        self._broken = False
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait for the other threads' turns and take one; within a turn this does nothing.
+
+        Raises FlashliteError in a process that was forked off after the model was loaded.
+        """
+        if self._process != os.getpid():
+            raise FlashliteError(
+                "the model was loaded in another process, whose reads it needs: load it again in this one"
+            )
+        if self._caller == threading.get_ident():
+            yield
+            return
+        with self._lock:
+            self._caller = threading.get_ident()
+            try:
+                if self._broken:
+                    self._mend()
+                self._broken = True
+                yield
+                self._broken = False
+            finally:
+                self._caller = None
+
+
+def within(module: nn.Module, span: Callable[[], AbstractContextManager[None]]) -> None:
+    """Have every call of a module happen inside `span()`. Torch's hooks won't do: none runs after an interrupt."""
+    forward, this = type(module).forward, weakref.ref(module)  # a module that held itself would outlive its owner
+
+    @functools.wraps(forward)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with span():
+            return forward(this(), *args, **kwargs)
+
+    call.__signature__ = inspect.signature(module.forward)  # type: ignore[attr-defined]
+    module.forward = call
