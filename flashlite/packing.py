@@ -36,7 +36,6 @@ from flashlite.store import (
 from flashlite.verified import record_checksums
 
 
-
 def pack(
     model: str | Path,
     out: Path | str,

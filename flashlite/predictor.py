@@ -211,7 +211,7 @@ def _digest(tensors: dict[str, Tensor], reports: str) -> str:
 
 def _fit(parts: Sequence[Tensor], shape: FFNShape) -> bool:
     """Whether the tensors of a layer's predictor are those of a model of this shape."""
-    rank = max(1, *parts[0].shape[:1])
+    rank = max((1, *parts[0].shape[:1]))
     shapes = [(rank, shape.d_model), (rank,), (shape.neurons, rank), (shape.neurons,), (shape.neurons,)]
     dtypes = [torch.int8, torch.bfloat16, torch.int8, torch.bfloat16, torch.bfloat16]
     return [(part.dtype, tuple(part.shape)) for part in parts] == list(zip(dtypes, shapes, strict=True))

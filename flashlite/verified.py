@@ -2,15 +2,15 @@
 
     store = VerifiedStore("my-store")     # a Store like any other, so everything that reads from it is checked
 
-At packing, the CRC-32 of every record is noted in checksums.safetensors. A read finds its record's by the offset. Resident
-weights are compared with the manifest's SHA-256 each time that they are read.
+At packing, the CRC-32 of every record is noted in checksums.safetensors. A read finds its record's by the offset.
+Resident weights are compared with the manifest's SHA-256 each time that they are read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,11 @@ from flashlite.store import CHECKSUMS, RESIDENT, Group, Store, ffn_file
 
 def record_checksums(rows: np.ndarray) -> np.ndarray:
     """The CRC-32 of each row. rows: [n, nbytes] uint8, each row contiguous. Returns [n] uint32."""
-    return np.fromiter(map(zlib.crc32, rows), np.uint32, len(rows))
+    return _crc32(rows, len(rows))
+
+
+def _crc32(records: Iterable[np.ndarray], count: int) -> np.ndarray:
+    return np.fromiter((zlib.crc32(record.data) for record in records), np.uint32, count)
 
 
 class Checksums:
@@ -81,7 +85,7 @@ class CheckedFile(FlashFile):
 
         def compare() -> None:
             landed = (out[row, column : column + size] for row, size in zip(rows, sizes, strict=True))
-            found = np.fromiter(map(zlib.crc32, landed), np.uint32, len(rows))
+            found = _crc32(landed, len(rows))
             if (found != expected).any():
                 name = self._checksums.name(offsets[np.argmax(found != expected)])
                 raise ReadError(f"{self.path}: {name} was altered; pack the model again")

@@ -44,8 +44,8 @@ LOGITS, CHECKPOINT = "logits.safetensors", "checkpoint"
 @dataclass(frozen=True)
 class Task:
     """What to measure. stage: None for the dense model; check: how many tokens to compare with the dense model's by the
-    oracle predictor; peer: its name, with the same weights as a checkpoint in folder/CHECKPOINT; verify_reads: whether a
-    stage compares what it reads with its checksums.
+    oracle predictor; peer: its name, with the same weights as a checkpoint in folder/CHECKPOINT; verify_reads: whether
+    a stage compares what it reads with its checksums.
 
     prompt: token ids; folder: where the dense model's logits are; tokens: how many to generate, where 0 means to load
     no model at all and to say what the process itself needs.

@@ -25,7 +25,7 @@ from flashlite.store import PREDICTOR, Store
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="its writers are forked and limited as on Linux")
 
-KILLS = 12  # of each program, at random moments
+KILLS = 10  # of each program, at random moments
 PACKING_STEPS, PACKING_STEPS_REPLACING, PLANTING_STEPS, TRAINING_STEPS = 12, 23, 16, 2  # in the file system
 DEAD = 2**22 + 1  # beyond any process's number
 
@@ -242,11 +242,15 @@ def test_only_what_dead_writers_left_goes(kind: str, owner: str, stays: bool, ho
 
 
 def test_what_this_process_writes_is_left_alone(home: Path) -> None:
+    def write_another() -> None:
+        with new_folder(home / "store") as other:
+            assert sorted(home.iterdir()) == sorted([one, other])
+            one.rename(home / "store")  # as another process may, meanwhile
+
     with new_folder(home / "store") as one:
         (one / "file").touch()
-        with pytest.raises(StoreError, match="exists already"), new_folder(home / "store") as other:
-            assert sorted(home.iterdir()) == sorted([one, other])
-            one.rename(home / "store")
+        with pytest.raises(StoreError, match="exists already"):
+            write_another()
         (home / "store").rename(one)
     assert os.listdir(home) == ["store"]
 
@@ -351,7 +355,7 @@ def test_pack_to_a_full_drive(size: str, tiny_checkpoint: Path, home: Path) -> N
     if mounted.returncode:
         pytest.skip("only root may mount a small drive")
     try:
-        with pytest.raises(StoreError, match="store cannot be written: No space left on device$"):
+        with pytest.raises(StoreError, match=r"store cannot be written: No space left on device$"):
             flashlite.pack(tiny_checkpoint, home / "store")
         assert os.listdir(home) == []
     finally:
@@ -381,7 +385,7 @@ def frozen(tiny_store: Store, home: Path) -> Iterator[Path]:
 def test_writing_where_nobody_may(frozen: Path, tiny_checkpoint: Path, tiny_store: Store) -> None:
     store, before = Store(frozen / "store"), contents(tiny_store.path)
     for target, replace in (("store", True), ("new", False)):
-        with pytest.raises(StoreError, match=f"{target} cannot be written: (Operation not permitted|Permission denied)"):
+        with pytest.raises(StoreError, match=f"{target} cannot be written: (Operation not|Permission)"):
             flashlite.pack(tiny_checkpoint, frozen / target, replace=replace)
     predictors = PredictorSet.load(store.path / PREDICTOR, store.layers, store.shape)
     with pytest.raises(PredictorError, match="cannot be written"):

@@ -1,4 +1,4 @@
-"""What test_interrupted.py kills: `python writers.py` imports everything once, then forks a writer for each line of JSON.
+"""What test_interrupted.py kills: `python writers.py` imports once, then forks a writer for each line of JSON.
 
 A line says what to write and what comes in between; the answer is a line too, {"killed": ..., "error": ..., ...}.
 
