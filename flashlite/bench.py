@@ -85,15 +85,15 @@ def _last_words(stderr: str) -> str:
 def bench(
     store: Store, *, stages: Sequence[int], tokens: int = 64, prompt_tokens: int = 32, budget: int | str = "50%",
     window: int = 5, predictor: str = "trained", rounds: int = 3, capped: bool = False, peers: bool = False,
-    slow_tokens: int | None = None, check_tokens: int | None = None,
+    slow_tokens: int | None = None, check_tokens: int | None = None, verify_reads: bool = False,
     progress: Callable[[str], None] = lambda line: None, worker: Sequence[str] = WORKER,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure stages of the ladder. Returns the JSON object that `flashlite bench` prints.
 
     capped: run every stage under a memory cap of the budget and the base, page cache included; peers: measure what
     people use today as well; slow_tokens: how many tokens where every weight is read for each; check_tokens: how many
-    with the oracle; worker: the command that runs one measurement; another one may run the engine on somebody else's
-    code.
+    with the oracle; verify_reads: compare what stages read with its checksums; worker: the command that runs one
+    measurement; another one may run the engine on somebody else's code.
 
     Raises FlashliteError, and shows no speed, if a stage doesn't give the dense model's tokens with the oracle.
     """
@@ -103,6 +103,7 @@ def bench(
         )
     with tempfile.TemporaryDirectory(prefix=".flashlite-bench-", dir=store.path.parent) as folder:
         task = Task(str(store.path), None, prompt_ids(store, prompt_tokens), tokens, folder, budget, window, predictor)
+        task = replace(task, verify_reads=verify_reads)
         tasks = _stage_tasks(task, stages, slow_tokens or tokens, check_tokens or tokens)
         rivals = _peer_tasks(store, task, slow_tokens or tokens, progress) if peers else []
         progress("the drive's ceiling")

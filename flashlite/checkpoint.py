@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import OPTConfig, OPTForCausalLM
 
 from flashlite.errors import CheckpointError
-from flashlite.families import family_of
+from flashlite.families import OPT, family_of
 
 BUNDLED_MODEL = Path(__file__).parent / "opt_mini"
 WEIGHT_FILES = (
@@ -99,15 +99,12 @@ class Checkpoint:
         return tuple(_open_weights(path).shape(original))
 
     def _expected_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The tensors that the configured model needs. The head is the embedding, so it isn't among them."""
         try:
             self.opt = read_config(self.config)
-            with torch.device("meta"):
-                state = OPTForCausalLM(self.opt).state_dict()
+            return model_shapes(self.opt)
         except (ValueError, TypeError, RuntimeError, KeyError, ZeroDivisionError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"{self.folder / 'config.json'} describes no OPT: {reason}") from None
-        return {name: tuple(t.shape) for name, t in state.items() if self.family.canonical(name)}
 
     def _read_json(self, name: str) -> dict[str, Any]:
         try:
@@ -144,6 +141,17 @@ def read_config(content: dict[str, Any]) -> OPTConfig:
         return OPTConfig.from_dict(dict(content))
     except StrictDataclassError as error:
         raise ValueError(" ".join(str(error).split())) from None
+
+
+def model_shapes(config: OPTConfig) -> dict[str, tuple[int, ...]]:
+    """The tensors that a configured model needs, by transformers' names. The head is the embedding, so it isn't among
+    them. Raises ValueError, one line, if there can be no such model."""
+    try:
+        with torch.device("meta"):
+            state = OPTForCausalLM(config).state_dict()
+    except Exception as error:  # transformers raises many kinds for senseless values
+        raise ValueError(" ".join(str(error).split())) from None
+    return {name: tuple(t.shape) for name, t in state.items() if OPT.canonical(name)}
 
 
 class _Safetensors:

@@ -20,6 +20,7 @@ from flashlite.options import (
     ModelArgument,
     PredictorOption,
     TextOption,
+    VerifyOption,
     WindowOption,
     open_store,
     screen,
@@ -71,10 +72,13 @@ def synth(
 @app.command()
 def verify(store: Annotated[Path, typer.Argument(help="a store")]) -> None:
     """Read every byte of a store and compare it with its checksums."""
-    from flashlite.store import Store
+    from flashlite.predictor import PredictorSet
+    from flashlite.store import PREDICTOR, Store
 
     opened = Store(store)
     opened.verify()
+    if (opened.path / PREDICTOR).exists():
+        PredictorSet.load(opened.path / PREDICTOR, opened.layers, opened.shape)
     print(f"{store} is complete and unaltered")
 
 
@@ -147,6 +151,7 @@ def run(
     predictor: PredictorOption = "trained",
     window: WindowOption = 5,
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16")] = None,
+    verify_reads: VerifyOption = False,
     impl: ImplOption = "ref",
 ) -> None:
     """Continue a prompt, token by token, with the weights on flash."""
@@ -166,7 +171,9 @@ def run(
     longest = store.config.max_position_embeddings - inputs["input_ids"].shape[1]
     if longest < 1:
         raise FlashliteError(f"the prompt fills all {store.config.max_position_embeddings} positions: shorten it")
-    flash_model = load(store, dram_budget=dram_budget, stage=stage, predictor=predictor, window=window)
+    flash_model = load(
+        store, dram_budget=dram_budget, stage=stage, predictor=predictor, window=window, verify_reads=verify_reads
+    )
     began = time.perf_counter()
     flash_model.generate(
         **inputs, max_new_tokens=min(max_new_tokens, longest), do_sample=False, streamer=TextStreamer(tokenizer)

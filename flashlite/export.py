@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from flashlite.atomic import new_folder, write_file
 from flashlite.dense import DOWN, UP, published_tensors
-from flashlite.files import SafetensorsWriter, Specs, new_folder, write_file
-from flashlite.packing import TOKENIZER, copy_files
-from flashlite.store import Store
+from flashlite.files import SafetensorsWriter, Specs
+from flashlite.packing import copy_files
+from flashlite.store import TOKENIZER, Store
 
 WEIGHTS = "model.safetensors"
 

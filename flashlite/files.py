@@ -1,15 +1,14 @@
-"""Files of flashlite's own: safetensors written in a stream, and folders that appear only when complete."""
+"""Files of flashlite's own: safetensors, written in a stream and read with suspicion."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
+import math
 import os
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,10 +17,13 @@ from flashlite.direct import PAGE
 from flashlite.errors import StoreError, check_limit_of_files
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_SAFETENSORS_DTYPE = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8"}
+_SAFETENSORS_DTYPE = {
+    torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8", torch.uint32: "U32"
+}  # fmt: skip
 _TORCH_DTYPE = {name: dtype for dtype, name in _SAFETENSORS_DTYPE.items()}
 Specs = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 LARGEST_HEADER = 100 * 1024 * 1024  # as in the safetensors library
+PART = 1024 * 1024  # bytes, in which a file's digest is taken
 
 
 @dataclass(frozen=True)
@@ -35,28 +37,30 @@ class Extent:
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
-        return self.dtype.itemsize * int(torch.Size(self.shape).numel())
+        return self.dtype.itemsize * math.prod(self.shape)
 
 
 class SafetensorsWriter:
     """A safetensors file written one tensor after the other, so that a model need not fit in DRAM.
 
     specs: {name: (dtype, shape)} in the order in which `write` will be called. Data begin on a page boundary, so that
-    direct reads can start at the first tensor. `digests` holds each written tensor's SHA-256.
+    direct reads can start at the first tensor.
     """
 
     def __init__(self, path: Path, specs: Specs) -> None:
         header, position = {}, 0
         for name, (dtype, shape) in specs.items():
-            end = position + dtype.itemsize * int(torch.Size(shape).numel())
+            end = position + dtype.itemsize * math.prod(shape)
             header[name] = {"dtype": _SAFETENSORS_DTYPE[dtype], "shape": shape, "data_offsets": [position, end]}
             position = end
         text = json.dumps(header).encode()
         text += b" " * (-(len(text) + 8) % PAGE)
+        head = len(text).to_bytes(8, "little") + text
         self._specs, self._waiting = specs, list(specs)
-        self.digests: dict[str, str] = {}
+        self._bytes, self._header = len(head) + position, hashlib.sha256(head).hexdigest()
+        self._digests: dict[str, str] = {}
         self._file = path.open("wb")
-        self._file.write(len(text).to_bytes(8, "little") + text)
+        self._file.write(head)
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Append the next tensor; its name, dtype and shape must be the next ones announced."""
@@ -64,18 +68,21 @@ class SafetensorsWriter:
         if (name, (tensor.dtype, tuple(tensor.shape))) != (expected, self._specs[expected]):
             raise StoreError(f"tensor {name} {tuple(tensor.shape)} was written where {expected} was announced")
         data = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
-        self.digests[name] = hashlib.sha256(data).hexdigest()
+        self._digests[name] = hashlib.sha256(data).hexdigest()
         self._file.write(data)
 
-    def close(self) -> None:
-        """End the file on the drive."""
+    def close(self) -> dict[str, Any]:
+        """End the file on the drive. Returns what a manifest says of it: bytes, and the SHA-256 of its header and of
+        each tensor."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
+        return {"bytes": self._bytes, "header": self._header, "sha256": self._digests}
 
 
 def read_extents(path: Path) -> dict[str, Extent]:
-    """Where each tensor of a safetensors file lies. Raises StoreError if the file is missing, cut or malformed."""
+    """Where each tensor of a safetensors file lies. Raises StoreError if the file is missing, cut or malformed, or if
+    there are bytes between its tensors."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -84,7 +91,12 @@ def read_extents(path: Path) -> dict[str, Extent]:
                 raise ValueError("its header does not fit the file")
             header = json.loads(file.read(length))
         extents = {name: _extent(entry, 8 + length) for name, entry in header.items() if name != "__metadata__"}
-        if any(e.begin + e.nbytes > size for e in extents.values()):
+        end = 8 + length
+        for extent in sorted(extents.values(), key=lambda e: (e.begin, e.nbytes)):
+            if extent.begin != end:
+                raise ValueError("its tensors don't follow one on the other")
+            end += extent.nbytes
+        if end > size:
             raise ValueError("a tensor ends behind the end of the file")
         return extents
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
@@ -97,60 +109,28 @@ def read_extents(path: Path) -> dict[str, Extent]:
 def _extent(entry: dict, data_begin: int) -> Extent:
     begin, end = entry["data_offsets"]
     shape = tuple(entry["shape"])
-    if not all(isinstance(n, int) and n >= 0 for n in (begin, end, *shape)):
+    if not all(type(n) is int and n >= 0 for n in (begin, end, *shape)):
         raise ValueError("its header holds a size that is no natural number")
     extent = Extent(data_begin + begin, _TORCH_DTYPE[entry["dtype"]], shape)
     if extent.nbytes != end - begin:
         raise ValueError("a tensor's size differs from its shape")
+    if extent.begin % extent.dtype.itemsize:
+        raise ValueError("a tensor begins off the grid of its numbers")
     return extent
 
 
-@contextlib.contextmanager
-def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
-    """A folder to fill, which takes its name only when the block has ended well; else nothing is left of it.
-
-    Raises StoreError if `path` exists and `replace` is False, or if it can't be written.
-    """
-    if path.exists() and not replace:
-        raise StoreError(f"{path} exists already: choose another name, or replace it with --force")
-    unfinished = path.parent / f".{path.name}.writing-{os.getpid()}"
+def digest_of(path: Path, begin: int = 0, nbytes: int | None = None) -> str:
+    """The SHA-256 of a file's bytes from `begin` on, `nbytes` of them or all. Raises StoreError if it can't be read."""
+    digest, left = hashlib.sha256(), math.inf if nbytes is None else nbytes
     try:
-        unfinished.mkdir(parents=True)
-        _remove_abandoned(path)
-        yield unfinished
-        _take_place(unfinished, path)
+        with path.open("rb") as file:
+            file.seek(begin)
+            while part := file.read(int(min(left, PART))):
+                digest.update(part)
+                left -= len(part)
     except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _take_place(unfinished: Path, path: Path) -> None:
-    old = path.parent / f".{path.name}.old-{os.getpid()}"
-    with contextlib.suppress(FileNotFoundError):
-        path.rename(old)
-    unfinished.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _remove_abandoned(path: Path) -> None:
-    """Delete what earlier writers of this folder left when they were killed."""
-    for folder in path.parent.glob(f".{path.name}.writing-*"):
-        pid = int(folder.name.rpartition("-")[2])
-        if pid != os.getpid() and not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def write_file(path: Path, text: str) -> None:
-    """Write a text file under a temporary name, then rename it."""
-    unfinished = path.with_name(f".{path.name}.writing-{os.getpid()}")
-    try:
-        unfinished.write_text(text)
-        unfinished.replace(path)
-    except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+        raise StoreError(f"{path} cannot be read: {error.strerror}; pack the model again") from None
+    return digest.hexdigest()
 
 
 def drop_from_cache(path: Path) -> None:

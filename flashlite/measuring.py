@@ -17,6 +17,7 @@ from flashlite.options import (
     ModelArgument,
     PlotOption,
     PredictorOption,
+    VerifyOption,
     WindowOption,
     open_store,
     screen,
@@ -66,6 +67,7 @@ def bench(
     check_tokens: Annotated[
         int | None, typer.Option(help="to compare with the oracle; --tokens if not given", min=1)
     ] = None,
+    verify_reads: VerifyOption = False,
     impl: ImplOption = "ref",
     json_file: JsonOption = None,
     plot: PlotOption = None,
@@ -79,7 +81,7 @@ def bench(
     result = measure(
         open_store(model, dtype), stages=parse_stages(stages), tokens=tokens, prompt_tokens=prompt_tokens,
         budget=dram_budget, window=window, predictor=predictor, rounds=rounds, capped=memory_cap, peers=peers,
-        slow_tokens=slow_tokens, check_tokens=check_tokens, progress=show_progress,
+        slow_tokens=slow_tokens, check_tokens=check_tokens, verify_reads=verify_reads, progress=show_progress,
         worker=plug.command(plugs, "flashlite.worker"),
     ) | {"impl": impl, "plugged": plugged}  # fmt: skip
     first, *rest = tables.summary_lines(result)

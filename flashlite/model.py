@@ -33,6 +33,7 @@ from flashlite.store import PREDICTOR, Store
 from flashlite.stream import Stream
 from flashlite.timing import CallCost, Timing
 from flashlite.turns import Turns, within
+from flashlite.verified import VerifiedStore
 from flashlite.window import Window
 
 log = logging.getLogger("flashlite")
@@ -194,6 +195,7 @@ def load(
     predictor: str | Sequence[Predictor] = "trained",
     window: int = 5,
     dtype: str | None = None,
+    verify_reads: bool = False,
 ) -> OPTForCausalLM:
     """A transformers OPT whose FFN weights stay on flash.
 
@@ -201,9 +203,12 @@ def load(
     dram_budget: bytes, "4GiB" or "50%" of the weights, for all but KV cache and interpreter. stage: of the ladder, by
     name or number.
     predictor: "trained", "oracle", or one Predictor a layer. window: tokens whose neurons stay in DRAM, for stages that
-    have a window. dtype: fp32 (default), bf16 or fp16. Raises FlashliteError if anything is wrong.
+    have a window. dtype: fp32 (default), bf16 or fp16. verify_reads: compare everything with its checksum when it is
+    read; see VerifiedStore for what that costs. Raises FlashliteError if anything is wrong.
     """
     store = open_model(model, home() / "stores", dtype)
+    if verify_reads:
+        store = VerifiedStore(store.path)
     chosen = LADDER[NAMES[stage_number(stage)]]
     if window < 1:
         raise FlashliteError(f"a window of {window} tokens keeps nothing: use 1 or more, or stage='predictor'")

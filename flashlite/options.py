@@ -19,6 +19,7 @@ JsonOption = Annotated[Path | None, typer.Option("--json", help="write the resul
 PlotOption = Annotated[Path | None, typer.Option("--plot", help="write the figure to this file")]
 BudgetOption = Annotated[str, typer.Option("--dram-budget", help='bytes, "4GiB", or a share of the weights')]
 WindowOption = Annotated[int, typer.Option("--window", help="tokens whose neurons stay in DRAM")]
+VerifyOption = Annotated[bool, typer.Option("--verify-reads", help="compare what is read with its checksums")]
 PredictorOption = Annotated[str, typer.Option("--predictor", help="trained or oracle")]
 ImplOption = Annotated[str, typer.Option("--impl", help="whose code runs: ref, mine, solutions, or ref,ex03=mine")]
 
@@ -31,7 +32,7 @@ def show_progress(line: str) -> None:
 def write_json(path: Path | None, value: Any) -> None:
     """Write a result to a file, if one was asked for."""
     if path is not None:
-        from flashlite.files import write_file
+        from flashlite.atomic import write_file
 
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, json.dumps(value, indent=1) + "\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,16 +13,27 @@ import torch
 from torch import Tensor
 from transformers import OPTConfig
 
+from flashlite.atomic import new_folder, write_file
 from flashlite.bundle import LAYOUTS, FFNShape, pack_bundles, pieces
 from flashlite.checkpoint import Checkpoint, find_checkpoint
 from flashlite.direct import direct_alignment
 from flashlite.errors import StoreError
 from flashlite.families import Family
-from flashlite.files import DTYPES, SafetensorsWriter, Specs, new_folder, write_file
-from flashlite.store import FORMAT, MANIFEST, PREDICTOR, RESIDENT, Store, ffn_file, group_of, is_store
-
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
-COPIED = (*TOKENIZER, "generation_config.json", PREDICTOR)
+from flashlite.files import DTYPES, SafetensorsWriter, Specs, digest_of
+from flashlite.store import (
+    CHECKSUMS,
+    COPIED,
+    FORMAT,
+    MANIFEST,
+    PREDICTOR,
+    RESIDENT,
+    Store,
+    ffn_file,
+    group_of,
+    is_store,
+    sealed,
+)  # fmt: skip
+from flashlite.verified import record_checksums
 
 
 def pack(
@@ -41,7 +52,7 @@ def pack(
     checkpoint = Checkpoint(find_checkpoint(model))
 
     def copy_rest(folder: Path) -> dict[str, Any]:
-        copy_files(checkpoint.folder, folder, COPIED)
+        copy_files(checkpoint.folder, folder, (*COPIED, PREDICTOR))
         return {}
 
     return write_store(checkpoint, Path(str(model)).name, out, dtype, layouts, copy_rest, replace, progress)
@@ -83,20 +94,34 @@ def write_store(
             f"unknown dtype {dtype!r} or layouts {layouts}: choose from {list(DTYPES)} and {list(LAYOUTS)}"
         )
     out, config = Path(out), source.opt
-    if replace and out.exists() and not is_store(out) and not (out.is_dir() and not any(out.iterdir())):
+    if replace and not _may_be_replaced(out):
         raise StoreError(f"{out} is no store, so it isn't replaced: choose another name")
     with new_folder(out, replace) as folder:
         alignment = _grid_of(folder)
         shape = FFNShape(config.ffn_dim, config.hidden_size, DTYPES[dtype].itemsize, alignment)
-        digests = {RESIDENT: _write_resident(source, folder, DTYPES[dtype], config.num_hidden_layers)}
-        digests |= _write_ffn(source, folder, DTYPES[dtype], layouts, shape, config.num_hidden_layers, progress)
+        files = {RESIDENT: _write_resident(source, folder, DTYPES[dtype], config.num_hidden_layers)}
+        files |= _write_ffn(source, folder, DTYPES[dtype], layouts, shape, config.num_hidden_layers, progress)
+        more = finish(folder)
         manifest = {
-            "format": FORMAT, "name": name, "dtype": dtype, "layouts": list(layouts),
-            "alignment": alignment, "config": source.config,
-            "files": {f: {"bytes": (folder / f).stat().st_size, "sha256": d} for f, d in digests.items()},
+            "format": FORMAT, "name": name, "dtype": dtype, "layouts": list(layouts), "alignment": alignment,
+            "config": source.config, "files": files,
+            "copied": {f: digest_of(folder / f) for f in COPIED if (folder / f).is_file()},
         }  # fmt: skip
-        write_file(folder / MANIFEST, json.dumps(manifest | finish(folder), indent=1))
-    return Store(out)
+        write_file(folder / MANIFEST, sealed(manifest | more))
+        store = Store(folder)
+    store.path = out
+    return store
+
+
+def _may_be_replaced(out: Path) -> bool:
+    """Whether there is a store, an empty folder or nothing. One look, for other writers may replace it meanwhile."""
+    try:
+        names = os.listdir(out)
+    except FileNotFoundError:
+        return True
+    except NotADirectoryError:
+        return False
+    return not names or MANIFEST in names
 
 
 def _grid_of(folder: Path) -> int:
@@ -107,40 +132,51 @@ def _grid_of(folder: Path) -> int:
     return grid
 
 
-def _write_resident(checkpoint: Source, folder: Path, dtype: torch.dtype, layers: int) -> dict[str, str]:
+def _write_resident(checkpoint: Source, folder: Path, dtype: torch.dtype, layers: int) -> dict[str, Any]:
+    """Returns what the manifest says of the file."""
     ffn = {pattern.format(i) for i in range(layers) for pattern in (checkpoint.family.up, checkpoint.family.down)}
     order = ["embeddings", *(f"layers.{i}" for i in range(layers))]
     names = sorted((n for n in checkpoint.names if n not in ffn), key=lambda n: (order.index(group_of(n)), n))
     writer = SafetensorsWriter(folder / RESIDENT, {n: (dtype, checkpoint.shape(n)) for n in names})
     for name in names:
         writer.write(name, checkpoint.tensor(name).to(dtype))
-    writer.close()
-    return writer.digests
+    return writer.close()
 
 
 def _write_ffn(
     checkpoint: Source, folder: Path, dtype: torch.dtype, layouts: tuple[str, ...], shape: FFNShape, layers: int,
     progress: Callable[[str], None],
-) -> dict[str, dict[str, str]]:  # fmt: skip
-    writers = {}
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """Returns what the manifest says of each file."""
+    writers, checksums = {}, {}
     for layout in layouts:
         parts = [(f"layers.{i}.{p.name}", p.nbytes) for i in range(layers) for p in pieces(layout, shape)]
         specs: Specs = {name: (torch.uint8, (shape.neurons, nbytes)) for name, nbytes in parts}
         writers[layout] = SafetensorsWriter(folder / ffn_file(layout), specs)
+
+    def write(layout: str, name: str, rows: Tensor) -> None:
+        writers[layout].write(name, rows)
+        checksums[f"{layout}.{name}"] = torch.from_numpy(record_checksums(rows.numpy()))
+
     for i in range(layers):
         up, down = (
             checkpoint.tensor(name.format(i)).to(dtype) for name in (checkpoint.family.up, checkpoint.family.down)
         )
         if "split" in layouts:
-            writers["split"].write(f"layers.{i}.up", up.contiguous().view(torch.uint8))
-            writers["split"].write(f"layers.{i}.down", down.T.contiguous().view(torch.uint8))
+            write("split", f"layers.{i}.up", up.contiguous().view(torch.uint8))
+            write("split", f"layers.{i}.down", down.T.contiguous().view(torch.uint8))
         if "bundled" in layouts:
-            bundles = torch.from_numpy(pack_bundles(up, down, shape.record_bytes))
-            writers["bundled"].write(f"layers.{i}.bundle", bundles)
+            write("bundled", f"layers.{i}.bundle", torch.from_numpy(pack_bundles(up, down, shape.record_bytes)))
         progress(f"layer {i + 1} of {layers}")
-    for writer in writers.values():
-        writer.close()
-    return {ffn_file(layout): writer.digests for layout, writer in writers.items()}
+    files = {ffn_file(layout): writer.close() for layout, writer in writers.items()}
+    return files | {CHECKSUMS: _write_checksums(folder / CHECKSUMS, checksums)}
+
+
+def _write_checksums(path: Path, checksums: dict[str, Tensor]) -> dict[str, Any]:
+    writer = SafetensorsWriter(path, {name: (sums.dtype, tuple(sums.shape)) for name, sums in checksums.items()})
+    for name, sums in checksums.items():
+        writer.write(name, sums)
+    return writer.close()
 
 
 def open_model(model: str | Path | Store, folder: Path, dtype: str | None = None) -> Store:
@@ -153,17 +189,24 @@ def open_model(model: str | Path | Store, folder: Path, dtype: str | None = None
     if (Path(model) / MANIFEST).parent.is_dir() and not (Path(model) / "config.json").exists():
         raise StoreError(f"{model} is neither a store nor a checkpoint: it has no {MANIFEST} and no config.json")
     packed = folder / f"{_packed_name(model)}-{dtype or 'fp32'}"
-    return Store(packed) if is_store(packed) else pack(model, packed, dtype or "fp32")
+    if is_store(packed):
+        return Store(packed)
+    try:
+        return pack(model, packed, dtype or "fp32")
+    except StoreError:
+        if not is_store(packed):
+            raise
+        return Store(packed)  # another process packed it at the same time and was first
 
 
 def _packed_name(model: str | Path) -> str:
     """What a checkpoint's packed form is called: another name for another or a changed checkpoint."""
     if str(model) != "opt-mini" and not Path(model).is_dir():
-        return str(model).strip("/").replace("/", "--")
+        return f"{str(model).strip('/').replace('/', '--')}-format{FORMAT}"
     checkpoint = find_checkpoint(model).resolve()
     files = [path for path in sorted(checkpoint.iterdir()) if path.suffix in {".json", ".safetensors", ".bin"}]
     if str(model) == "opt-mini":  # the same model in whichever place flashlite is installed
         facts: list[object] = [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files]
     else:
         facts = [checkpoint, *((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)]
-    return f"{Path(model).name}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
+    return f"{Path(model).name}-format{FORMAT}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"

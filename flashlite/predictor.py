@@ -6,8 +6,9 @@ tokens needs: [n] int64, sorted.
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from flashlite.atomic import new_file
 from flashlite.bundle import FFNShape
 from flashlite.direct import aligned_buffer
 from flashlite.errors import PredictorError
 from flashlite.neurons import NeuronFile
 
-FORMAT = 1
+FORMAT = 2
 INT8_BLOCK = 32  # torch's int8 product reads whole blocks, beyond the end of a matrix that is no multiple
 PARTS = ("a", "a_scale", "b", "b_scale", "bias")
 
@@ -159,24 +161,22 @@ class PredictorSet:
     reports: Sequence[LayerReport]
 
     def save(self, path: Path) -> None:
-        """Write one safetensors file, under a temporary name until it is complete."""
+        """Write one safetensors file that appears only when complete, with a checksum of all that it says."""
         tensors: dict[str, Tensor] = {}
         for i, layer in enumerate(self.layers):
             parts = zip(PARTS, (layer.a.values, layer.a.scale, layer.b.values, layer.b.scale, layer.bias), strict=True)
             tensors |= {f"layers.{i}.{name}": tensor.contiguous() for name, tensor in parts}
-        metadata = {"format": str(FORMAT), "reports": json.dumps([vars(report) for report in self.reports])}
-        unfinished = path.with_name(f".{path.name}.writing-{os.getpid()}")
+        reports = json.dumps([vars(report) for report in self.reports])
+        metadata = {"format": str(FORMAT), "reports": reports, "sha256": _digest(tensors, reports)}
         try:
-            save_file(tensors, unfinished, metadata)
-            unfinished.replace(path)
+            with new_file(path) as unfinished:
+                save_file(tensors, unfinished, metadata)
         except (OSError, SafetensorError) as error:
             raise PredictorError(f"{path} cannot be written: {error}") from error
-        finally:
-            unfinished.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path, layers: int, shape: FFNShape) -> PredictorSet:
-        """Read the file of a model with these layers. Raises PredictorError if it is missing, damaged or another's."""
+        """Read the file of a model with these layers. Raises PredictorError if it is missing, altered or another's."""
         if not path.exists():
             raise PredictorError(
                 f"{path.parent} has no predictor: run `flashlite train-predictor {path.parent} --text FILES`, "
@@ -187,17 +187,39 @@ class PredictorSet:
                 metadata: dict[str, Any] = file.metadata() or {}
                 if metadata.get("format") != str(FORMAT):
                     raise PredictorError(f"{path} has another format than {FORMAT}: train the predictor again")
-                parts = [[file.get_tensor(f"layers.{i}.{name}").clone() for name in PARTS] for i in range(layers)]
-                reports = [
-                    LayerReport(**report | {"window_rows": tuple(report["window_rows"])})
-                    for report in json.loads(metadata["reports"])
-                ]
-        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            if metadata["sha256"] != _digest(tensors, metadata["reports"]):
+                raise PredictorError(f"{path} was altered: train the predictor again")
+            parts = [[tensors[f"layers.{i}.{name}"] for name in PARTS] for i in range(layers)]
+            reports = [_report(content) for content in json.loads(metadata["reports"])]
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError, RuntimeError) as error:
             raise PredictorError(f"{path} is damaged or another model's: {error}; train the predictor again") from None
-        for part in parts:
-            rank = len(part[0])
-            expected = [(rank, shape.d_model), (rank,), (shape.neurons, rank), (shape.neurons,), (shape.neurons,)]
-            if [tuple(tensor.shape) for tensor in part] != expected:
-                raise PredictorError(f"{path} was trained for another model: train the predictor again")
+        if len(reports) != layers or any(not _fit(part, shape) for part in parts):
+            raise PredictorError(f"{path} was trained for another model: train the predictor again")
         predictors = [LowRankPredictor(Int8Matrix(p[0], p[1]), Int8Matrix(p[2], p[3]), p[4]) for p in parts]
         return cls(predictors, reports)
+
+
+def _digest(tensors: dict[str, Tensor], reports: str) -> str:
+    """The SHA-256 of what a predictor's file says, in whichever order it says it."""
+    digest = hashlib.sha256(f"{FORMAT} {reports}".encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _fit(parts: Sequence[Tensor], shape: FFNShape) -> bool:
+    """Whether the tensors of a layer's predictor are those of a model of this shape."""
+    rank = max((1, *parts[0].shape[:1]))
+    shapes = [(rank, shape.d_model), (rank,), (shape.neurons, rank), (shape.neurons,), (shape.neurons,)]
+    dtypes = [torch.int8, torch.bfloat16, torch.int8, torch.bfloat16, torch.bfloat16]
+    return [(part.dtype, tuple(part.shape)) for part in parts] == list(zip(dtypes, shapes, strict=True))
+
+
+def _report(content: dict[str, Any]) -> LayerReport:
+    report = LayerReport(**content | {"window_rows": tuple(content["window_rows"])})
+    numbers = [value for name, value in vars(report).items() if name != "window_rows"]
+    if not report.window_rows or not all(0 <= number < math.inf for number in (*numbers, *report.window_rows)):
+        raise ValueError("a report holds what is no number")
+    return report

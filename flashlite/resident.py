@@ -59,7 +59,7 @@ class ResidentWeights:
     """
 
     def __init__(self, store: Store, persistent: bool) -> None:
-        self.file = store.open_resident()
+        self.file, self._check = store.open_resident(), store.check_read
         self._groups = {g.name: g for g in store.groups}
         layers = [g for g in store.groups if g.name != EMBEDDINGS]
         turns = [[g] for g in layers] if persistent else [layers]
@@ -71,7 +71,9 @@ class ResidentWeights:
 
     def read(self, name: str) -> None:
         """Read a group's weights from flash. Raises ReadError."""
-        self._buffer_of[name].read(self._groups[name])
+        group, buffer = self._groups[name], self._buffer_of[name]
+        buffer.read(group)
+        self._check(group, buffer.views)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every resident tensor, a view of its buffer."""

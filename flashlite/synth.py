@@ -29,9 +29,9 @@ from transformers import OPTForCausalLM
 from flashlite.bundle import LAYOUTS, round_up
 from flashlite.checkpoint import BUNDLED_MODEL
 from flashlite.families import OPT, published_config
-from flashlite.packing import TOKENIZER, copy_files, write_store
+from flashlite.packing import copy_files, write_store
 from flashlite.predictor import INT8_BLOCK, LayerReport, LowRankPredictor, PredictorSet
-from flashlite.store import PREDICTOR, Store
+from flashlite.store import PREDICTOR, TOKENIZER, Store
 from flashlite.train_predictor import WINDOW, Activations, report
 
 ACTIVE = (0.0156, 0.0266, 0.0536)  # mean share of active neurons in the first, the middle and the last layer

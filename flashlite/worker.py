@@ -44,7 +44,8 @@ LOGITS, CHECKPOINT = "logits.safetensors", "checkpoint"
 @dataclass(frozen=True)
 class Task:
     """What to measure. stage: None for the dense model; check: how many tokens to compare with the dense model's by the
-    oracle predictor; peer: its name, with the same weights as a checkpoint in folder/CHECKPOINT.
+    oracle predictor; peer: its name, with the same weights as a checkpoint in folder/CHECKPOINT; verify_reads: whether
+    a stage compares what it reads with its checksums.
 
     prompt: token ids; folder: where the dense model's logits are; tokens: how many to generate, where 0 means to load
     no model at all and to say what the process itself needs.
@@ -60,6 +61,7 @@ class Task:
     predictor: str = "trained"
     check: int = 0
     peer: str | None = None
+    verify_reads: bool = False
 
 
 def _status(field: str) -> int:
@@ -154,7 +156,9 @@ def measure_stage(task: Task, stage: int, store: Store) -> dict[str, Any]:
     model is in memory at a time, and none while the processor's speed is measured."""
     chosen = LADDER[NAMES[stage]]
     tokens, logits = _reference(task, task.check if chosen.predictor else task.tokens)
-    model = partial(load, store, dram_budget=task.budget, stage=stage, window=task.window)
+    model = partial(
+        load, store, dram_budget=task.budget, stage=stage, window=task.window, verify_reads=task.verify_reads
+    )
     result, timed, counted = _time_stage(model, task, tokens, 0 if chosen.predictor else task.tokens)
     _free()
     if not chosen.predictor:  # every weight took part when it was timed, so that was the exact run already

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ import flashlite
 from flashlite import cli
 from flashlite.errors import FlashliteError
 from flashlite.stages import parse_stages
+from flashlite.store import PREDICTOR, ffn_file
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +132,37 @@ def test_stages_are_parsed() -> None:
     for wrong in ("5-3", "0-7", "", "a"):
         with pytest.raises(FlashliteError):
             parse_stages(wrong)
+
+
+def flip_last_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_verify_checks_the_predictor_too(
+    store_with_tokenizer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    store = Path(shutil.copytree(store_with_tokenizer, tmp_path / "store"))
+    assert call(monkeypatch, capsys, "verify", store)[0] == 0
+    flip_last_bit(store / PREDICTOR)
+    code, _, err = call(monkeypatch, capsys, "verify", store)
+    assert (code, err.strip()) == (1, f"flashlite: {store / PREDICTOR} was altered: train the predictor again")
+    (store / PREDICTOR).unlink()
+    assert call(monkeypatch, capsys, "verify", store)[0] == 0
+
+
+def test_run_verifies_reads_if_asked_to(
+    store_with_tokenizer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    store = Path(shutil.copytree(store_with_tokenizer, tmp_path / "store"))
+    prompt = " ".join(f"w{i}" for i in range(3, 13))  # longer than the window, so that it reads every record
+    args = ("run", store, "--prompt", prompt, "--dram-budget", "1MB", "--max-new-tokens", 3, "--verify-reads")
+    assert call(monkeypatch, capsys, *args)[0] == 0
+    flip_last_bit(store / ffn_file("bundled"))
+    code, _, err = call(monkeypatch, capsys, *args)
+    assert code == 1
+    assert err.strip().splitlines()[-1] == (
+        f"flashlite: {store / ffn_file('bundled')}: layer 2, bundle of neuron 255 was altered; pack the model again"
+    )
+    assert call(monkeypatch, capsys, *args[:-1])[0] == 0

@@ -27,7 +27,7 @@ from flashlite.bundle import FFNShape, pack_bundles, unpack_bundles
 from flashlite.errors import CheckpointError, StoreError
 from flashlite.files import DTYPES, SafetensorsWriter, read_extents
 from flashlite.packing import pack
-from flashlite.store import MANIFEST, RESIDENT, Store, ffn_file
+from flashlite.store import CHECKSUMS, FORMAT, MANIFEST, RESIDENT, Store, ffn_file, sealed
 
 SPLIT, BUNDLED = ffn_file("split"), ffn_file("bundled")
 EVERY_DTYPE = pytest.mark.parametrize("dtype", DTYPES)
@@ -67,10 +67,11 @@ def broken_checkpoint(folder: Path) -> Path:
 
 
 def edit_manifest(store: Path, edit: Callable[[dict[str, Any]], object]) -> None:
-    """Change a store's manifest in place."""
+    """Change a store's manifest in place, and its checksum with it."""
     manifest = json.loads((store / MANIFEST).read_text())
     edit(manifest)
-    (store / MANIFEST).write_text(json.dumps(manifest))
+    manifest.pop("sha256", None)
+    (store / MANIFEST).write_text(sealed(manifest))
 
 
 def assert_refused(store: Path, match: str) -> None:
@@ -259,33 +260,40 @@ def test_manifest_that_is_not_json_is_refused(content: bytes, copy: Path) -> Non
     assert_refused(copy, "manifest.json is damaged")
 
 
-@pytest.mark.parametrize("content", [{"format": 2}, {}, [], "text", None], ids=str)
+@pytest.mark.parametrize("content", [{"format": 1}, {"format": "2"}, {}, [], "text", None], ids=str)
 def test_manifest_of_another_format_is_refused(content: object, copy: Path) -> None:
     (copy / MANIFEST).write_text(json.dumps(content))
-    assert_refused(copy, "this flashlite reads 1")
+    assert_refused(copy, f"this flashlite reads {FORMAT}; pack the model again")
 
 
-@pytest.mark.parametrize("name", [RESIDENT, SPLIT, BUNDLED])
+@pytest.mark.parametrize("newer", [FORMAT + 1, 10**6])
+@pytest.mark.parametrize("keys", ["all", "none"])
+def test_manifest_of_a_newer_format_asks_for_a_newer_flashlite(newer: int, keys: str, copy: Path) -> None:
+    edit_manifest(copy, lambda m: m.update(format=newer) if keys == "all" else (m.clear(), m.update(format=newer)))
+    assert_refused(copy, f"has the newer format {newer}, this one reads {FORMAT}: update flashlite")
+
+
+@pytest.mark.parametrize("name", [RESIDENT, SPLIT, BUNDLED, CHECKSUMS])
 @pytest.mark.parametrize("size", [0, 4, 100, 8192, -1])
 def test_truncated_file_is_refused(name: str, size: int, copy: Path) -> None:
     os.truncate(copy / name, size if size >= 0 else (copy / name).stat().st_size + size)
     assert_refused(copy, f"{name} is damaged")
 
 
-@pytest.mark.parametrize("name", [RESIDENT, SPLIT, BUNDLED])
+@pytest.mark.parametrize("name", [RESIDENT, SPLIT, BUNDLED, CHECKSUMS])
 def test_file_with_more_than_its_tensors_is_refused(name: str, copy: Path) -> None:
     with (copy / name).open("ab") as file:
         file.write(b"more")
     assert_refused(copy, f"{name} has .* bytes, the manifest says")
 
 
-@pytest.mark.parametrize("name", [RESIDENT, SPLIT, BUNDLED])
+@pytest.mark.parametrize("name", [RESIDENT, SPLIT, BUNDLED, CHECKSUMS])
 def test_removed_file_is_refused(name: str, copy: Path) -> None:
     (copy / name).unlink()
     assert_refused(copy, f"{name} cannot be read: No such file")
 
 
-@pytest.mark.parametrize("name", [RESIDENT, SPLIT, BUNDLED])
+@pytest.mark.parametrize("name", [RESIDENT, SPLIT, BUNDLED, CHECKSUMS])
 def test_file_of_a_store_of_another_shape_is_refused(name: str, copy: Path, tmp_path: Path) -> None:
     other = pack(save_checkpoint(make_model(ffn_dim=128), tmp_path / "checkpoint"), tmp_path / "other")
     shutil.copyfile(other.path / name, copy / name)
@@ -305,14 +313,14 @@ def test_manifest_that_names_a_foreign_file_is_refused(name: str, copy: Path) ->
     assert_refused(copy, "names a file that no store has")
 
 
-@pytest.mark.parametrize("key", ["dtype", "layouts", "alignment", "config", "files"])
+@pytest.mark.parametrize("key", ["dtype", "layouts", "alignment", "config", "files", "copied"])
 @pytest.mark.parametrize("value", [None, "", "x", 0, [1], {"x": 1}], ids=str)
 def test_manifest_with_a_senseless_value_is_refused(key: str, value: object, copy: Path) -> None:
     edit_manifest(copy, lambda m: m.update({key: value}))
     assert_refused(copy, "manifest")
 
 
-@pytest.mark.parametrize("key", ["dtype", "layouts", "alignment", "config", "files"])
+@pytest.mark.parametrize("key", ["name", "dtype", "layouts", "alignment", "config", "files", "copied"])
 def test_manifest_that_lacks_a_value_is_refused(key: str, copy: Path) -> None:
     edit_manifest(copy, lambda m: m.pop(key))
     assert_refused(copy, "manifest.json is damaged")

@@ -102,7 +102,7 @@ def _shown(path: Path) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    from flashlite.files import write_file
+    from flashlite.atomic import write_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, text)
