@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -16,12 +17,12 @@ from torch import Tensor
 
 from flashlite.direct import PAGE
 from flashlite.errors import StoreError
+from flashlite.objects import LARGEST, parse_object
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _SAFETENSORS_DTYPE = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8"}
 _TORCH_DTYPE = {name: dtype for dtype, name in _SAFETENSORS_DTYPE.items()}
 Specs = dict[str, tuple[torch.dtype, tuple[int, ...]]]
-LARGEST_HEADER = 100 * 1024 * 1024  # as in the safetensors library
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,13 @@ def read_extents(path: Path) -> dict[str, Extent]:
     """Where each tensor of a safetensors file lies. Raises StoreError if the file is missing, cut or malformed."""
     try:
         size = path.stat().st_size
+        if not path.is_file():  # a pipe or a device might never end
+            raise ValueError("it is no file")
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(LARGEST_HEADER, size - 8):
+            if not 2 <= length <= min(LARGEST, size - 8):
                 raise ValueError("its header does not fit the file")
-            header = json.loads(file.read(length))
+            header = parse_object(file.read(length))
         extents = {name: _extent(entry, 8 + length) for name, entry in header.items() if name != "__metadata__"}
         if any(e.begin + e.nbytes > size for e in extents.values()):
             raise ValueError("a tensor ends behind the end of the file")
@@ -110,7 +113,7 @@ def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
 
     Raises StoreError if `path` exists and `replace` is False, or if it can't be written.
     """
-    if path.exists() and not replace:
+    if os.path.lexists(path) and not replace:
         raise StoreError(f"{path} exists already: choose another name, or replace it with --force")
     unfinished = path.parent / f".{path.name}.writing-{os.getpid()}"
     try:
@@ -134,17 +137,29 @@ def _take_place(unfinished: Path, path: Path) -> None:
 
 def _remove_abandoned(path: Path) -> None:
     """Delete what earlier writers of this folder left when they were killed."""
-    for folder in path.parent.glob(f".{path.name}.writing-*"):
-        pid = int(folder.name.rpartition("-")[2])
-        if pid != os.getpid() and not Path(f"/proc/{pid}").exists():
+    for folder in path.parent.glob(f".{glob.escape(path.name)}.writing-*"):
+        pid = folder.name.rpartition("-")[2]
+        if pid.isdecimal() and not _is_running(int(pid)):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    if os.name != "posix":  # where asking a process is not harmless
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def write_file(path: Path, text: str) -> None:
     """Write a text file under a temporary name, then rename it."""
     unfinished = path.with_name(f".{path.name}.writing-{os.getpid()}")
     try:
-        unfinished.write_text(text)
+        unfinished.write_text(text, encoding="utf-8")
         unfinished.replace(path)
     except OSError as error:
         raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error

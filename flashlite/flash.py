@@ -14,6 +14,7 @@ import functools
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -48,8 +49,12 @@ class Counters:
 @functools.cache
 def default_backend() -> Backend:
     """Native AIO where the system offers it, else 32 threads, announced in one line."""
+    return _or_threads(NativeAio)
+
+
+def _or_threads(make: Callable[[], NativeAio]) -> Backend:
     try:
-        return NativeAio()
+        return make()
     except OSError as error:
         log.warning("flashlite: reading with 32 threads, because native AIO is refused (%s)", error)
         return Threads()
@@ -57,8 +62,9 @@ def default_backend() -> Backend:
 
 def background_backend() -> Backend:
     """What reads while the caller computes: like `default_backend`, but in a thread that sleeps whenever it can."""
-    patient = NativeAio(patience=0.0) if isinstance(default_backend(), NativeAio) else default_backend()
-    return Background(patient)
+    if not isinstance(default_backend(), NativeAio):
+        return Background(default_backend())
+    return Background(_or_threads(lambda: NativeAio(patience=0.0)))
 
 
 def make_backend(name: str) -> Backend:

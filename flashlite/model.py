@@ -8,7 +8,6 @@ model.flash.last_token          # where the last token's time went
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, OPTForCausalLM
+from transformers import OPTForCausalLM
 
 from flashlite.budget import Budget, plan_budget
 from flashlite.errors import FlashliteError, StoreError
@@ -30,16 +29,13 @@ from flashlite.resident import EMBEDDINGS, ResidentWeights
 from flashlite.stages import LADDER, NAMES, Stage, stage_number
 from flashlite.store import PREDICTOR, Store
 from flashlite.stream import Stream
+from flashlite.text import generation_config
 from flashlite.timing import Timing
 from flashlite.window import Window
 
 log = logging.getLogger("flashlite")
 
-
-def home() -> Path:
-    """Where packed models are kept: $FLASHLITE_HOME, or flashlite in the user's cache folder."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return Path(os.environ.get("FLASHLITE_HOME", cache / "flashlite"))
+OFFSET = 2  # rows of an OPT's position embedding before the first position
 
 
 @dataclass(frozen=True)
@@ -153,6 +149,7 @@ class Engine:
         model.register_forward_hook(self._end_call)
         model.model.decoder.layers[0].register_forward_pre_hook(self._see_shape)
         model.lm_head.register_forward_pre_hook(_compact)
+        model.model.decoder.embed_positions.register_forward_pre_hook(_check_positions, with_kwargs=True)
         if not self.stage.resident:
             model.model.decoder.register_forward_pre_hook(lambda *_: self._read_group(EMBEDDINGS))
             for i, layer in enumerate(model.model.decoder.layers):
@@ -186,6 +183,13 @@ def _compact(head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (args[0].clone(memory_format=torch.contiguous_format),)
 
 
+def _check_positions(embedding: nn.Embedding, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """The line that torch's own "index out of range" isn't."""
+    last, positions = int(kwargs["position_ids"].max()), embedding.num_embeddings - OFFSET
+    if last >= positions:
+        raise FlashliteError(f"{last + 1} tokens don't fit the model's {positions} positions: shorten the prompt")
+
+
 def _refuse_saving(*_: Any, **__: Any) -> None:
     raise FlashliteError("a streaming model holds no FFN weights to save: copy its store or its checkpoint instead")
 
@@ -201,13 +205,14 @@ def load(
 ) -> OPTForCausalLM:
     """A transformers OPT whose FFN weights stay on flash.
 
-    model: `opt-mini`, a hub id, a checkpoint folder or a store; anything but a store is packed under `home()` first.
+    model: `opt-mini`, a hub id, a checkpoint folder or a store; anything but a store is packed first, under
+    `packing.home()`.
     dram_budget: bytes, "4GiB" or "50%" of the weights, for all but KV cache and interpreter. stage: of the ladder, by
     name or number.
     predictor: "trained", "oracle", or one Predictor a layer. window: tokens whose neurons stay in DRAM, for stages that
     have a window. dtype: fp32 (default), bf16 or fp16. Raises FlashliteError if anything is wrong.
     """
-    store = open_model(model, home() / "stores", dtype)
+    store = open_model(model, dtype)
     chosen = LADDER[NAMES[stage_number(stage)]]
     if window < 1:
         raise FlashliteError(f"a window of {window} tokens keeps nothing: use 1 or more, or stage='predictor'")
@@ -225,8 +230,8 @@ def build(store: Store, stage: Stage, dram_budget: int | str, predictor: str | S
     with torch.device("meta"):
         model = OPTForCausalLM(store.config)
     engine.install(model)
-    if (store.path / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(store.path)
+    if (generation := generation_config(store)) is not None:
+        model.generation_config = generation
     model.name_or_path = str(store.path)
     model.flash = engine
     return model

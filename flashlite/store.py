@@ -10,7 +10,7 @@ predictor.safetensors    which neurons will fire (see predictor.py)
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,21 @@ import numpy as np
 import torch
 
 from flashlite.bundle import LAYOUTS, FFNShape, pieces
-from flashlite.checkpoint import read_config
-from flashlite.errors import StoreError
+from flashlite.checkpoint import expected_shapes, read_config
+from flashlite.errors import CheckpointError, StoreError
+from flashlite.families import family_of
 from flashlite.files import DTYPES, Extent, read_extents
 from flashlite.flash import Backend, FlashFile
+from flashlite.objects import read_object
 
 FORMAT = 1
+LARGEST_GRID = 2**20  # bytes
 MANIFEST, RESIDENT, PREDICTOR = "manifest.json", "resident.safetensors", "predictor.safetensors"
 
 
 def is_store(path: Path | str) -> bool:
     """Whether a folder is a store."""
-    return (Path(path) / MANIFEST).is_file()
+    return os.path.isfile(Path(path) / MANIFEST)
 
 
 def ffn_file(layout: str) -> str:
@@ -65,33 +68,34 @@ class Store:
         self.path = Path(path)
         self.manifest = self._read_manifest()
         try:
-            self.config = read_config(self.manifest["config"])
+            self.config, family = read_config(self.manifest["config"]), family_of(self.manifest["config"])
             self.dtype_name: str = self.manifest["dtype"]
             self.dtype = DTYPES[self.dtype_name]
             self.layouts: tuple[str, ...] = tuple(sorted(self.manifest["layouts"], key=LAYOUTS.index))
             self.layers = int(self.config.num_hidden_layers)
-            self.shape = FFNShape(
-                self.config.ffn_dim, self.config.hidden_size, self.dtype.itemsize, int(self.manifest["alignment"])
-            )
+            grid = _grid(self.manifest["alignment"])
+            self.shape = FFNShape(self.config.ffn_dim, self.config.hidden_size, self.dtype.itemsize, grid)
             self._extents = {name: self._check_file(name, entry) for name, entry in self.manifest["files"].items()}
-            if not self.layouts:
-                raise ValueError("it names no layout")
+            if not self.layouts or not isinstance(self.manifest["name"], str):
+                raise ValueError("it names no layout, or no model")
             for layout in self.layouts:
                 self._check_layout(layout)
+            self._check_resident({family.up, family.down})
             self.groups = self._group_resident()
-        except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, CheckpointError) as error:
             raise StoreError(f"{self.path / MANIFEST} is damaged ({error!r}); pack the model again") from None
 
     def _read_manifest(self) -> dict[str, Any]:
         try:
-            manifest = json.loads((self.path / MANIFEST).read_text())
+            manifest = read_object(self.path / MANIFEST)
         except OSError:
             raise StoreError(f"{self.path} is no store: make one with `flashlite pack MODEL {self.path}`") from None
         except ValueError as error:
             raise StoreError(f"{self.path / MANIFEST} is damaged ({error}); pack the model again") from None
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            found = manifest.get("format") if isinstance(manifest, dict) else None
-            raise StoreError(f"{self.path} has format {found!r}, this flashlite reads {FORMAT}; pack the model again")
+        if (found := manifest.get("format")) != FORMAT:
+            raise StoreError(
+                f"{self.path} has format {found!r:.40}, this flashlite reads {FORMAT}; pack the model again"
+            )
         return manifest
 
     def _check_file(self, name: str, entry: dict[str, Any]) -> dict[str, Extent]:
@@ -111,6 +115,13 @@ class Store:
                 extent = self._extents[ffn_file(layout)][f"layers.{i}.{piece.name}"]
                 if extent.dtype != torch.uint8 or extent.shape != (self.shape.neurons, piece.nbytes):
                     raise StoreError(f"{self.path}: layer {i} has another shape than the model's configuration says")
+
+    def _check_resident(self, ffn: set[str]) -> None:
+        """Whether all weights that aren't the FFN's, `ffn` by name, are there in the model's shapes and dtype."""
+        streamed = {name.format(i) for name in ffn for i in range(self.layers)}
+        expected = {n: (self.dtype, shape) for n, shape in expected_shapes(self.config).items() if n not in streamed}
+        if {name: (e.dtype, e.shape) for name, e in self._extents[RESIDENT].items()} != expected:
+            raise StoreError(f"{self.path / RESIDENT} holds other tensors than the manifest's configuration asks for")
 
     def _group_resident(self) -> list[Group]:
         groups: dict[str, dict[str, Extent]] = {}
@@ -145,3 +156,9 @@ class Store:
                 data = np.memmap(self.path / name, np.uint8, "r", extent.begin, (extent.nbytes,))
                 if hashlib.sha256(data.data).hexdigest() != entry["sha256"][tensor]:
                     raise StoreError(f"{self.path / name}: {tensor} was altered; pack the model again")
+
+
+def _grid(alignment: object) -> int:
+    if type(alignment) is not int or not 1 <= alignment <= LARGEST_GRID or alignment & (alignment - 1):
+        raise ValueError(f"an alignment of {alignment!r:.40} is no power of two up to {LARGEST_GRID}")
+    return alignment

@@ -8,6 +8,7 @@ tokens needs: [n] int64, sorted.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -190,7 +191,7 @@ class PredictorSet:
     @classmethod
     def load(cls, path: Path, layers: int, shape: FFNShape) -> PredictorSet:
         """Read the file of a model with these layers. Raises PredictorError if it is missing, damaged or another's."""
-        if not path.exists():
+        if not path.is_file():
             raise PredictorError(
                 f"{path.parent} has no predictor: run `flashlite train-predictor {path.parent} --text FILES`, "
                 "or use predictor='oracle'"
@@ -205,12 +206,24 @@ class PredictorSet:
                     LayerReport(**report | {"window_rows": tuple(report["window_rows"])})
                     for report in json.loads(metadata["reports"])
                 ]
-        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError, RecursionError) as error:
             raise PredictorError(f"{path} is damaged or another model's: {error}; train the predictor again") from None
-        for part in parts:
-            rank = len(part[0])
-            expected = [(rank, shape.d_model), (rank,), (shape.neurons, rank), (shape.neurons,), (shape.neurons,)]
-            if [tuple(tensor.shape) for tensor in part] != expected:
-                raise PredictorError(f"{path} was trained for another model: train the predictor again")
+        sane = len(reports) == layers and all(map(_is_sane, reports))
+        if not sane or not all(_fits(part, shape) for part in parts):
+            raise PredictorError(f"{path} was trained for another model: train the predictor again")
         predictors = [LowRankPredictor(Int8Matrix(p[0], p[1]), Int8Matrix(p[2], p[3]), p[4]) for p in parts]
         return cls(predictors, reports)
+
+
+def _fits(parts: Sequence[Tensor], shape: FFNShape) -> bool:
+    """Whether a layer's tensors are of the kinds and shapes that PARTS names."""
+    rank, bf16 = parts[0].numel() // shape.d_model, torch.bfloat16
+    shapes = [(rank, shape.d_model), (rank,), (shape.neurons, rank), (shape.neurons,), (shape.neurons,)]
+    kinds = list(zip(shapes, (torch.int8, bf16, torch.int8, bf16, bf16), strict=True))
+    return rank > 0 and [(tuple(tensor.shape), tensor.dtype) for tensor in parts] == kinds
+
+
+def _is_sane(report: LayerReport) -> bool:
+    """Whether what a budget is split by are numbers of neurons."""
+    numbers = [report.active, *report.window_rows]
+    return len(numbers) > 1 and all(isinstance(n, (int, float)) and 0 <= n < math.inf for n in numbers)
