@@ -114,11 +114,10 @@ TELL = "raise ValueError(repr({}))"
 WRITE_RESULT = "import os, sys\nopen(sys.argv[4], 'w').write({!r})\nos._exit(0)"
 STUDENTS = {
     "torch": "import torch\ntorch.zeros(10**10)",
-    "numpy": "import numpy\nnumpy.ones(10**10)",
     "list": "grown = []\nwhile True:\n    grown.append(bytearray(10**8))",
     "file": "with open('large', 'wb', 0) as file:\n    while True:\n        file.write(bytes(10**7))",
     "variables": "import os\n" + TELL.format("sorted(os.environ)"),
-    "folders": "import os, pathlib, tempfile as t\n" + TELL.format("[os.getcwd(), str(pathlib.Path.home()), t.gettempdir()]"),
+    "folders": "import os, tempfile\n" + TELL.format("(os.getcwd(), os.path.expanduser('~'), tempfile.gettempdir())"),
     "child": "import subprocess\n" + TELL.format("subprocess.Popen(['sleep', '1000']).pid"),
     "litter": "import os\nfrom pathlib import Path\nfor place in (Path(), Path.home(), Path(os.environ['TMPDIR'])):\n"
               "    (place / 'litter').mkdir(exist_ok=True)\n    (place / 'litter/closed').touch()\n"
@@ -153,7 +152,7 @@ def graded(clone: Course, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
         patch.setenv("SECRET_TOKEN", "secret")
-        patch.setattr(grading, "LIMITS", Limits(memory=4 * 10**9, file=25 * 10**6))
+        patch.setattr(grading, "LIMITS", Limits(file=25 * 10**6))
         before = contents(clone.root)
         grades = dict(zip(STUDENTS, pool.map(judge, STUDENTS), strict=True))
         assert contents(clone.root) == before, "grading must write nothing into the course"
@@ -161,11 +160,11 @@ def graded(clone: Course, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 
 @linux_only
-@pytest.mark.parametrize("name", ["torch", "numpy", "list"])
+@pytest.mark.parametrize("name", ["torch", "list"])
 def test_too_much_memory_is_named_with_the_students_line(name: str, graded: dict[str, Grade]) -> None:
     assert (graded[name].status, graded[name].points) == ("FAIL", 0)
     assert graded[name].message.startswith("ex03_window.py:")
-    assert graded[name].message.endswith("it used more than 4 GB of memory")
+    assert graded[name].message.endswith("it used more than 2 GB of memory")
 
 
 @posix_only
@@ -178,12 +177,12 @@ def test_too_large_a_file_is_named_with_the_students_line(graded: dict[str, Grad
 @posix_only
 def test_too_much_processor_time_is_named(course: Course, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock's limit is far, as it is for threads that keep all cores busy."""
-    monkeypatch.setattr(grading, "LIMITS", Limits(cores=0.1))
+    monkeypatch.setattr(grading, "LIMITS", Limits(cores=0.05))
     solved = (ROOT / "solutions/ex03_window.py").read_text()
     (tmp_path / "ex03_window.py").write_text(solved.replace(MARK, f"while True:\n    pass\n\n\n{MARK}"))
     found = grade_one(course, tmp_path, course.find("3.2"), seed=1)
     assert (found.status, found.points) == ("FAIL", 0)
-    assert found.message == "it used more than 6 s of processor time"
+    assert found.message == "it used more than 3 s of processor time"
 
 
 def test_a_students_code_sees_no_secrets(graded: dict[str, Grade]) -> None:

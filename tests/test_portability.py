@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -322,20 +323,22 @@ def strange_folder(tiny_model: OPTForCausalLM, tmp_path_factory: pytest.TempPath
     return folder
 
 
+def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: object) -> str:
+    """What a command that succeeds prints."""
+    monkeypatch.setattr(sys, "argv", ["flashlite", *map(str, args)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert not ended.value.code, err
+    return out
+
+
 def test_folders_of_any_name(
     strange_folder: Path, tiny_model: OPTForCausalLM, expected: list[int], monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """From a checkpoint to figures, by the command line."""
-
-    def call(*args: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["flashlite", *map(str, args)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert not ended.value.code, err
-        return out
-
+    """From a checkpoint to text, by the command line."""
+    call = partial(command_line, monkeypatch, capsys)
     store, text = strange_folder / "der Speicher 模", strange_folder / "ein Text.txt"
     assert str(store) in call("pack", strange_folder / "ein Modell", store)
     assert "complete and unaltered" in call("verify", store)
@@ -343,19 +346,18 @@ def test_folders_of_any_name(
     add_predictor(Store(store), tiny_model)
     assert written(store, 5) == expected
     assert "w5 w7" in call("run", store, "--prompt", "w5 w7", "--max-new-tokens", 3, "--dram-budget", "1MB")
-    call("pack", "opt-mini", strange_folder / "ö", "--layout", "bundled")  # large enough to measure a drive with
-    options = ("--stage", 5, "--tokens", 8, "--rounds", 1)
-    out = call(
-        "bench",
-        strange_folder / "ö",
-        *options,
-        "--plot",
-        strange_folder / "ein Bild.png",
-        "--json",
-        strange_folder / "ü.json",
-    )
+
+
+@pytest.mark.slow
+def test_a_bench_in_folders_of_any_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, call = tmp_path / FOLDER, partial(command_line, monkeypatch, capsys)
+    call("pack", "opt-mini", folder / "ö", "--layout", "bundled")  # large enough to measure a drive with
+    files = ("--plot", folder / "ein Bild.png", "--json", folder / "ü.json")
+    out = call("bench", folder / "ö", "--stage", 5, "--tokens", 8, "--rounds", 1, *files)
     assert json.loads(out.splitlines()[-1])["stages"][0]["tokens_equal"]
-    assert (strange_folder / "ein Bild.png").stat().st_size > 0
+    assert (folder / "ein Bild.png").stat().st_size > 0
 
 
 def test_abandoned_folders_of_a_name_with_wildcards_are_its_own(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -395,13 +397,14 @@ SOURCES = sorted(
     path for name in ("flashlite", "exercises", "solutions", "tests", "tools") for path in (ROOT / name).rglob("*.py")
 )
 NEWER = {  # what came after 3.10, of what a library like this one is tempted by
-    "typing": {"Self", "Never", "assert_never", "assert_type", "reveal_type", "LiteralString", "Required", "NotRequired",
+    "typing": {"Self", "Never", "assert_never", "assert_type", "reveal_type", "LiteralString", "Required",
+               "NotRequired",
                "TypeVarTuple", "Unpack", "override", "dataclass_transform", "TypeAliasType", "ReadOnly", "TypeIs"},
     "enum": {"StrEnum", "ReprEnum", "verify", "member", "nonmember"}, "datetime": {"UTC"}, "hashlib": {"file_digest"},
     "contextlib": {"chdir"}, "itertools": {"batched"}, "math": {"cbrt", "exp2", "sumprod", "fma"},
     "asyncio": {"TaskGroup", "Runner", "timeout", "Barrier"}, "operator": {"call"}, "inspect": {"getmembers_static"},
     "collections.abc": {"Buffer"}, "warnings": {"deprecated"}, "copy": {"replace"}, "types": {"get_original_bases"},
-    "os": {"process_cpu_count", "listdrives"}, "builtins": {"ExceptionGroup", "BaseExceptionGroup", "PythonFinalizationError"},
+    "os": {"process_cpu_count", "listdrives"}, "builtins": {"ExceptionGroup", "BaseExceptionGroup"},
     "sys": {"exception", "activate_stack_trampoline"}, "logging": {"getLevelNamesMapping", "getHandlerByName"},
 }  # fmt: skip
 

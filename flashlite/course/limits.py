@@ -20,17 +20,18 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
+RESERVE = 200 * 10**6  # bytes in which a process whose memory is full can report it
 KEPT = ("PATH", "PYTHONPATH", "VIRTUAL_ENV", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "SYSTEMROOT")
 KEPT_FAMILIES = ("LC_", "OMP_", "MKL_", "OPENBLAS_")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """memory: bytes of data, torch's own included; file: bytes of any one file; seconds: of the clock, which grade.py
-    keeps itself; cores: how many may be busy all that time.
+    """memory: bytes of data, the 0.35 GB of torch included; file: bytes of any one file; seconds: of the clock, which
+    grade.py keeps itself; cores: how many may be busy all that time.
     """
 
-    memory: int = 4 * 10**9
+    memory: int = 2 * 10**9
     file: int = 100 * 10**6
     seconds: float = 60.0
     cores: float = 2.0
@@ -52,11 +53,12 @@ class Limits:
         _lower(resource.RLIMIT_FSIZE, self.file)
         _lower(resource.RLIMIT_CPU, self.processor, 1)  # a second later the system kills what ignores the first signal
         if sys.platform == "linux":
-            _lower(resource.RLIMIT_DATA, self.memory)
+            _lower(resource.RLIMIT_DATA, self.memory, RESERVE)
 
     def exceeded(self, error: BaseException) -> str | None:
         """What limit an exception tells of, if it does."""
         if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            _use_reserve()
             return f"it used more than {self.memory / 1e9:g} GB of memory"
         if isinstance(error, OSError) and error.errno == errno.EFBIG:
             return f"it wrote a file larger than {self.file / 1e6:g} MB"
@@ -74,6 +76,13 @@ def _lower(which: int, most: int, grace: int = 0) -> None:
     hard = resource.getrlimit(which)[1]
     values = (most, most + grace) if hard == resource.RLIM_INFINITY else (min(most, hard), min(most + grace, hard))
     resource.setrlimit(which, values)
+
+
+def _use_reserve() -> None:
+    """Let a process whose memory is full say so."""
+    if resource is not None:
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
 
 
 def missing() -> str | None:
