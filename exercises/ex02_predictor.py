@@ -200,7 +200,7 @@ class PredictorSet:
     @classmethod
     def load(cls, path: Path, layers: int, shape: FFNShape) -> PredictorSet:
         """Read the file of a model with these layers. Raises PredictorError if it is missing, altered or another's."""
-        if not path.exists():
+        if not path.is_file():
             raise PredictorError(
                 f"{path.parent} has no predictor: run `flashlite train-predictor {path.parent} --text FILES`, "
                 "or use predictor='oracle'"
@@ -215,7 +215,7 @@ class PredictorSet:
                 raise PredictorError(f"{path} was altered: train the predictor again")
             parts = [[tensors[f"layers.{i}.{name}"] for name in PARTS] for i in range(layers)]
             reports = [_report(content) for content in json.loads(metadata["reports"])]
-        except (SafetensorError, KeyError, TypeError, ValueError, OSError, RuntimeError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError, RuntimeError, RecursionError) as error:
             raise PredictorError(f"{path} is damaged or another model's: {error}; train the predictor again") from None
         if len(reports) != layers or any(not _fit(part, shape) for part in parts):
             raise PredictorError(f"{path} was trained for another model: train the predictor again")

@@ -22,7 +22,7 @@ import numpy as np
 from flashlite.errors import ReadError
 from flashlite.reads import IOVEC, Reads
 
-_libc = ctypes.CDLL(None, use_errno=True)
+_libc: Any = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
 if hasattr(_libc, "preadv"):
     _libc.preadv.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64)
     _libc.preadv.restype = ctypes.c_ssize_t
@@ -131,7 +131,7 @@ class NativeAio:
     """Linux native AIO: a batch of reads is one array of control blocks, handed over with one system call.
 
     patience: seconds for which it asks again and again before it sleeps until reads have finished. Raises OSError where
-    the system refuses it. Threads may share it.
+    the system refuses it, and `submit` ReadError where it refuses more of it. Threads may share it.
     """
 
     name = "aio"
@@ -148,7 +148,8 @@ class NativeAio:
     def _new_queue(self) -> int:
         queue = ctypes.c_ulong(0)
         if (code := _syscall(self._setup, ctypes.c_long(self.depth), ctypes.byref(queue))) < 0:
-            raise ReadError(f"io_setup: {os.strerror(-code)}")
+            full = "; fs.aio-max-nr bounds what all programs together may take" if -code == errno.EAGAIN else ""
+            raise ReadError(f"io_setup: {os.strerror(-code)}{full}")
         return queue.value
 
     def submit(self, fd: int, reads: Reads) -> Batch:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
-import json
 import mmap
 import os
 from pathlib import Path
@@ -18,6 +18,7 @@ from transformers import OPTConfig, OPTForCausalLM
 
 from flashlite.errors import CheckpointError
 from flashlite.families import OPT, family_of
+from flashlite.objects import read_object
 
 BUNDLED_MODEL = Path(__file__).parent / "opt_mini"
 WEIGHT_FILES = (
@@ -27,6 +28,14 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 SMALL_FILES = ["*.json", "*.txt"]
+LARGEST = {  # beyond any published OPT, and small enough to be thought through in no time
+    "vocab_size": 2**20, "hidden_size": 2**16, "num_hidden_layers": 2**10, "ffn_dim": 2**18,
+    "max_position_embeddings": 2**20, "word_embed_proj_dim": 2**16, "num_attention_heads": 2**10,
+}  # fmt: skip
+OTHER_FIELDS = (
+    "do_layer_norm_before", "_remove_final_layer_norm", "enable_bias", "layer_norm_elementwise_affine",
+    "tie_word_embeddings", "activation_function", "pad_token_id", "bos_token_id", "eos_token_id",
+)  # fmt: skip
 
 
 def find_checkpoint(model: str | Path) -> Path:
@@ -36,9 +45,9 @@ def find_checkpoint(model: str | Path) -> Path:
     """
     if str(model) == "opt-mini":
         return BUNDLED_MODEL
-    if Path(model).is_dir():
+    if os.path.isdir(model):
         return Path(model)
-    if Path(model).exists():
+    if os.path.exists(model):
         raise CheckpointError(f"{model} is a file: name the folder that holds config.json and the weights")
     from huggingface_hub import list_repo_files, snapshot_download
 
@@ -62,7 +71,8 @@ class Checkpoint:
 
     config: the content of config.json; opt: the same as OPTConfig; family: its layer names; names: the model's tensors,
     as transformers spells them. Raises CheckpointError if a file or a tensor is missing, of another shape than the
-    configuration says, or of a kind that can't be streamed.
+    configuration says, or of a kind that can't be streamed. Nothing in the folder is ever run: of config.json
+    only sizes and switches are read, and of a pickle only tensors.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -89,9 +99,14 @@ class Checkpoint:
         """One tensor, copied out of its file, whose pages are then dropped from memory."""
         path, original = self._file_of[name]
         mapped = _open_weights(path)[original]
-        copy = mapped.clone()
+        if mapped.layout != torch.strided or mapped.is_meta or not mapped.is_floating_point():
+            raise CheckpointError(f"{path}: {original} holds no plain floating-point numbers: is the model quantized?")
+        try:
+            content = mapped.clone(memory_format=torch.contiguous_format)
+        except (RuntimeError, MemoryError):
+            raise CheckpointError(f"{path}: {original} is too large for this machine's memory") from None
         _drop_pages(mapped)
-        return copy
+        return content
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, without reading its data."""
@@ -101,24 +116,24 @@ class Checkpoint:
     def _expected_shapes(self) -> dict[str, tuple[int, ...]]:
         try:
             self.opt = read_config(self.config)
-            return model_shapes(self.opt)
-        except (ValueError, TypeError, RuntimeError, KeyError, ZeroDivisionError) as error:
-            reason = " ".join(str(error).split())
-            raise CheckpointError(f"{self.folder / 'config.json'} describes no OPT: {reason}") from None
+            return expected_shapes(self.opt)
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{self.folder / 'config.json'} describes no OPT: {error}") from None
 
     def _read_json(self, name: str) -> dict[str, Any]:
         try:
-            content = json.loads((self.folder / name).read_text())
-            if not isinstance(content, dict):
-                raise ValueError("it holds no object")
-            return content
+            return read_object(self.folder / name)
         except FileNotFoundError:
             raise CheckpointError(f"{self.folder} has no {name}: is it a checkpoint folder?") from None
+        except OSError as error:
+            raise CheckpointError(f"{self.folder / name} cannot be read: {error.strerror}") from None
         except ValueError as error:
             raise CheckpointError(f"{self.folder / name} is not valid JSON: {error}") from None
 
     def _weight_files(self) -> list[Path]:
-        found = next((f for f in WEIGHT_FILES if (self.folder / f).exists()), None)
+        """The files of weights, all of them in the folder by name. Links are followed, wherever they lead: the
+        hub's own cache is made of them."""
+        found = next((f for f in WEIGHT_FILES if (self.folder / f).is_file()), None)
         if found is None:
             raise CheckpointError(f"{self.folder} holds no weights: expected one of {', '.join(WEIGHT_FILES)}")
         if not found.endswith(".index.json"):
@@ -128,30 +143,50 @@ class Checkpoint:
             raise CheckpointError(f"{self.folder / found} has no map from tensors to shards")
         shards = sorted(set(weight_map.values()))
         for shard in shards:
-            if Path(shard).name != shard:
+            if Path(shard).name != shard or shard in {"", ".."} or "\\" in shard:
                 raise CheckpointError(f"{self.folder / found} names a shard outside its folder: {shard!r}")
-            if not (self.folder / shard).exists():
-                raise CheckpointError(f"{self.folder} lacks the shard {shard}")
+            if not (self.folder / shard).is_file():
+                raise CheckpointError(f"{self.folder} lacks the shard {shard!r}")
         return [self.folder / shard for shard in shards]
 
 
 def read_config(content: dict[str, Any]) -> OPTConfig:
-    """The content of a config.json as transformers reads it. Raises ValueError, one line, if a field is senseless."""
+    """What an OPT's inference needs of a config.json; all else is left out, such as the names of code to load.
+
+    Raises ValueError, one line, if a field is senseless.
+    """
+    known = {name: content[name] for name in (*LARGEST, *OTHER_FIELDS) if name in content}
+    if known.get("word_embed_proj_dim", 0) is None:  # as wide as the rest
+        del known["word_embed_proj_dim"]
+    for name in LARGEST.keys() & known:
+        if type(known[name]) is not int or not 1 <= known[name] <= LARGEST[name]:
+            raise ValueError(f"{name} is {known[name]!r:.40}, not a whole number from 1 to {LARGEST[name]}")
     try:
-        return OPTConfig.from_dict(dict(content))
+        return OPTConfig.from_dict(known)
     except StrictDataclassError as error:
-        raise ValueError(" ".join(str(error).split())) from None
+        raise ValueError(_one_line(error)) from None
 
 
-def model_shapes(config: OPTConfig) -> dict[str, tuple[int, ...]]:
-    """The tensors that a configured model needs, by transformers' names. The head is the embedding, so it isn't among
-    them. Raises ValueError, one line, if there can be no such model."""
+def expected_shapes(config: OPTConfig) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors that an OPT needs, by name; the head is the embedding, so it isn't among them.
+
+    Raises ValueError, one line, if there is no such OPT.
+    """
+    one_layer = copy.deepcopy(config)
+    one_layer.num_hidden_layers = 1  # all are alike
     try:
         with torch.device("meta"):
-            state = OPTForCausalLM(config).state_dict()
-    except Exception as error:  # transformers raises many kinds for senseless values
-        raise ValueError(" ".join(str(error).split())) from None
-    return {name: tuple(t.shape) for name, t in state.items() if OPT.canonical(name)}
+            state = OPTForCausalLM(one_layer).state_dict()
+    except (ValueError, TypeError, RuntimeError, KeyError, AssertionError) as error:
+        raise ValueError(_one_line(error)) from None
+    first, layers = OPT.layer.format(0), range(config.num_hidden_layers)
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items() if OPT.canonical(name)}
+    alike = {name.removeprefix(first): shapes.pop(name) for name in list(shapes) if name.startswith(first)}
+    return shapes | {OPT.layer.format(i) + name: shape for i in layers for name, shape in alike.items()}
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 class _Safetensors:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
 import logging
 import mmap
 import os
@@ -51,19 +50,21 @@ class Descriptor:
 
 
 def open_direct(path: Path) -> tuple[int, bool]:
-    """Open a file for direct reads, or for buffered ones where its file system refuses them, announced in one line.
+    """Open a file for direct reads, or for buffered ones where these are refused, announced in one line.
 
     Returns the descriptor's number and whether reads are direct. Raises ReadError if the file can't be opened.
     """
-    try:
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECT", 0))
-        if sys.platform == "darwin":  # untested here: macOS has no O_DIRECT but can turn its cache off
-            fcntl.fcntl(fd, fcntl.F_NOCACHE, 1)
-        return fd, hasattr(os, "O_DIRECT") or sys.platform == "darwin"
-    except OSError as error:
-        check_limit_of_files(path, error)
-        if error.errno != errno.EINVAL:
-            raise ReadError(f"{path}: cannot be opened: {os.strerror(error.errno or 0)}") from None
+    if not hasattr(os, "preadv"):
+        raise ReadError(f"{path}: this system can't read to many places at once: use Linux or macOS, on Windows WSL")
+    why = "this system has no direct ones"
+    if hasattr(os, "O_DIRECT"):
+        try:
+            return os.open(path, os.O_RDONLY | os.O_DIRECT), True
+        except OSError as error:
+            check_limit_of_files(path, error)
+            if error.errno != errno.EINVAL:
+                raise ReadError(f"{path}: cannot be opened: {os.strerror(error.errno or 0)}") from None
+        why = "this file system refuses direct ones"
     if path.is_dir():
         raise ReadError(f"{path}: cannot be opened: it is a folder")
     try:
@@ -71,7 +72,12 @@ def open_direct(path: Path) -> tuple[int, bool]:
     except OSError as error:
         check_limit_of_files(path, error)
         raise ReadError(f"{path}: cannot be opened: {error.strerror}") from None
-    log.warning("flashlite: %s: buffered reads, because this file system refuses direct ones", path)
+    if sys.platform == "darwin":  # untested here: macOS has no O_DIRECT but can turn its cache off
+        import fcntl
+
+        fcntl.fcntl(fd, fcntl.F_NOCACHE, 1)
+        return fd, True
+    log.warning("flashlite: %s: buffered reads, because %s", path, why)
     return fd, False
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flashlite.direct import PAGE
 from flashlite.errors import StoreError, check_limit_of_files
+from flashlite.objects import LARGEST, parse_object
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _SAFETENSORS_DTYPE = {
@@ -22,7 +23,6 @@ _SAFETENSORS_DTYPE = {
 }  # fmt: skip
 _TORCH_DTYPE = {name: dtype for dtype, name in _SAFETENSORS_DTYPE.items()}
 Specs = dict[str, tuple[torch.dtype, tuple[int, ...]]]
-LARGEST_HEADER = 100 * 1024 * 1024  # as in the safetensors library
 PART = 1024 * 1024  # bytes, in which a file's digest is taken
 
 
@@ -85,11 +85,13 @@ def read_extents(path: Path) -> dict[str, Extent]:
     there are bytes between its tensors."""
     try:
         size = path.stat().st_size
+        if not path.is_file():  # a pipe or a device might never end
+            raise ValueError("it is no file")
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(LARGEST_HEADER, size - 8):
+            if not 2 <= length <= min(LARGEST, size - 8):
                 raise ValueError("its header does not fit the file")
-            header = json.loads(file.read(length))
+            header = parse_object(file.read(length))
         extents = {name: _extent(entry, 8 + length) for name, entry in header.items() if name != "__metadata__"}
         end = 8 + length
         for extent in sorted(extents.values(), key=lambda e: (e.begin, e.nbytes)):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -18,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, OPTForCausalLM
+from transformers import OPTForCausalLM
 
 from flashlite.budget import Budget, plan_budget
 from flashlite.errors import FlashliteError, StoreError
@@ -31,6 +30,7 @@ from flashlite.resident import EMBEDDINGS, ResidentWeights
 from flashlite.stages import LADDER, NAMES, Stage, stage_number
 from flashlite.store import PREDICTOR, Store
 from flashlite.stream import Stream
+from flashlite.text import generation_config
 from flashlite.timing import CallCost, Timing
 from flashlite.turns import Turns, within
 from flashlite.verified import VerifiedStore
@@ -38,11 +38,7 @@ from flashlite.window import Window
 
 log = logging.getLogger("flashlite")
 
-
-def home() -> Path:
-    """Where packed models are kept: $FLASHLITE_HOME, or flashlite in the user's cache folder."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return Path(os.environ.get("FLASHLITE_HOME", cache / "flashlite"))
+OFFSET = 2  # rows of an OPT's position embedding before the first position
 
 
 class Engine:
@@ -136,6 +132,7 @@ class Engine:
         within(model.model.decoder, self._decoding)
         model.model.decoder.layers[0].register_forward_pre_hook(self._see_shape)
         model.lm_head.register_forward_pre_hook(_compact)
+        model.model.decoder.embed_positions.register_forward_pre_hook(_check_positions, with_kwargs=True)
         if not self.stage.resident:
             for i, layer in enumerate(model.model.decoder.layers):
                 layer.register_forward_pre_hook(lambda *_, name=f"layers.{i}": self._read_group(name))
@@ -183,6 +180,13 @@ def _compact(head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (args[0].clone(memory_format=torch.contiguous_format),)
 
 
+def _check_positions(embedding: nn.Embedding, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """The line that torch's own "index out of range" isn't."""
+    last, positions = int(kwargs["position_ids"].max()), embedding.num_embeddings - OFFSET
+    if last >= positions:
+        raise FlashliteError(f"{last + 1} tokens don't fit the model's {positions} positions: shorten the prompt")
+
+
 def _refuse_saving(*_: Any, **__: Any) -> None:
     raise FlashliteError("a streaming model holds no FFN weights to save: copy its store or its checkpoint instead")
 
@@ -199,14 +203,15 @@ def load(
 ) -> OPTForCausalLM:
     """A transformers OPT whose FFN weights stay on flash.
 
-    model: `opt-mini`, a hub id, a checkpoint folder or a store; anything but a store is packed under `home()` first.
+    model: `opt-mini`, a hub id, a checkpoint folder or a store; anything but a store is packed first, under
+    `packing.home()`.
     dram_budget: bytes, "4GiB" or "50%" of the weights, for all but KV cache and interpreter. stage: of the ladder, by
     name or number.
     predictor: "trained", "oracle", or one Predictor a layer. window: tokens whose neurons stay in DRAM, for stages that
     have a window. dtype: fp32 (default), bf16 or fp16. verify_reads: compare everything with its checksum when it is
     read; see VerifiedStore for what that costs. Raises FlashliteError if anything is wrong.
     """
-    store = open_model(model, home() / "stores", dtype)
+    store = open_model(model, dtype)
     if verify_reads:
         store = VerifiedStore(store.path)
     chosen = LADDER[NAMES[stage_number(stage)]]
@@ -226,8 +231,8 @@ def build(store: Store, stage: Stage, dram_budget: int | str, predictor: str | S
     with torch.device("meta"):
         model = OPTForCausalLM(store.config)
     engine.install(model)
-    if (store.path / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(store.path)
+    if (generation := generation_config(store)) is not None:
+        model.generation_config = generation
     model.name_or_path = str(store.path)
     model.flash = engine
     return model

@@ -40,7 +40,6 @@ def write_json(path: Path | None, value: Any) -> None:
 
 def open_store(model: str, dtype: str | None = None) -> Any:
     """The store that a model argument means, packed if need be."""
-    from flashlite.model import home
     from flashlite.packing import open_model
 
-    return open_model(model, home() / "stores", dtype)
+    return open_model(model, dtype)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +23,15 @@ import torch
 from torch import Tensor
 
 from flashlite.bundle import LAYOUTS, FFNShape, pieces
-from flashlite.checkpoint import model_shapes, read_config
+from flashlite.checkpoint import expected_shapes, read_config
 from flashlite.errors import CheckpointError, StoreError, check_limit_of_files
 from flashlite.families import Family, family_of
 from flashlite.files import DTYPES, Extent, digest_of, read_extents
 from flashlite.flash import Backend, FlashFile
+from flashlite.objects import read_object
 
 FORMAT = 2
+LARGEST_GRID = 2**20  # bytes
 MANIFEST, RESIDENT, PREDICTOR = "manifest.json", "resident.safetensors", "predictor.safetensors"
 CHECKSUMS = "checksums.safetensors"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
@@ -37,7 +40,7 @@ COPIED = (*TOKENIZER, "generation_config.json")  # as they are in the checkpoint
 
 def is_store(path: Path | str) -> bool:
     """Whether a folder is a store."""
-    return (Path(path) / MANIFEST).is_file()
+    return os.path.isfile(Path(path) / MANIFEST)
 
 
 def ffn_file(layout: str) -> str:
@@ -84,14 +87,11 @@ class Store:
             self.dtype = DTYPES[self.dtype_name]
             self.layouts: tuple[str, ...] = tuple(sorted(self.manifest["layouts"], key=LAYOUTS.index))
             self.layers = int(self.config.num_hidden_layers)
-            self.shape = FFNShape(
-                self.config.ffn_dim, self.config.hidden_size, self.dtype.itemsize, int(self.manifest["alignment"])
-            )
-            if self.shape.alignment < 1 or not isinstance(self.manifest["name"], str):
-                raise ValueError("its alignment or its name is none")
+            grid = _grid(self.manifest["alignment"])
+            self.shape = FFNShape(self.config.ffn_dim, self.config.hidden_size, self.dtype.itemsize, grid)
             self._extents = {name: self._check_file(name, entry) for name, entry in self.manifest["files"].items()}
-            if not self.layouts:
-                raise ValueError("it names no layout")
+            if not self.layouts or not isinstance(self.manifest["name"], str):
+                raise ValueError("it names no layout, or no model")
             for layout in self.layouts:
                 self._check_layout(layout)
             self._check_resident()
@@ -104,16 +104,15 @@ class Store:
     def _read_manifest(self) -> dict[str, Any]:
         path = self.path / MANIFEST
         try:
-            text = path.read_bytes()
-            manifest = json.loads(text)
+            manifest = read_object(path)
             self._check_format(manifest)
             manifest.pop("sha256", None)
-            if text != sealed(manifest).encode():
+            if path.read_bytes() != sealed(manifest).encode():
                 raise StoreError(f"{path} was altered; pack the model again")
         except OSError as error:
             check_limit_of_files(path, error)
             raise StoreError(f"{self.path} is no store: make one with `flashlite pack MODEL {self.path}`") from None
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise StoreError(f"{path} is damaged ({error}); pack the model again") from None
         return manifest
 
@@ -149,7 +148,7 @@ class Store:
 
     def _check_resident(self) -> None:
         streamed = {name.format(i) for i in range(self.layers) for name in (self._family.up, self._family.down)}
-        expected = {name: shape for name, shape in model_shapes(self.config).items() if name not in streamed}
+        expected = {name: shape for name, shape in expected_shapes(self.config).items() if name not in streamed}
         found = self._extents[RESIDENT]
         if {name: extent.shape for name, extent in found.items()} != expected:
             raise StoreError(f"{self.path / RESIDENT} holds other weights than the manifest's configuration asks for")
@@ -209,3 +208,9 @@ class Store:
         for tensor, extent in self._check_file(name, entry).items():
             if digest_of(self.path / name, extent.begin, extent.nbytes) != entry["sha256"][tensor]:
                 raise StoreError(f"{self.path / name}: {tensor} was altered; pack the model again")
+
+
+def _grid(alignment: object) -> int:
+    if type(alignment) is not int or not 1 <= alignment <= LARGEST_GRID or alignment & (alignment - 1):
+        raise ValueError(f"an alignment of {alignment!r:.40} is no power of two up to {LARGEST_GRID}")
+    return alignment

@@ -110,7 +110,7 @@ def _warm_up(store: Store, prompt: list[int]) -> None:
 def _free() -> None:
     """Give the memory of what was deleted back to the system, whose cap counts it else."""
     gc.collect()
-    with contextlib.suppress(AttributeError, OSError):  # no glibc
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # no glibc
         ctypes.CDLL(None).malloc_trim(0)
 
 

@@ -115,13 +115,18 @@ def course() -> Course:
     return read_course(ROOT)
 
 
-@pytest.fixture
-def clone(tmp_path: Path) -> Course:
+def copy_course(folder: Path) -> Course:
     """A copy of the course with untouched exercises, which a test may change."""
     for name in ("exercises", "solutions", "flashlite", "tests/exercises"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "opt_mini"))
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "opt_mini"))
     for name in ("course.toml", "pyproject.toml"):
-        shutil.copyfile(ROOT / name, tmp_path / name)
-    copied = read_course(tmp_path)
+        shutil.copyfile(ROOT / name, folder / name)
+    copied = read_course(folder)
     sync.sync(copied, force=True)
     return copied
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Course:
+    """A copy of the course for one test."""
+    return copy_course(tmp_path)

@@ -254,13 +254,13 @@ def test_folder_without_manifest_is_no_store(tmp_path: Path) -> None:
     assert_refused(tmp_path / "absent", "is no store")
 
 
-@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe", b"[1]\n\n{"])
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe", b"[1]\n\n{", b"[]", b'"text"', b"null"])
 def test_manifest_that_is_not_json_is_refused(content: bytes, copy: Path) -> None:
     (copy / MANIFEST).write_bytes(content)
     assert_refused(copy, "manifest.json is damaged")
 
 
-@pytest.mark.parametrize("content", [{"format": 1}, {"format": "2"}, {}, [], "text", None], ids=str)
+@pytest.mark.parametrize("content", [{"format": 1}, {"format": "2"}, {}], ids=str)
 def test_manifest_of_another_format_is_refused(content: object, copy: Path) -> None:
     (copy / MANIFEST).write_text(json.dumps(content))
     assert_refused(copy, f"this flashlite reads {FORMAT}; pack the model again")

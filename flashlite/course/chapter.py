@@ -31,7 +31,6 @@ from flashlite.course import plug
 from flashlite.course.manifest import Course, Exercise, find_course
 from flashlite.errors import FlashliteError
 from flashlite.machine import drive, host
-from flashlite.model import home
 from flashlite.packing import open_model
 from flashlite.store import Store
 from flashlite.tables import gain_markdown
@@ -44,7 +43,7 @@ def begin(number: int) -> Store:
     """Name the machine, the drive and the model, and open the model: opt-mini, or what $FLASHLITE_MODEL names."""
     torch.set_grad_enabled(False)
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    store = open_model(os.environ.get(MODEL, "opt-mini"), home() / "stores")
+    store = open_model(os.environ.get(MODEL, "opt-mini"))
     machine, where = host(), drive(store.path / "manifest.json")
     print(
         f"chapter {number} on {machine['processor']}, {machine['cores']} cores, "

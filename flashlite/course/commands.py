@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import random
 from pathlib import Path
@@ -104,7 +105,10 @@ def _shown(path: Path) -> str:
 def _write(path: Path, text: str) -> None:
     from flashlite.atomic import write_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FlashliteError(f"{path} cannot be written: {error.strerror}") from None
     write_file(path, text)
 
 
@@ -122,10 +126,11 @@ def grade_class(
         rows.append({"student": student.name, **points, "total": sum(points.values())})
         screen.print(f"{student.name:30} {rows[-1]['total']}/{sum(g.max for g in grades)}")
         _write(course.root / STATE / "class" / f"{student.name}.json", json.dumps(as_json(student.name, seed, grades)))
-    with target.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    _write(target, table.getvalue())
     screen.print(f"{len(rows)} students, seed {seed} → {_shown(target)}")
 
 

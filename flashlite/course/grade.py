@@ -1,21 +1,27 @@
-"""Grading: each exercise in a process of its own, with a time limit, the other exercises on the reference."""
+"""Grading: each exercise in a process of its own, within limits, the other exercises on the reference."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from flashlite.course.limits import Limits, environment, missing
 from flashlite.course.manifest import Course, Exercise
 from flashlite.course.plug import Plug, command
 
+log = logging.getLogger("flashlite")
+
 TIME_LIMIT = 60.0  # seconds for one exercise
+LIMITS = Limits()
 WORST_FIRST = ("ERROR", "FAIL", "TODO", "PASS")
 
 
@@ -40,7 +46,12 @@ def grade(
     course: Course, folder: Path, exercises: Sequence[Exercise], seed: int, time_limit: float = TIME_LIMIT,
     done: Callable[[Exercise, Grade], None] = lambda exercise, grade: None,
 ) -> list[Grade]:  # fmt: skip
-    """Grade the files in a folder, two exercises at a time. done: called with each grade, in order."""
+    """Grade the files in a folder, a few exercises at a time. done: called with each grade, in order.
+
+    What this system can't limit of a student's code is announced in one line.
+    """
+    if (line := missing()) is not None:
+        log.warning("flashlite: %s", line)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         waiting = [pool.submit(grade_one, course, folder, exercise, seed, time_limit) for exercise in exercises]
         grades = []
@@ -58,16 +69,23 @@ def grade_one(course: Course, folder: Path, exercise: Exercise, seed: int, time_
     if not course.is_edited(path):
         return _grade(exercise, 0, "TODO", "")
     others = [e.qualname for e in course.files[exercise.file] if e is not exercise]
-    with tempfile.TemporaryDirectory(prefix="flashlite-grade-") as scratch:
-        result = Path(scratch) / "result.json"
-        run = command({exercise.module: Plug(str(path.resolve()), others)}, "flashlite.course.run_tests")
-        arguments = [exercise.id, str(exercise_tests(course, exercise)), str(seed), str(result)]
-        ended = _run([*run, *arguments], course.root, time_limit)
+    limits, plug = replace(LIMITS, seconds=time_limit), Plug(str(path.resolve()), others)
+    with tempfile.TemporaryDirectory(prefix="flashlite-grade-", ignore_cleanup_errors=True) as scratch:
+        result, work = Path(scratch) / "result.json", Path(scratch) / "work"
+        work.mkdir()
+        run = command({exercise.module: plug}, "flashlite.course.run_tests")
+        run += [exercise.id, str(exercise_tests(course, exercise)), str(seed), str(result), limits.to_json()]
+        ended = _run(run, work, environment(os.environ, str(course.root), str(work)), time_limit)
         if ended is None:
             return _grade(exercise, 0, "FAIL", f"still running after {time_limit:g} s: is there an endless loop?")
+        if (limit := limits.ended(ended)) is not None:
+            return _grade(exercise, 0, "FAIL", limit)
         if not result.is_file():
             return _grade(exercise, 0, "ERROR", f"the file ended the grading process: {_exit(ended)}")
-        return summarize(exercise, json.loads(result.read_text()))
+        try:
+            return summarize(exercise, json.loads(result.read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return _grade(exercise, 0, "ERROR", "the file wrote over the result of its grading")
 
 
 def summarize(exercise: Exercise, results: list[dict[str, str | int]]) -> Grade:
@@ -75,7 +93,8 @@ def summarize(exercise: Exercise, results: list[dict[str, str | int]]) -> Grade:
     if not results:
         return _grade(exercise, 0, "ERROR", "none of its tests ran")
     worst = min(results, key=lambda result: WORST_FIRST.index(str(result["status"])))
-    points = sum(int(result["points"]) for result in results if result["status"] == "PASS")
+    earned = sum(int(result["points"]) for result in results if result["status"] == "PASS")
+    points = min(earned, exercise.points)
     if worst["status"] != "PASS":
         points = min(points, exercise.points - 1)  # a wrong answer always loses something
     if worst["status"] == "TODO":
@@ -87,23 +106,33 @@ def _grade(exercise: Exercise, points: int, status: str, message: str) -> Grade:
     return Grade(exercise.id, exercise.title, points, exercise.points, status, message)
 
 
-def _run(arguments: list[str], folder: Path, time_limit: float) -> int | None:
-    """The exit code of a process, or None if it had to be killed, with all that it started, at the time limit."""
+def _run(arguments: list[str], folder: Path, variables: dict[str, str], time_limit: float) -> int | None:
+    """The exit code of a process, or None if the time limit killed it; all that it started ends with it."""
     process = subprocess.Popen(
-        arguments, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True,
+        arguments, cwd=folder, env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     try:
         return process.wait(time_limit)
     except subprocess.TimeoutExpired:
         return None
     finally:
-        if process.poll() is None:
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and what it left running."""
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # nothing runs any more
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    else:
+        process.kill()
+    process.wait()
 
 
 def _exit(code: int) -> str:
+    if code == -9:
+        return "it was killed, as the system does when memory runs out"
     if code < 0:
         return f"it crashed with {signal.Signals(-code).name}"
     return f"it left with code {code}, as by os._exit"

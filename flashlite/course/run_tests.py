@@ -1,6 +1,7 @@
-"""One exercise's tests in a process of their own: `python -m flashlite.course.run_tests ID TESTS SEED RESULT`.
+"""One exercise's tests in a process of their own: `python -m flashlite.course.run_tests ID TESTS SEED RESULT LIMITS`.
 
-grade.py runs it with the student's file plugged in, and reads the JSON that it leaves in the file RESULT.
+grade.py runs it with the student's file plugged in, and reads the JSON that it leaves in the file RESULT. LIMITS are in
+force before anything of the student's is imported.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ from typing import Any
 import pytest
 
 from flashlite.course.checks import SEED, Wrong
+from flashlite.course.limits import Limits
 from flashlite.course.plug import own_line
 
 
 class Collector:
     """A pytest plugin: keeps the tests of one exercise and notes how each ended."""
 
-    def __init__(self, exercise: str) -> None:
-        self.exercise = exercise
+    def __init__(self, exercise: str, limits: Limits) -> None:
+        self.exercise, self.limits = exercise, limits
         self.results: list[dict[str, Any]] = []
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -36,7 +38,7 @@ class Collector:
         """Note the end of a test, or of its set-up if that failed."""
         if call.when == "call" or (call.when == "setup" and call.excinfo):
             error = call.excinfo.value if call.excinfo else None
-            self.results.append({"points": self._points(item), **outcome(error)})
+            self.results.append({"points": self._points(item), **outcome(error, self.limits)})
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Note a test module that can't be imported, most often because the exercise file can't."""
@@ -46,7 +48,7 @@ class Collector:
 
     def pytest_internalerror(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         """Note what ended pytest itself: a file that calls sys.exit when it is imported."""
-        self.results.append({"points": 0, **outcome(excinfo.value)})
+        self.results.append({"points": 0, **outcome(excinfo.value, self.limits)})
 
     @pytest.hookimpl(wrapper=True)
     def pytest_make_collect_report(self, collector: pytest.Collector) -> Any:
@@ -54,11 +56,11 @@ class Collector:
         report = yield
         info = getattr(report, "call", None)
         if report.failed and info is not None and info.excinfo is not None:
-            report.error = outcome(info.excinfo.value)
+            report.error = outcome(info.excinfo.value, self.limits)
         return report
 
 
-def outcome(error: BaseException | None) -> dict[str, str]:
+def outcome(error: BaseException | None, limits: Limits) -> dict[str, str]:
     """What an exception says of an exercise: status PASS, TODO, FAIL or ERROR, and one or two lines."""
     while error is not None and error.__cause__ is not None:
         error = error.__cause__  # pytest wraps what an import raised
@@ -68,17 +70,24 @@ def outcome(error: BaseException | None) -> dict[str, str]:
         return {"status": "TODO", "message": str(error)}
     if isinstance(error, Wrong):
         return {"status": "FAIL", "message": str(error)}
+    if (limit := limits.exceeded(error)) is not None:
+        return {"status": "FAIL", "message": f"{own_line(error)}{limit}"}
     first_line = (str(error).strip().splitlines() or ["no message"])[0]
     return {"status": "ERROR", "message": f"{own_line(error)}{type(error).__name__}: {first_line}"}
 
 
 def main() -> None:
     """Run the tests, as the text at the top says."""
-    exercise, tests, seed, result = sys.argv[1:5]
+    exercise, tests, seed, result, given = sys.argv[1:6]
     os.environ[SEED] = seed
-    collector = Collector(exercise)
+    limits = Limits(**json.loads(given))
+    limits.apply()
+    collector = Collector(exercise, limits)
     options = ["-q", "--tb=no", "--noconftest", "-p", "no:cacheprovider", "-p", "no:hypothesispytest"]
-    pytest.main([tests, *options], plugins=[collector])
+    try:
+        pytest.main([tests, *options], plugins=[collector])
+    except MemoryError as error:  # pytest had none left for its own report
+        collector.results.append({"points": 0, **outcome(error, limits)})
     unfinished = Path(result).with_suffix(".writing")
     unfinished.write_text(json.dumps(collector.results))
     unfinished.replace(result)
