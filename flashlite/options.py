@@ -19,7 +19,9 @@ JsonOption = Annotated[Path | None, typer.Option("--json", help="write the resul
 PlotOption = Annotated[Path | None, typer.Option("--plot", help="write the figure to this file")]
 BudgetOption = Annotated[str, typer.Option("--dram-budget", help='bytes, "4GiB", or a share of the weights')]
 WindowOption = Annotated[int, typer.Option("--window", help="tokens whose neurons stay in DRAM")]
-VerifyOption = Annotated[bool, typer.Option("--verify-reads", help="compare what is read with its checksums")]
+VerifyOption = Annotated[
+    bool, typer.Option("--verify-reads", help="compare what is read with its checksums: about a tenth slower")
+]
 PredictorOption = Annotated[str, typer.Option("--predictor", help="trained or oracle")]
 ImplOption = Annotated[str, typer.Option("--impl", help="whose code runs: ref, mine, solutions, or ref,ex03=mine")]
 
