@@ -318,7 +318,7 @@ def test_two_load_the_same_checkpoint(writers: tuple[Writer, Writer], tiny_check
         for writer in writers:
             writer.begin("open", home, source=tiny_checkpoint)
         assert [writer.end()["error"] for writer in writers] == [None, None]
-        (packed,) = home.iterdir()
+        (packed,) = (home / "stores").iterdir()
         verify(packed)
         shutil.rmtree(packed)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -34,7 +35,7 @@ from flashlite.errors import CheckpointError, FlashliteError, PredictorError, St
 from flashlite.objects import LARGEST, parse_object
 from flashlite.packing import pack
 from flashlite.predictor import PredictorSet
-from flashlite.store import MANIFEST, PREDICTOR, RESIDENT, Store
+from flashlite.store import MANIFEST, PREDICTOR, RESIDENT, Store, sealed
 from flashlite.text import encode, generation_config, load_tokenizer, token_windows
 
 FC1 = "model.decoder.layers.1.fc1.weight"
@@ -78,10 +79,14 @@ def error_of(act: Callable[[], object]) -> str:
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change a JSON file in place."""
+    """Change a JSON file in place, and a manifest's checksum with it, so that deeper checks are reached."""
     content = json.loads(path.read_text())
     change(content)
-    path.write_text(json.dumps(content))
+    if path.name != MANIFEST:
+        path.write_text(json.dumps(content))
+    else:
+        content.pop("sha256", None)
+        path.write_text(sealed(content))
 
 
 # Pickles
@@ -354,9 +359,11 @@ def test_resident_weights_of_another_model_are_refused(copy: Path) -> None:
     for change in ({"model.decoder.embed_tokens.weight": None}, {"model.decoder.layers.7.fc1.bias": torch.zeros(4)}):
         state = load_file(copy / RESIDENT) | {n: t for n, t in change.items() if t is not None}
         save_file({n: t for n, t in state.items() if n not in change or change[n] is not None}, copy / RESIDENT)
-        entry = {"bytes": (copy / RESIDENT).stat().st_size, "sha256": dict.fromkeys(load_file(copy / RESIDENT), "")}
+        content = (copy / RESIDENT).read_bytes()
+        header = hashlib.sha256(content[: 8 + int.from_bytes(content[:8], "little")]).hexdigest()
+        entry = {"bytes": len(content), "header": header, "sha256": dict.fromkeys(load_file(copy / RESIDENT), "")}
         edit(copy / MANIFEST, lambda manifest, entry=entry: manifest["files"].update({RESIDENT: entry}))
-        assert_one_line(StoreError, lambda: Store(copy), "holds other tensors than the manifest's configuration")
+        assert_one_line(StoreError, lambda: Store(copy), "holds other weights than the manifest's configuration")
 
 
 REPORTS: dict[str, Any] = {

@@ -42,7 +42,8 @@ def write(job: dict[str, Any]) -> None:
     if job["program"] == "pack":
         pack(source, out, **job.get("options", {}))
     elif job["program"] == "open":
-        open_model(source, out)
+        os.environ["FLASHLITE_HOME"] = str(out)
+        open_model(source)
     elif job["program"] == "synth":
         synth.published_config = lambda name: SMALL
         synth.synth("opt-small", out, "fp32")
