@@ -98,14 +98,14 @@ def test_only_what_python_needs_is_inherited() -> None:
         "LC_ALL": "C", "OMP_NUM_THREADS": "3", "PYTHONPATH": f"relative{os.pathsep}", "PYTHONSTARTUP": "x",
         "VIRTUAL_ENV": "/v", "SSH_AUTH_SOCK": "x", "http_proxy": "x",
     }  # fmt: skip
-    found = environment(inherited, "/course", "/work")
+    found = environment(inherited, "/course", "/scratch")
     assert set(found) == {
         "PATH", "LANG", "LC_ALL", "OMP_NUM_THREADS", "PYTHONPATH", "VIRTUAL_ENV", "PYTHONDONTWRITEBYTECODE", "HOME",
         "TMPDIR", "TEMP", "TMP", "USERPROFILE",
     }  # fmt: skip
     assert found["PYTHONPATH"] == os.pathsep.join(["/course", os.path.abspath("relative")])
-    assert {found[name] for name in ("HOME", "TMPDIR", "TEMP", "TMP", "USERPROFILE")} == {"/work"}
-    assert environment({}, "/course", "/work")["OMP_NUM_THREADS"] == "1"
+    assert {found[name] for name in ("HOME", "TMPDIR", "TEMP", "TMP", "USERPROFILE")} == {"/scratch"}
+    assert environment({}, "/course", "/scratch")["OMP_NUM_THREADS"] == "1"
 
 
 # Through the grading itself: each of these stands at the top of a solved exercise file
