@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor
 from transformers import OPTConfig, OPTForCausalLM
 
 import flashlite
+from flashlite import cli
 from flashlite.course.manifest import Course, read_course
 from flashlite.errors import BudgetError
 from flashlite.predictor import LayerReport, LowRankPredictor, PredictorSet
@@ -28,6 +30,18 @@ TINY = {
     "num_attention_heads": 4, "max_position_embeddings": 128, "dropout": 0.0, "activation_function": "relu",
     "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 2,
 }  # fmt: skip
+
+
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
+    """Run the command line in this process: exit code, stdout, stderr."""
+    monkeypatch.setattr(sys, "argv", ["flashlite", *map(str, args)])
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
 
 
 def make_model(seed: int = 0, **overrides: object) -> OPTForCausalLM:

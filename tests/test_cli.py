@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, add_predictor, save_checkpoint
+from conftest import TINY, add_predictor, call, save_checkpoint
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import OPTForCausalLM, PreTrainedTokenizerFast
 
 import flashlite
-from flashlite import cli
 from flashlite.errors import FlashliteError
 from flashlite.stages import parse_stages
 from flashlite.store import PREDICTOR, ffn_file
@@ -33,18 +32,6 @@ def store_with_tokenizer(tiny_model: OPTForCausalLM, tmp_path_factory: pytest.Te
     store = flashlite.pack(checkpoint, folder / "store")
     add_predictor(store, tiny_model)
     return store.path
-
-
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
-    """Run the command line in this process: exit code, stdout, stderr."""
-    monkeypatch.setattr(sys, "argv", ["flashlite", *map(str, args)])
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as end:
-        code = int(end.code or 0)
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 @pytest.mark.parametrize(

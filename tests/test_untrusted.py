@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, TINY, save_checkpoint
+from conftest import ROOT, TINY, call, save_checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -479,18 +479,6 @@ def test_any_text_becomes_tokens_that_give_it_back_or_one_line(prompt: str, opt_
         assert prompt in tokenizer.decode(ids, clean_up_tokenization_spaces=False)
     else:
         assert len(prompt.encode()) + 1 >= positions
-
-
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
-    """Run the command line in this process: exit code, stdout, stderr."""
-    monkeypatch.setattr(sys, "argv", ["flashlite", *map(str, args)])
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as end:
-        code = int(end.code or 0)
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 @pytest.mark.parametrize(
