@@ -1,7 +1,8 @@
 """Files and folders that appear only when they are complete, whatever ends the process that writes them.
 
 .NAME.writing-PID-N    not complete yet, or no longer wanted
-.NAME.old-PID-N        what was called NAME, moved away so that its successor could take the name
+.NAME.old-PID-N        what was called NAME, moved away so that its successor could take the name; only where the system
+                       can't have two names change places in one step
 
 Whoever writes NAME next clears up after processes that died: what was being written goes, and what was moved away comes
 back if nothing has taken its place.
@@ -10,17 +11,20 @@ back if nothing has taken its place.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import glob
 import itertools
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from flashlite.errors import FlashliteError, StoreError
 
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux
 TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}  # what renaming a folder to a name in use fails with
 _numbers = itertools.count()
 _in_use: set[Path] = set()  # by this process; what else bears its number is a dead one's that had the same
@@ -106,8 +110,12 @@ def _remove(path: Path) -> None:
 
 
 def _take_place(unfinished: Path, path: Path, replace: bool) -> None:
-    """Give a complete folder its name. No system call swaps two folders everywhere, so the old one is moved away first;
-    should another writer take the name in between, that one is moved away as well."""
+    """Give a complete folder its name; what had it before is left under the other one, or goes.
+
+    Where two names can't change places, the old folder is moved away first; should another writer take the name in
+    between, that one is moved away as well."""
+    if replace and _swapped(unfinished, path):
+        return
     with contextlib.ExitStack() as moved:
         while not _renamed(unfinished, path):
             if not replace:
@@ -116,6 +124,14 @@ def _take_place(unfinished: Path, path: Path, replace: bool) -> None:
             moved.callback(_settle, old, path)
             with contextlib.suppress(FileNotFoundError):  # another writer has moved it away just now
                 path.rename(old)
+
+
+def _swapped(one: Path, other: Path) -> bool:
+    """Whether two names could change places in one step, which needs both, Linux, and a file system that knows how."""
+    if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "renameat2"):
+        return False
+    names = [ctypes.c_char_p(os.fsencode(path)) for path in (one, other)]
+    return libc.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0
 
 
 def _renamed(folder: Path, path: Path) -> bool:

@@ -26,7 +26,9 @@ from flashlite.store import PREDICTOR, Store
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="its writers are forked and limited as on Linux")
 
 KILLS = 10  # of each program, at random moments
-PACKING_STEPS, PACKING_STEPS_REPLACING, PLANTING_STEPS, TRAINING_STEPS = 12, 23, 16, 2  # in the file system
+PACKING_STEPS, PLANTING_STEPS, TRAINING_STEPS = 12, 16, 2  # in the file system
+REPLACING_STEPS = {True: 18, False: 23}  # those of `pack`, if names can be swapped and if not
+SWAPS = [pytest.param(True, id="names swap"), pytest.param(False, id="names don't swap")]
 DEAD = 2**22 + 1  # beyond any process's number
 
 
@@ -87,13 +89,16 @@ def verify(path: Path) -> Store:
     return store
 
 
-def assert_whole(target: Path, before: dict[str, str] | None, dtype: str | None = None) -> None:
-    """What a killed writer may leave: nothing or a complete store, and the one from before either in its place,
-    unchanged, or moved away where the next writer finds it."""
+def assert_whole(
+    target: Path, before: dict[str, str] | None, dtype: str | None = None, swaps: bool = True
+) -> None:  # fmt: skip
+    """What a killed writer may leave: nothing or a complete store, and the one from before in its place, unchanged; or,
+    where names can't be swapped, moved away where the next writer finds it."""
     if target.exists():
         store = verify(target)
         assert contents(target) == before or dtype in (None, store.dtype_name)
     elif before is not None:
+        assert not swaps
         (old,) = target.parent.glob(f".{target.name}.old-*")
         assert contents(old) == before
 
@@ -106,14 +111,14 @@ def moments(seconds: float) -> list[float]:
 # Killed
 
 
-def try_packing(writer: Writer, source: Path, old: Path | None, home: Path, **when: Any) -> bool:
+def try_packing(writer: Writer, source: Path, old: Path | None, home: Path, swaps: bool = True, **when: Any) -> bool:
     """Kill `pack`, replacing the store `old` if one is given, then let it end. Returns whether it was killed."""
     target, before = home / "store", contents(old) if old else None
     if old:
         shutil.copytree(old, target)
     options = {"dtype": "bf16", "replace": old is not None}
-    killed = writer("pack", target, source=source, options=options, **when)["killed"]
-    assert_whole(target, before, "bf16")
+    killed = writer("pack", target, source=source, options=options, swaps=swaps, **when)["killed"]
+    assert_whole(target, before, "bf16", swaps)
     answer = writer("pack", target, source=source, options=options | {"replace": True})
     assert answer["error"] is None
     assert verify(target).dtype_name == "bf16"
@@ -122,14 +127,21 @@ def try_packing(writer: Writer, source: Path, old: Path | None, home: Path, **wh
     return killed
 
 
-@pytest.mark.parametrize("replace", [False, True])
-def test_pack_killed_before_any_step(
-    replace: bool, writer: Writer, tiny_checkpoint: Path, tiny_store: Store, home: Path
-) -> None:
-    old, step = tiny_store.path if replace else None, 1
-    while try_packing(writer, tiny_checkpoint, old, home, step=step):
+def test_pack_killed_before_any_step(writer: Writer, tiny_checkpoint: Path, home: Path) -> None:
+    step = 1
+    while try_packing(writer, tiny_checkpoint, None, home, step=step):
         step += 1
-    assert step - 1 == (PACKING_STEPS_REPLACING if replace else PACKING_STEPS)
+    assert step - 1 == PACKING_STEPS
+
+
+@pytest.mark.parametrize("swaps", SWAPS)
+def test_a_replacing_pack_killed_before_any_step(
+    swaps: bool, writer: Writer, tiny_checkpoint: Path, tiny_store: Store, home: Path
+) -> None:
+    step = 1
+    while try_packing(writer, tiny_checkpoint, tiny_store.path, home, swaps, step=step):
+        step += 1
+    assert step - 1 == REPLACING_STEPS[swaps]
 
 
 def test_pack_killed_at_any_moment(writer: Writer, tiny_checkpoint: Path, tiny_store: Store, home: Path) -> None:
@@ -277,6 +289,7 @@ def test_a_store_comes_back_if_its_successor_cannot_take_its_place(
                 raise OSError(5, "Input/output error")
         return rename(self, target)
 
+    monkeypatch.setattr(atomic, "_swapped", lambda one, other: False)
     monkeypatch.setattr(Path, "rename", fails_once_the_old_is_away)
     with pytest.raises(StoreError, match="store cannot be written: Input/output error"):
         flashlite.pack(tiny_checkpoint, home / "store", "bf16", replace=True)
@@ -289,17 +302,19 @@ def test_a_store_comes_back_if_its_successor_cannot_take_its_place(
 # Two at once
 
 
+@pytest.mark.parametrize("swaps", SWAPS)
 @pytest.mark.parametrize("replace", [False, True])
 @pytest.mark.parametrize("exists", [False, True])
 def test_two_pack_to_the_same_place(
-    replace: bool, exists: bool, writers: tuple[Writer, Writer], tiny_checkpoint: Path, tiny_store: Store, home: Path
-) -> None:
+    replace: bool, exists: bool, swaps: bool, writers: tuple[Writer, Writer], tiny_checkpoint: Path,
+    tiny_store: Store, home: Path,
+) -> None:  # fmt: skip
     for _ in range(5):
         if exists:
             shutil.copytree(tiny_store.path, home / "store")
         for writer, dtype in zip(writers, ("bf16", "fp16"), strict=True):
             options = {"dtype": dtype, "replace": replace}
-            writer.begin("pack", home / "store", source=tiny_checkpoint, options=options)
+            writer.begin("pack", home / "store", source=tiny_checkpoint, options=options, swaps=swaps)
         errors = [writer.end()["error"] for writer in writers]
         refused = [error for error in errors if error is not None]
         assert len(refused) == (0 if replace else 2 if exists else 1)

@@ -4,6 +4,7 @@ A line says what to write and what comes in between; the answer is a line too, {
 
     program, out, source   pack, synth, train or save; where to; what from
     options                of `pack`
+    swaps                  false: as if two names couldn't change places in one step
     delay, step            SIGKILL after so many seconds, or just before that step in the file system
     largest                bytes beyond which no file may grow, as if the drive were full
 """
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 from transformers import OPTConfig
 
-from flashlite import synth, train_predictor
+from flashlite import atomic, synth, train_predictor
 from flashlite.errors import FlashliteError
 from flashlite.packing import open_model, pack
 from flashlite.predictor import PredictorSet
@@ -68,6 +69,13 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(count)
+    swapped = atomic._swapped
+
+    def counted(one: Path, other: Path) -> bool:
+        sys.audit("os.rename", one, other, -1, -1)  # as Python tells of its own calls
+        return swapped(one, other)
+
+    atomic._swapped = counted if job.get("swaps", True) else lambda one, other: False
     if job.get("delay") is not None:
         threading.Timer(job["delay"], os.kill, (os.getpid(), signal.SIGKILL)).start()
     if job.get("largest") is not None:
