@@ -12,10 +12,16 @@ LARGEST = 16 * 2**20  # bytes; the index of the largest published model has a hu
 
 def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises OSError if it can't be read, and ValueError as `parse_object` does."""
-    if path.exists() and not path.is_file():  # a pipe or a device might never end
+    return parse_object(read_bounded(path))
+
+
+def read_bounded(path: Path) -> bytes:
+    """What is in a file, or its first LARGEST + 1 bytes. Raises OSError if it can't be read, ValueError if it is none:
+    a pipe or a device might never end."""
+    if path.exists() and not path.is_file():
         raise ValueError("it is no file")
     with path.open("rb") as file:
-        return parse_object(file.read(LARGEST + 1))
+        return file.read(LARGEST + 1)
 
 
 def parse_object(content: bytes) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from flashlite.errors import CheckpointError, StoreError, check_limit_of_files
 from flashlite.families import Family, family_of
 from flashlite.files import DTYPES, Extent, digest_of, read_extents
 from flashlite.flash import Backend, FlashFile
-from flashlite.objects import read_object
+from flashlite.objects import parse_object, read_bounded
 
 FORMAT = 2
 LARGEST_GRID = 2**20  # bytes
@@ -56,8 +56,12 @@ def group_of(name: str) -> str:
 
 def sealed(manifest: dict[str, Any]) -> str:
     """A manifest's text, with a SHA-256 of all that it says."""
-    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-    return json.dumps(manifest | {"sha256": digest}, indent=1)
+    return json.dumps(manifest | {"sha256": _seal(manifest)}, indent=1)
+
+
+def _seal(manifest: dict[str, Any]) -> str:
+    """The same in every format, so that a newer one can be told from a damaged one."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -104,10 +108,12 @@ class Store:
     def _read_manifest(self) -> dict[str, Any]:
         path = self.path / MANIFEST
         try:
-            manifest = read_object(path)
-            self._check_format(manifest)
-            manifest.pop("sha256", None)
-            if path.read_bytes() != sealed(manifest).encode():
+            content = read_bounded(path)
+            manifest = parse_object(content)
+            seal = manifest.pop("sha256", None)
+            if seal in (None, _seal(manifest)):  # else the format may be what was altered
+                self._check_format(manifest.get("format"))
+            if content != sealed(manifest).encode():
                 raise StoreError(f"{path} was altered; pack the model again")
         except OSError as error:
             check_limit_of_files(path, error)
@@ -116,8 +122,7 @@ class Store:
             raise StoreError(f"{path} is damaged ({error}); pack the model again") from None
         return manifest
 
-    def _check_format(self, manifest: Any) -> None:
-        found = manifest.get("format") if isinstance(manifest, dict) else None
+    def _check_format(self, found: object) -> None:
         if type(found) is int and found > FORMAT:
             raise StoreError(f"{self.path} has the newer format {found}, this one reads {FORMAT}: update flashlite")
         if found != FORMAT:

@@ -273,6 +273,12 @@ def test_manifest_of_a_newer_format_asks_for_a_newer_flashlite(newer: int, keys:
     assert_refused(copy, f"has the newer format {newer}, this one reads {FORMAT}: update flashlite")
 
 
+def test_a_format_that_was_altered_is_no_newer_one(copy: Path) -> None:
+    text = (copy / MANIFEST).read_text()
+    (copy / MANIFEST).write_text(text.replace(f'"format": {FORMAT}', f'"format": {FORMAT + 1}'))
+    assert_refused(copy, "manifest.json was altered; pack the model again")
+
+
 @pytest.mark.parametrize("name", [RESIDENT, SPLIT, BUNDLED, CHECKSUMS])
 @pytest.mark.parametrize("size", [0, 4, 100, 8192, -1])
 def test_truncated_file_is_refused(name: str, size: int, copy: Path) -> None:
