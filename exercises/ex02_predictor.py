@@ -18,15 +18,17 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from torch import Tensor
 
 from flashlite.atomic import new_file
 from flashlite.bundle import FFNShape
 from flashlite.direct import aligned_buffer
-from flashlite.errors import PredictorError
+from flashlite.errors import PredictorError, check_limit_of_files
 from flashlite.neurons import NeuronFile
+from flashlite.objects import parse_object
 
 FORMAT = 2
 INT8_BLOCK = 32  # torch's int8 product reads whole blocks, beyond the end of a matrix that is no multiple
@@ -206,21 +208,30 @@ class PredictorSet:
                 "or use predictor='oracle'"
             )
         try:
-            with safe_open(path, "pt") as file:
-                metadata: dict[str, Any] = file.metadata() or {}
-                if metadata.get("format") != str(FORMAT):
-                    raise PredictorError(f"{path} has another format than {FORMAT}: train the predictor again")
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            content = path.read_bytes()  # not mapped: cut while it is read, a mapped file ends the process
+            metadata = _metadata(content)
+            if metadata.get("format") != str(FORMAT):
+                raise PredictorError(f"{path} has another format than {FORMAT}: train the predictor again")
+            tensors = load_tensors(content)
             if metadata["sha256"] != _digest(tensors, metadata["reports"]):
                 raise PredictorError(f"{path} was altered: train the predictor again")
             parts = [[tensors[f"layers.{i}.{name}"] for name in PARTS] for i in range(layers)]
             reports = [_report(content) for content in json.loads(metadata["reports"])]
-        except (SafetensorError, KeyError, TypeError, ValueError, OSError, RuntimeError, RecursionError) as error:
+        except OSError as error:
+            check_limit_of_files(path, error)
+            raise PredictorError(f"{path} cannot be read: {error.strerror}") from None
+        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
             raise PredictorError(f"{path} is damaged or another model's: {error}; train the predictor again") from None
         if len(reports) != layers or any(not _fit(part, shape) for part in parts):
             raise PredictorError(f"{path} was trained for another model: train the predictor again")
         predictors = [LowRankPredictor(Int8Matrix(p[0], p[1]), Int8Matrix(p[2], p[3]), p[4]) for p in parts]
         return cls(predictors, reports)
+
+
+def _metadata(content: bytes) -> dict[str, Any]:
+    """What a safetensors file says of itself."""
+    length = int.from_bytes(content[:8], "little")
+    return parse_object(content[8 : 8 + length]).get("__metadata__", {})
 
 
 def _digest(tensors: dict[str, Tensor], reports: str) -> str:
