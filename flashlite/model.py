@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +22,7 @@ from flashlite.budget import Budget, plan_budget
 from flashlite.errors import FlashliteError, StoreError
 from flashlite.ffn import Call, FlashFFN, StreamedFFN
 from flashlite.flash import Counters
+from flashlite.guards import guard
 from flashlite.neurons import NeuronFile
 from flashlite.packing import open_model
 from flashlite.predictor import OraclePredictor, Predictor, PredictorSet
@@ -32,13 +32,11 @@ from flashlite.store import PREDICTOR, Store
 from flashlite.stream import Stream
 from flashlite.text import generation_config
 from flashlite.timing import CallCost, Timing
-from flashlite.turns import Turns, within
+from flashlite.turns import Turns, check_process, within
 from flashlite.verified import VerifiedStore
 from flashlite.window import Window
 
 log = logging.getLogger("flashlite")
-
-OFFSET = 2  # rows of an OPT's position embedding before the first position
 
 
 class Engine:
@@ -127,12 +125,11 @@ class Engine:
             )
         model.tie_weights()
         model.requires_grad_(False).eval()
-        model.save_pretrained = _refuse_saving
+        guard(model)
         within(model, self._counted_call)
         within(model.model.decoder, self._decoding)
         model.model.decoder.layers[0].register_forward_pre_hook(self._see_shape)
         model.lm_head.register_forward_pre_hook(_compact)
-        model.model.decoder.embed_positions.register_forward_pre_hook(_check_positions, with_kwargs=True)
         if not self.stage.resident:
             for i, layer in enumerate(model.model.decoder.layers):
                 layer.register_forward_pre_hook(lambda *_, name=f"layers.{i}": self._read_group(name))
@@ -180,17 +177,6 @@ def _compact(head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (args[0].clone(memory_format=torch.contiguous_format),)
 
 
-def _check_positions(embedding: nn.Embedding, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """The line that torch's own "index out of range" isn't."""
-    last, positions = int(kwargs["position_ids"].max()), embedding.num_embeddings - OFFSET
-    if last >= positions:
-        raise FlashliteError(f"{last + 1} tokens don't fit the model's {positions} positions: shorten the prompt")
-
-
-def _refuse_saving(*_: Any, **__: Any) -> None:
-    raise FlashliteError("a streaming model holds no FFN weights to save: copy its store or its checkpoint instead")
-
-
 def load(
     model: str | Path | Store,
     *,
@@ -211,6 +197,7 @@ def load(
     have a window. dtype: fp32 (default), bf16 or fp16. verify_reads: compare everything with its checksum when it is
     read; see VerifiedStore for what that costs. Raises FlashliteError if anything is wrong.
     """
+    check_process()
     store = open_model(model, dtype)
     if verify_reads:
         store = VerifiedStore(store.path)

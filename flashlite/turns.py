@@ -12,18 +12,35 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from torch import nn
 
 from flashlite.errors import FlashliteError
+
+_first_process: int | None = None  # that loaded a model
+
+
+def check_process() -> None:
+    """Raise FlashliteError in a process that was forked off one with a model, if torch is to compute with threads: they
+    exist in the other process alone, and the first product would wait for them for ever."""
+    global _first_process
+    _first_process = _first_process or os.getpid()
+    if _first_process != os.getpid() and torch.get_num_threads() > 1:
+        raise FlashliteError(
+            "this process was forked off one with a model, and torch's threads are only there: "
+            "call torch.set_num_threads(1) in this one, or start processes by 'spawn'"
+        )
 
 
 class Turns:
     """Turns that threads take, one at a time.
 
-    mend: called before the turn after one that was broken off by an error or an interrupt.
+    mend: called before the turn after one that was broken off by an error or an interrupt. Raises what `check_process`
+    raises.
     """
 
     def __init__(self, mend: Callable[[], None]) -> None:
+        check_process()
         self._mend, self._lock, self._process = mend, threading.Lock(), os.getpid()
         self._caller: int | None = None
         self._broken = False

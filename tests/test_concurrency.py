@@ -229,6 +229,30 @@ def test_a_fork_in_the_middle_of_a_call(tiny_store: Store, tiny_model: OPTForCau
 
 
 @needs_fork
+@pytest.mark.parametrize("stage", [0, 5, 6])
+def test_a_forked_process_whose_torch_would_wait_for_threads_is_told_so(
+    tiny_store: Store, tiny_model: OPTForCausalLM, stage: int
+) -> None:
+    """Torch's threads stay behind in the process that was forked, which torch doesn't notice."""
+    torch.set_num_threads(2)
+    try:
+        before = write(load(tiny_store, stage), 1)  # only now there are threads
+        refused = Child(lambda: load(tiny_store, stage)).result()
+
+        def alone() -> list[int]:
+            torch.set_num_threads(1)
+            return write(load(tiny_store, stage), 2)
+
+        found = Child(alone).result()
+        after = write(load(tiny_store, stage), 3)
+    finally:
+        torch.set_num_threads(1)
+    assert refused.startswith("FlashliteError: this process was forked off one with a model")
+    assert "torch.set_num_threads(1) in this one, or start processes by 'spawn'" in refused
+    assert [before, found, after] == [write(tiny_model, 1), repr(write(tiny_model, 2)), write(tiny_model, 3)]
+
+
+@needs_fork
 def test_each_process_has_a_backend_of_its_own() -> None:
     mine = flash.default_backend()
     assert Child(lambda: flash.default_backend() is mine).result() == "False"

@@ -35,6 +35,7 @@ from flashlite.errors import CheckpointError, FlashliteError, PredictorError, St
 from flashlite.objects import LARGEST, parse_object
 from flashlite.packing import pack
 from flashlite.predictor import PredictorSet
+from flashlite.stages import LADDER
 from flashlite.store import MANIFEST, PREDICTOR, RESIDENT, Store, sealed
 from flashlite.text import encode, generation_config, load_tokenizer, token_windows
 
@@ -529,3 +530,23 @@ def test_more_tokens_than_positions_are_one_line_and_leave_the_model_usable(
     assert_one_line(FlashliteError, lambda: model(ids), words)
     assert_one_line(FlashliteError, lambda: model.generate(ids[:, :-2], max_new_tokens=5, min_new_tokens=5), words)
     assert torch.allclose(model(ids[:, :-1]).logits, tiny_model(ids[:, :-1]).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("stage", range(len(LADDER)))
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [
+        ([[5, TINY["vocab_size"]]], f"token {TINY['vocab_size']} is none of the model's {TINY['vocab_size']}"),
+        ([[2**40, 7, 5]], f"token {2**40} is none of the model's"),
+        ([[5, -1]], "token -1 is none of the model's"),
+    ],
+    ids=["next", "far", "negative"],
+)
+def test_tokens_that_the_model_lacks_are_one_line_and_leave_it_usable(
+    stage: int, ids: list[list[int]], words: str, tiny_store: Store, tiny_model: OPTForCausalLM
+) -> None:
+    model = flashlite.load(tiny_store, dram_budget=AMPLE, predictor="oracle", stage=stage)
+    wrong, right = torch.tensor(ids, dtype=torch.int64), torch.arange(5, 15)[None]
+    assert_one_line(FlashliteError, lambda: model(wrong), words)
+    assert_one_line(FlashliteError, lambda: model.generate(wrong, max_new_tokens=3), words)
+    assert torch.allclose(model(right).logits, tiny_model(right).logits, atol=1e-4)
