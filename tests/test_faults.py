@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ from flashlite.backends import PAUSES, Backend, NativeAio, Serial, Threads
 from flashlite.background import Background
 from flashlite.decoding import forced
 from flashlite.errors import ReadError
+from flashlite.predictor import PredictorSet
 from flashlite.stages import LADDER
-from flashlite.store import Store, ffn_file
+from flashlite.store import PREDICTOR, Store, ffn_file
 
 AMPLE, TIGHT = "2MB", "tight"  # room for every neuron; for so few that some are streamed for every token
 IDS = torch.randint(3, TINY["vocab_size"], (10,), generator=torch.Generator().manual_seed(5)).tolist()
@@ -336,24 +338,37 @@ def test_a_file_that_is_truncated_while_open_is_named_with_the_offset(
 # Too many open files
 
 
+@contextlib.contextmanager
+def room_for_files(count: int) -> Iterator[None]:
+    """So many more may be opened."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + count, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_limit_of_open_files_is_no_fault_of_the_predictor(store: Store) -> None:
+    message = rf"{PREDICTOR}: cannot be opened: Too many open files: close some"
+    with room_for_files(0), pytest.raises(ReadError, match=message):
+        PredictorSet.load(store.path / PREDICTOR, store.layers, store.shape)
+
+
 @pytest.mark.parametrize("stage", [0, 1, 5, 6])
 def test_a_limit_of_open_files_is_one_clear_error(store: Store, expected: Expected, stage: int) -> None:
     """With room for none, one, two … more, until there is room for all that a model needs."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    load(store.path, stage)  # so that all modules are imported
     refused: list[str] = []
-    try:
-        for room in range(64):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            free = os.dup(0)
-            os.close(free)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (free + room, hard))
-            try:
+    for room in range(64):
+        try:
+            with room_for_files(room):
                 model = load(store.path, stage)
-                break
-            except ReadError as error:
-                refused.append(str(error))
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            break
+        except ReadError as error:
+            refused.append(str(error))
     assert len(refused) >= 2
     assert all("cannot be opened: Too many open files: close some, or allow more" in line for line in refused)
     assert not any("\n" in line for line in refused)
