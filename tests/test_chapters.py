@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -16,6 +18,7 @@ from flashlite.course.manifest import read_course
 ROOT = Path(__file__).parent.parent
 CHAPTERS = run_chapters.notebooks([])
 IDS = [path.stem for path in CHAPTERS]
+RUNS = "test_a_chapter_runs["
 EACH = pytest.mark.parametrize("path", CHAPTERS, ids=IDS)
 
 
@@ -105,25 +108,32 @@ def test_links_between_chapters_lead_somewhere(path: Path) -> None:
         assert target.startswith("https://") or (path.parent / target).exists(), target
 
 
-@pytest.fixture(scope="session")
-def chapters_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty place for packed models, shared by all chapters: the first packs, the others find it."""
-    return tmp_path_factory.mktemp("home")
-
-
 def untracked() -> str:
     return subprocess.run(
         ["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=False
     ).stdout
 
 
+@pytest.fixture(scope="module")
+def running(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[dict[Path, Future[nbformat.NotebookNode]]]:
+    """Every chapter that was asked for, run two at a time. The first to need a packed model packs it for all."""
+    asked = [item.callspec.params["path"] for item in request.session.items if item.name.startswith(RUNS)]
+    before = untracked()
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
+        patch.setenv("FLASHLITE_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("OMP_NUM_THREADS", "1")  # more would wait for each other
+        folders = [
+            ROOT if int(path.name[:2]) % 2 else ROOT / "chapters" for path in asked
+        ]  # students start from either
+        yield {path: pool.submit(run_chapters.run, path, folder) for path, folder in zip(asked, folders, strict=True)}
+    assert untracked() == before, "running a chapter leaves nothing behind"
+
+
 @pytest.mark.slow
 @EACH
-def test_a_chapter_runs(path: Path, chapters_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FLASHLITE_HOME", str(chapters_home))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    before = untracked()
-    folder = ROOT if int(path.name[:2]) % 2 else ROOT / "chapters"  # students start from either
-    executed = run_chapters.run(path, folder)
+def test_a_chapter_runs(path: Path, running: dict[Path, Future[nbformat.NotebookNode]]) -> None:
+    executed = running[path].result()
     assert all(cell.execution_count for cell in executed.cells if cell.cell_type == "code")
-    assert untracked() == before, "running a chapter leaves nothing behind"
