@@ -209,10 +209,9 @@ class PredictorSet:
             )
         try:
             content = path.read_bytes()  # not mapped: cut while it is read, a mapped file ends the process
-            metadata = _metadata(content)
+            tensors, metadata = load_tensors(content), _metadata(content)
             if metadata.get("format") != str(FORMAT):
                 raise PredictorError(f"{path} has another format than {FORMAT}: train the predictor again")
-            tensors = load_tensors(content)
             if metadata["sha256"] != _digest(tensors, metadata["reports"]):
                 raise PredictorError(f"{path} was altered: train the predictor again")
             parts = [[tensors[f"layers.{i}.{name}"] for name in PARTS] for i in range(layers)]
