@@ -14,11 +14,12 @@ import platform
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
+from flashlite.crew import Crew, Job
 from flashlite.errors import ReadError
 from flashlite.reads import IOVEC, Reads
 
@@ -79,26 +80,28 @@ class Threads:
 
     def __init__(self, depth: int = 32) -> None:
         self.depth = depth
-        self._pool = ThreadPoolExecutor(depth, thread_name_prefix="flash")
+        self._crew = Crew(depth, "flash")
 
     class _Batch:
-        def __init__(self, parts: list[Future[list[int]]]) -> None:
+        def __init__(self, parts: list[Job]) -> None:
             self._parts = parts
 
         def wait(self) -> np.ndarray:
-            return np.array([done for part in self._parts for done in part.result()], np.int64)
+            return np.array([done for part in self._parts for done in part.wait()], np.int64)
 
     def submit(self, fd: int, reads: Reads) -> Batch:
         def read_part(part: range) -> list[int]:
             return [_read_one(fd, reads, i) for i in part]
 
         share = -(-len(reads) // self.depth) or 1
-        parts: list[Future[list[int]]] = []
+        ranges = [range(i, min(i + share, len(reads))) for i in range(0, len(reads), share)]
+        parts = [Job(partial(read_part, part)) for part in ranges]
         try:
-            for i in range(0, len(reads), share):
-                parts.append(self._pool.submit(read_part, range(i, min(i + share, len(reads)))))
+            for part in parts:
+                self._crew.submit(part)
         except BaseException:
-            wait(parts)
+            for part in parts:
+                part.call_off()
             raise
         return self._Batch(parts)
 

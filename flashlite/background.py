@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
-
-import numpy as np
-
 from flashlite.backends import Backend, Batch
+from flashlite.crew import Crew, Job
 from flashlite.reads import Reads
 
 
@@ -18,18 +15,13 @@ class Background:
 
     def __init__(self, backend: Backend) -> None:
         self.depth = backend.depth
-        self._backend, self._thread = backend, ThreadPoolExecutor(1, thread_name_prefix="flash-ahead")
-
-    class _Batch:
-        def __init__(self, future: Future[np.ndarray]) -> None:
-            self._future = future
-
-        def wait(self) -> np.ndarray:
-            return self._future.result()
+        self._backend, self._thread = backend, Crew(1, "flash-ahead")
 
     def submit(self, fd: int, reads: Reads) -> Batch:
+        job = Job(lambda: self._backend.submit(fd, reads).wait())
         try:
-            return self._Batch(self._thread.submit(lambda: self._backend.submit(fd, reads).wait()))
+            self._thread.submit(job)
         except BaseException:
-            self._thread.submit(int).result()  # after all that the thread was given before
+            job.call_off()
             raise
+        return job

@@ -7,12 +7,12 @@ model.flash.last_token          # where the last token's time went
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -126,8 +126,8 @@ class Engine:
         model.tie_weights()
         model.requires_grad_(False).eval()
         guard(model)
-        within(model, self._counted_call)
-        within(model.model.decoder, self._decoding)
+        within(model, self._count)
+        within(model.model.decoder, self._decode)
         model.model.decoder.layers[0].register_forward_pre_hook(self._see_shape)
         model.lm_head.register_forward_pre_hook(_compact)
         if not self.stage.resident:
@@ -146,22 +146,26 @@ class Engine:
         for ffn in self._sparse:
             ffn.forget()
 
-    @contextlib.contextmanager
-    def _decoding(self) -> Iterator[None]:
-        with self.turns.turn():
+    def _decode(self, decoder: Callable[[], Any]) -> Any:
+        """One call of the decoder, which may be all of it that is called."""
+
+        def read_and_decode() -> Any:
             if not self.stage.resident:
                 self._read_group(EMBEDDINGS)
-            yield
+            return decoder()
+
+        return self.turns.take(read_and_decode)
 
     def _see_shape(self, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
         self.call.sequences, self.call.tokens = args[0].shape[:2]  # hidden states: [sequences, tokens, d_model]
 
-    @contextlib.contextmanager
-    def _counted_call(self) -> Iterator[None]:
-        with self.turns.turn():
+    def _count(self, model: Callable[[], Any]) -> Any:
+        """One call of the model, and what it costs."""
+
+        def counted() -> Any:
             began, timing, counters = time.perf_counter(), self.timing.seconds(), self.counters
             prefetched, wasted = self.prefetched_bytes, self.wasted_bytes
-            yield
+            result = model()
             total = 1e3 * (time.perf_counter() - began)
             io, memory, product = (1e3 * (b - a) for a, b in zip(timing, self.timing.seconds(), strict=True))
             read = self.counters - counters
@@ -169,6 +173,9 @@ class Engine:
                 self.call.tokens, io, memory, total - io - memory, total, product, read.records, read.reads,
                 read.bytes, self.prefetched_bytes - prefetched, self.wasted_bytes - wasted,
             ))  # fmt: skip
+            return result
+
+        return self.turns.take(counted)
 
 
 def _compact(head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,13 +39,13 @@ class Turns:
 
     def __init__(self, mend: Callable[[], None]) -> None:
         check_process()
-        self._mend, self._lock, self._process = mend, threading.Lock(), os.getpid()
+        self._mend, self._lock, self._process = mend, threading.RLock(), os.getpid()
         self._caller: int | None = None
         self._broken = False
 
-    @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
-        """Wait for the other threads' turns and take one; within a turn this does nothing.
+    def take(self, work: Callable[[], Any]) -> Any:
+        """Wait for the other threads' turns, do some work in one of one's own and return what it returns; within a turn
+        it is just done.
 
         Raises FlashliteError in a process that was forked off after the model was loaded.
         """
@@ -55,29 +53,33 @@ class Turns:
             raise FlashliteError(
                 "the model was loaded in another process, whose reads it needs: load it again in this one"
             )
-        if self._caller == threading.get_ident():
-            yield
-            return
-        with self._lock:
-            self._caller = threading.get_ident()
-            try:
-                if self._broken:
-                    self._mend()
-                self._broken = True
-                yield
-                self._broken = False
-            finally:
+        if self._caller == (me := threading.get_ident()):
+            return work()
+        try:  # and not `with`, nor a generator: an interrupt can come between their beginning and their block
+            self._lock.acquire()
+            self._caller = me
+            if self._broken:
+                self._mend()
+            self._broken = True
+            result = work()
+            self._broken = False
+            return result
+        finally:
+            if self._caller == me:
                 self._caller = None
+            try:  # noqa: SIM105
+                self._lock.release()
+            except RuntimeError:  # it was still waiting
+                pass
 
 
-def within(module: nn.Module, span: Callable[[], AbstractContextManager[None]]) -> None:
-    """Have every call of a module happen inside `span()`. Torch's hooks won't do: none runs after an interrupt."""
+def within(module: nn.Module, span: Callable[[Callable[[], Any]], Any]) -> None:
+    """Have every call of a module be `span(call)`. Torch's hooks won't do: none runs after an interrupt."""
     forward, this = type(module).forward, weakref.ref(module)  # a module that held itself would outlive its owner
 
     @functools.wraps(forward)
     def call(*args: Any, **kwargs: Any) -> Any:
-        with span():
-            return forward(this(), *args, **kwargs)
+        return span(lambda: forward(this(), *args, **kwargs))
 
     call.__signature__ = inspect.signature(module.forward)  # type: ignore[attr-defined]
     module.forward = call

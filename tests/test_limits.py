@@ -30,7 +30,7 @@ def run_limited(limits: Limits, code: str, folder: Path) -> subprocess.Completed
     )
     command = [sys.executable, "-c", script, limits.to_json()]
     variables = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False, timeout=60)
 
 
 @linux_only
