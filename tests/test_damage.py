@@ -17,7 +17,7 @@ import torch
 from conftest import add_predictor, make_model, save_checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save, save_file
 from transformers import OPTForCausalLM
 
 import flashlite
@@ -358,6 +358,34 @@ def test_layers_that_changed_places_are_found(name: str, forged: bool, victim: V
         victim.check()
     stage = 3 if name == SPLIT else 5
     assert_refused(lambda: victim.speak(stage), ReadError, rf"{name}: layer 0, {piece} of neuron \d+ was altered")
+
+
+def test_names_that_changed_places_in_a_header_are_noticed_at_opening(victim: Victim) -> None:
+    content = victim.sound[SPLIT]
+    for old, new in ((b"s.0.up", b"s.?.up"), (b"s.1.up", b"s.0.up"), (b"s.?.up", b"s.1.up")):
+        content = content.replace(old, new)
+    assert len(content) == len(victim.sound[SPLIT])
+    victim.alter(SPLIT, content)
+    assert_refused(lambda: Store(victim.path), StoreError, f"{SPLIT}: its header was altered")
+
+
+OTHER_KINDS: dict[str, tuple[str, str, Callable[[torch.Tensor], torch.Tensor], str]] = {
+    "turned weights": (RESIDENT, "model.decoder.embed_tokens.weight", lambda t: t.T, "holds other weights"),
+    "half weights": (RESIDENT, "model.decoder.layers.1.fc1.bias", lambda t: t.half(), "is not fp32 throughout"),
+    "wide records": (SPLIT, "layers.1.up", lambda t: t.half(), "layer 1 has another shape"),
+    "short records": (BUNDLED, "layers.2.bundle", lambda t: t[:, :-1], "layer 2 has another shape"),
+    "few checksums": (CHECKSUMS, "bundled.layers.2.bundle", lambda t: t[:-1], "not one checksum a record"),
+    "odd checksums": (CHECKSUMS, "split.layers.0.up", lambda t: t.view(torch.float32), "not one checksum a record"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_tensors_of_another_kind_are_refused_though_the_manifest_agrees(kind: str, victim: Victim) -> None:
+    name, tensor, change, message = OTHER_KINDS[kind]
+    tensors = load(victim.sound[name])
+    victim.alter(name, save(tensors | {tensor: change(tensors[tensor]).contiguous()}))
+    victim.forge(name)
+    assert_refused(lambda: Store(victim.path), StoreError, message)
 
 
 @pytest.mark.parametrize("name", [SPLIT, BUNDLED])

@@ -279,6 +279,23 @@ def test_a_format_that_was_altered_is_no_newer_one(copy: Path) -> None:
     assert_refused(copy, "manifest.json was altered; pack the model again")
 
 
+def test_a_manifest_that_says_the_same_in_other_bytes_was_altered(copy: Path) -> None:
+    """One bit is enough for that where a name holds more than ASCII."""
+    edit_manifest(copy, lambda m: m.update(name="modèle"))
+    text = (copy / MANIFEST).read_text()
+    assert Store(copy).manifest["name"] == "modèle"
+    (copy / MANIFEST).write_text(text.replace(r"mod\u00e8le", r"mod\u00E8le"))
+    assert (copy / MANIFEST).read_text() != text
+    assert_refused(copy, "manifest.json was altered; pack the model again")
+
+
+@pytest.mark.parametrize("name", [RESIDENT, SPLIT, BUNDLED, CHECKSUMS])
+@pytest.mark.parametrize("edit", [lambda sums: sums.popitem(), lambda sums: sums.update(x="")], ids=["fewer", "more"])
+def test_manifest_that_names_other_tensors_is_refused(name: str, edit: Callable[[Any], object], copy: Path) -> None:
+    edit_manifest(copy, lambda m: edit(m["files"][name]["sha256"]))
+    assert_refused(copy, f"{name} holds other tensors than the manifest says")
+
+
 @pytest.mark.parametrize("name", [RESIDENT, SPLIT, BUNDLED, CHECKSUMS])
 @pytest.mark.parametrize("size", [0, 4, 100, 8192, -1])
 def test_truncated_file_is_refused(name: str, size: int, copy: Path) -> None:
