@@ -27,7 +27,7 @@ from flashlite.decoding import forced
 from flashlite.errors import ReadError
 from flashlite.predictor import PredictorSet
 from flashlite.stages import LADDER
-from flashlite.store import PREDICTOR, Store, ffn_file
+from flashlite.store import PREDICTOR, RESIDENT, Store, ffn_file
 
 AMPLE, TIGHT = "2MB", "tight"  # room for every neuron; for so few that some are streamed for every token
 IDS = torch.randint(3, TINY["vocab_size"], (10,), generator=torch.Generator().manual_seed(5)).tolist()
@@ -355,6 +355,12 @@ def test_a_limit_of_open_files_is_no_fault_of_the_predictor(store: Store) -> Non
     message = rf"{PREDICTOR}: cannot be opened: Too many open files: close some"
     with room_for_files(0), pytest.raises(ReadError, match=message):
         PredictorSet.load(store.path / PREDICTOR, store.layers, store.shape)
+
+
+def test_a_limit_of_open_files_is_no_fault_of_the_weights(store: Store) -> None:
+    message = rf"{RESIDENT}: cannot be opened: Too many open files: close some"
+    with room_for_files(0), pytest.raises(ReadError, match=message):
+        store.verify_file(RESIDENT)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 5, 6])

@@ -26,6 +26,7 @@ import flashlite
 from flashlite.bundle import FFNShape, pack_bundles, unpack_bundles
 from flashlite.errors import CheckpointError, StoreError
 from flashlite.files import DTYPES, SafetensorsWriter, read_extents
+from flashlite.objects import LARGEST
 from flashlite.packing import pack
 from flashlite.store import CHECKSUMS, FORMAT, MANIFEST, RESIDENT, Store, ffn_file, sealed
 
@@ -358,6 +359,47 @@ def test_manifest_with_a_senseless_configuration_is_refused(key: str, value: obj
 def test_unknown_dtype_in_the_manifest_is_named(copy: Path) -> None:
     edit_manifest(copy, lambda m: m.update(dtype="int3"))
     assert_refused(copy, "int3")
+
+
+def entry(dtype: str, shape: list[Any], begin: float, end: float) -> dict[str, Any]:
+    """What a header says of a tensor."""
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+BYTES = entry("U8", [4], 0, 4)
+BAD_HEADERS: dict[str, tuple[dict[str, Any], str]] = {
+    "gap": ({"a": BYTES, "b": entry("U8", [4], 5, 9)}, "don't follow one on the other"),
+    "gap before the first": ({"a": entry("U8", [4], 1, 5)}, "don't follow one on the other"),
+    "overlap": ({"a": BYTES, "b": entry("U8", [4], 3, 7)}, "don't follow one on the other"),
+    "twice": ({"a": BYTES, "b": BYTES}, "don't follow one on the other"),
+    "behind the end": ({"a": entry("U8", [17], 0, 17)}, "ends behind the end of the file"),
+    "before the data": ({"a": entry("U8", [4], -4, 0)}, "no natural number"),
+    "fraction": ({"a": entry("U8", [4], 0, 4.0)}, "no natural number"),
+    "fraction in a shape": ({"a": entry("U8", [4.0], 0, 4)}, "no natural number"),
+    "negative shape": ({"a": entry("U8", [-2, -2], 0, 4)}, "no natural number"),
+    "truth in a shape": ({"a": entry("U8", [4, True], 0, 4)}, "no natural number"),
+    "another size": ({"a": entry("U8", [3], 0, 4)}, "size differs from its shape"),
+    "off the grid": ({"a": entry("U8", [1], 0, 1), "b": entry("F32", [1], 1, 5)}, "off the grid of its numbers"),
+    "endless shape": ({"a": entry("U8", [2**63, 0, 2**63], 0, 4)}, "size differs from its shape"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_HEADERS)
+def test_a_header_that_no_writer_writes_is_refused(kind: str, tmp_path: Path) -> None:
+    header, message = BAD_HEADERS[kind]
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    (tmp_path / "file").write_bytes(len(text).to_bytes(8, "little") + text + bytes(16))
+    with pytest.raises(StoreError, match=f"file is damaged: .*{message}; pack the model again$"):
+        read_extents(tmp_path / "file")
+
+
+@pytest.mark.parametrize(("length", "size"), [(1, 100), (93, 100), (LARGEST + 1, 2 * LARGEST)])
+def test_a_header_that_does_not_fit_is_not_read(length: int, size: int, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(length.to_bytes(8, "little") + b"{}")
+    os.truncate(tmp_path / "file", size)
+    with pytest.raises(StoreError, match="its header does not fit the file"):
+        read_extents(tmp_path / "file")
 
 
 # What verify finds
