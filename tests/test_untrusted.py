@@ -28,7 +28,7 @@ from tokenizers import Tokenizer, models
 from transformers import OPTForCausalLM, PreTrainedTokenizerFast
 
 import flashlite
-from flashlite import cli
+from flashlite import cli, predictor
 from flashlite.checkpoint import LARGEST as LARGEST_SIZES
 from flashlite.checkpoint import OTHER_FIELDS, Checkpoint
 from flashlite.errors import CheckpointError, FlashliteError, PredictorError, StoreError
@@ -367,11 +367,19 @@ def test_resident_weights_of_another_model_are_refused(copy: Path) -> None:
         assert_one_line(StoreError, lambda: Store(copy), "holds other weights than the manifest's configuration")
 
 
+def save_predictor(tensors: dict[str, torch.Tensor], reports: str, path: Path) -> None:
+    """As flashlite writes it, with the right checksum."""
+    checksum = predictor._digest(tensors, reports)
+    save_file(tensors, path, {"format": str(predictor.FORMAT), "reports": reports, "sha256": checksum})
+
+
 REPORTS: dict[str, Any] = {
     "none": [], "too few": [{}], "deep": "deep", "text": [{"window_rows": ["x"]}],
-    "nan": [{"window_rows": [float("nan")]}],
+    "nan": [{"window_rows": [float("nan")]}], "infinite": [{"window_rows": [float("inf")]}],
     "negative": [{"window_rows": [-1.0]}], "no window": [{"window_rows": []}], "object": {"a": 1},
+    "negative share": [{"recall": -0.5}], "infinite share": [{"active": float("inf")}], "no share": [{"recall": None}],
 }  # fmt: skip
+WRONG_PREDICTOR = "is damaged or another model's: .*; train the predictor again|was trained for another model"
 
 
 @pytest.mark.parametrize("kind", REPORTS)
@@ -380,8 +388,20 @@ def test_senseless_reports_of_a_predictor_are_one_line(kind: str, copy: Path, ti
     if isinstance(given := REPORTS[kind], list):
         given = [report | change for report, change in zip(reports, given * 3 if kind != "too few" else given)]  # noqa: B905
     text = "[" * 200_000 if kind == "deep" else json.dumps(given)
-    save_file(load_file(copy / PREDICTOR), copy / PREDICTOR, {"format": "1", "reports": text})
-    assert_one_line(PredictorError, lambda: flashlite.load(copy, dram_budget=AMPLE), "train the predictor again")
+    save_predictor(load_file(copy / PREDICTOR), text, copy / PREDICTOR)
+    assert_one_line(PredictorError, lambda: flashlite.load(copy, dram_budget=AMPLE), WRONG_PREDICTOR)
+
+
+def test_a_predictor_saved_anew_is_as_good(copy: Path, tiny_store: Store) -> None:
+    """So that those above and below are refused for what was changed in them alone."""
+    reports = PredictorSet.load(copy / PREDICTOR, 3, tiny_store.shape).reports
+    save_predictor(load_file(copy / PREDICTOR), json.dumps([vars(report) for report in reports]), copy / PREDICTOR)
+    assert PredictorSet.load(copy / PREDICTOR, 3, tiny_store.shape).reports == reports
+
+
+def test_a_predictor_of_another_format_is_one_line(copy: Path) -> None:
+    save_file(load_file(copy / PREDICTOR), copy / PREDICTOR, {"format": "1", "reports": "[]"})
+    assert_one_line(PredictorError, lambda: flashlite.load(copy, dram_budget=AMPLE), "has another format than")
 
 
 @pytest.mark.parametrize("part", ["a", "a_scale", "b", "b_scale", "bias"])
@@ -389,8 +409,8 @@ def test_predictors_of_another_dtype_are_one_line(part: str, copy: Path, tiny_st
     reports = [vars(report) for report in PredictorSet.load(copy / PREDICTOR, 3, tiny_store.shape).reports]
     state = load_file(copy / PREDICTOR)
     state[f"layers.1.{part}"] = state[f"layers.1.{part}"].double()
-    save_file(state, copy / PREDICTOR, {"format": "1", "reports": json.dumps(reports)})
-    assert_one_line(PredictorError, lambda: flashlite.load(copy, dram_budget=AMPLE), "train the predictor again")
+    save_predictor(state, json.dumps(reports), copy / PREDICTOR)
+    assert_one_line(PredictorError, lambda: flashlite.load(copy, dram_budget=AMPLE), WRONG_PREDICTOR)
 
 
 # Tokenizers
