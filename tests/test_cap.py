@@ -57,7 +57,7 @@ def test_systemd_where_it_is_all_there_is(monkeypatch: pytest.MonkeyPatch, tmp_p
     with memory_cap(CAP) as cap:
         assert cap.how == "systemd"
         assert cap.wrap(["true"])[-1] == "true"
-        assert f"MemoryMax={CAP}" in cap.wrap(["true"])
+        assert {f"MemoryMax={CAP}", "MemorySwapMax=0"} <= set(cap.wrap(["true"]))
 
 
 def test_version_2_limits_a_group_beside_our_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -72,3 +72,33 @@ def test_version_2_limits_a_group_beside_our_own(monkeypatch: pytest.MonkeyPatch
         assert cap.group is not None
         assert cap.group.parent == tmp_path / "user"
         assert (cap.group / "memory.max").read_text() == str(CAP)
+
+
+@pytest.mark.parametrize(
+    ("version", "limits"),
+    [
+        ("cgroup v2", {"memory.max": CAP, "memory.swap.max": 0}),
+        ("cgroup v1", {"memory.limit_in_bytes": CAP, "memory.memsw.limit_in_bytes": CAP}),
+    ],
+)
+def test_swap_is_no_way_around_the_cap(
+    version: str, limits: dict[str, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On a tree whose groups come with the files that the kernel makes."""
+    mkdir = Path.mkdir
+
+    def with_files(group: Path) -> None:
+        mkdir(group)
+        for name in limits:
+            (group / name).touch()
+
+    (tmp_path / "memory").mkdir()
+    if version == "cgroup v2":
+        (tmp_path / "cgroup.controllers").touch()
+    monkeypatch.setattr(Path, "mkdir", with_files)
+    monkeypatch.setattr(cap_module, "CGROUPS", tmp_path)
+    monkeypatch.setattr(cap_module, "_works", lambda command: True)
+    with memory_cap(CAP) as cap:
+        assert cap.how == version
+        assert cap.group is not None
+        assert {name: (cap.group / name).read_text() for name in limits} == {n: str(v) for n, v in limits.items()}

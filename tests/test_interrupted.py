@@ -253,6 +253,17 @@ def test_only_what_dead_writers_left_goes(kind: str, owner: str, stays: bool, ho
     assert (home / "a[b]*").read_text() == "new"
 
 
+def test_what_another_users_process_writes_is_left_alone(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(pid: int, number: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    left = home / f".file.writing-{DEAD}-0"
+    left.touch()
+    monkeypatch.setattr(atomic.os, "kill", refuse)
+    write_file(home / "file", "new")
+    assert left.exists()
+
+
 def test_what_this_process_writes_is_left_alone(home: Path) -> None:
     def write_another() -> None:
         with new_folder(home / "store") as other:
