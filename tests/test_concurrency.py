@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import signal
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY
@@ -17,8 +19,9 @@ from transformers import OPTForCausalLM
 
 import flashlite
 from flashlite import flash, overlap
-from flashlite.backends import NativeAio, Threads
+from flashlite.backends import NativeAio, Serial, Threads
 from flashlite.background import Background
+from flashlite.direct import aligned_buffer
 from flashlite.errors import FlashliteError
 from flashlite.stages import LADDER
 from flashlite.store import Store
@@ -257,3 +260,25 @@ def test_each_process_has_a_backend_of_its_own() -> None:
     mine = flash.default_backend()
     assert Child(lambda: flash.default_backend() is mine).result() == "False"
     assert flash.default_backend() is mine
+
+
+@needs_fork
+def test_a_forked_process_waits_for_no_read_of_the_other(tiny_store: Store) -> None:
+    """Only the other one's threads or queues could end it."""
+    waited = []
+
+    class Watched(Serial):
+        class _Batch(Serial._Batch):
+            def wait(self) -> np.ndarray:
+                waited.append(os.getpid())
+                return super().wait()
+
+    def drop() -> list[int]:
+        tickets.clear()
+        gc.collect()
+        return waited
+
+    none = np.zeros(1, np.int64)
+    tickets = [tiny_store.open_ffn("bundled", Watched()).submit(none, 4096, aligned_buffer(1, 4096), none)]
+    assert Child(drop).result() == "[]"
+    assert drop() == [os.getpid()]

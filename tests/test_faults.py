@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -21,11 +22,12 @@ from transformers import OPTForCausalLM
 
 import flashlite
 from flashlite import backends, cli, direct, flash, overlap
-from flashlite.backends import PAUSES, Backend, NativeAio, Serial, Threads
+from flashlite.backends import PAUSES, Backend, Batch, NativeAio, Serial, Threads
 from flashlite.background import Background
 from flashlite.decoding import forced
 from flashlite.errors import ReadError
 from flashlite.predictor import PredictorSet
+from flashlite.reads import Reads
 from flashlite.stages import LADDER
 from flashlite.store import PREDICTOR, RESIDENT, Store, ffn_file
 
@@ -270,6 +272,48 @@ def test_an_interrupted_wait_can_be_repeated(store: Store) -> None:
     content = (store.path / ffn_file("bundled")).read_bytes()
     for row in rows:
         assert buffer[row].tobytes() == content[2 * row * file.alignment :][: file.alignment]
+
+
+def test_threads_interrupted_as_they_begin_leave_no_read_under_way(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, rows = Threads(2), np.arange(2)
+    submit, begun = backend._pool.submit, []
+
+    def interrupted(work: Callable[..., Any], *args: Any) -> Any:
+        if begun:
+            raise KeyboardInterrupt
+        begun.append(submit(lambda: (time.sleep(0.02), work(*args))))
+        return begun[0]
+
+    monkeypatch.setattr(backend._pool, "submit", interrupted)
+    file = store.open_ffn("bundled", backend)
+    with pytest.raises(KeyboardInterrupt):
+        file.read(2 * file.alignment * rows, file.alignment, direct.aligned_buffer(2, file.alignment), rows)
+    assert begun[0].done()
+
+
+def test_background_interrupted_as_it_begins_leaves_no_read_under_way(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread has the reads already, but nobody has the batch."""
+    ended, row = [], np.zeros(1, np.int64)
+
+    class Slow(Serial):
+        def submit(self, fd: int, reads: Reads) -> Batch:
+            time.sleep(0.02)
+            batch = super().submit(fd, reads)
+            ended.append(batch)
+            return batch
+
+    def interrupt(future: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Background, "_Batch", staticmethod(interrupt))
+    file = store.open_ffn("bundled", Background(Slow()))
+    with pytest.raises(KeyboardInterrupt):
+        file.read(row, file.alignment, direct.aligned_buffer(1, file.alignment), row)
+    assert ended
 
 
 def test_native_aio_gives_up_a_queue_whose_wait_is_broken_off(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
