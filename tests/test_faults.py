@@ -26,6 +26,7 @@ from flashlite.backends import PAUSES, Backend, Batch, NativeAio, Serial, Thread
 from flashlite.background import Background
 from flashlite.decoding import forced
 from flashlite.errors import ReadError
+from flashlite.neurons import wait_all
 from flashlite.predictor import PredictorSet
 from flashlite.reads import Reads
 from flashlite.stages import LADDER
@@ -256,6 +257,16 @@ def interrupt(model: OPTForCausalLM, expected: Expected, times: int, seed: int) 
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     return met
+
+
+def test_waiting_for_several_ends_those_behind_a_failed_one_too(store: Store) -> None:
+    plan, row = Plan(), np.zeros(1, np.int64)
+    file = store.open_ffn("bundled", Faulty(Serial(), plan))
+    plan.arm(Fault("eio", 1, 0))
+    tickets = [file.submit(row, file.alignment, direct.aligned_buffer(1, file.alignment), row) for _ in range(3)]
+    with pytest.raises(ReadError, match="Input/output error"):
+        wait_all(tickets)
+    assert plan.under_way == 0
 
 
 def test_an_interrupted_wait_can_be_repeated(store: Store) -> None:

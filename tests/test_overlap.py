@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -127,3 +128,26 @@ def test_a_read_that_fails_in_the_background_is_an_error_and_no_wrong_token(tiny
         [model(torch.tensor([[token]]), past_key_values=cache) for token in IDS[16:32]]
     (store.path / ffn_file("bundled")).write_bytes(whole)
     torch.testing.assert_close(logits_of(model), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_guess_whose_read_failed_unseen_is_not_believed(
+    tiny_store: Store, tiny_model: OPTForCausalLM, tmp_path: Path
+) -> None:
+    """The call that would have met the error breaks off before."""
+    store = Store(shutil.copytree(tiny_store.path, tmp_path / "copied"))
+    model, path = load(store, "overlap", "oracle"), store.path / ffn_file("bundled")
+    whole = path.read_bytes()
+
+    def fail(*_: Any) -> None:
+        raise InterruptedError
+
+    hook = model.model.decoder.layers[2].self_attn.register_forward_pre_hook(fail)
+    os.truncate(path, model.flash.file.begins[2][0])
+    with pytest.raises(InterruptedError):
+        model(torch.tensor([IDS[:1]]))
+    model.flash.ahead.file.settle()
+    path.write_bytes(whole)
+    hook.remove()
+    for token in IDS[:3]:
+        ids = torch.tensor([[token]])
+        torch.testing.assert_close(model(ids).logits, tiny_model(ids).logits, atol=1e-4, rtol=1e-4)
