@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from flashlite.backends import NativeAio, Serial, Threads
 from flashlite.background import Background
 from flashlite.direct import aligned_buffer
 from flashlite.errors import FlashliteError
+from flashlite.model import build
 from flashlite.stages import LADDER
 from flashlite.store import Store
 
@@ -253,6 +255,23 @@ def test_a_forked_process_whose_torch_would_wait_for_threads_is_told_so(
     assert refused.startswith("FlashliteError: this process was forked off one with a model")
     assert "torch.set_num_threads(1) in this one, or start processes by 'spawn'" in refused
     assert [before, found, after] == [write(tiny_model, 1), repr(write(tiny_model, 2)), write(tiny_model, 3)]
+
+
+@needs_fork
+@pytest.mark.parametrize("how", ["load", "build"])
+def test_a_forked_process_is_told_so_before_torch_computes(how: str, tiny_store: Store, tmp_path: Path) -> None:
+    """Packing would be the first to wait."""
+    torch.set_num_threads(2)
+    try:
+        load(tiny_store, 5)
+        works = {
+            "load": lambda: flashlite.load(tmp_path),
+            "build": lambda: build(tiny_store, LADDER["pool"], "2MB", "oracle"),
+        }
+        refused = Child(works[how]).result()
+    finally:
+        torch.set_num_threads(1)
+    assert refused.startswith("FlashliteError: this process was forked off one with a model")
 
 
 @needs_fork
