@@ -303,6 +303,16 @@ def test_weights_that_are_no_dict_are_refused(content: object, tmp_path: Path, t
     assert_refused(checkpoint, tmp_path / "store", "expected a dict of tensors")
 
 
+def test_a_tensor_that_memory_has_no_room_for_is_named(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory:\nyou tried to allocate 8 bytes")
+
+    monkeypatch.setattr(Tensor, "clone", fails)
+    assert_refused(checkpoint, tmp_path / "store", "weight is too large for this machine's memory$")
+
+
 class Malicious:
     """An object whose unpickling creates a file."""
 

@@ -505,6 +505,16 @@ def test_a_failed_ticket_fails_each_time(victim: Victim) -> None:
         assert_refused(ticket.wait, ReadError, f"layer 2, bundle of neuron {neuron} was altered")
 
 
+def test_a_ticket_that_was_waited_for_looks_at_its_rows_no_more(tiny_store: Store) -> None:
+    """By then they may hold what another one read."""
+    store = VerifiedStore(tiny_store.path)
+    buffer, offset = np.zeros((1, store.shape.record_bytes), np.uint8), store.piece_offset("bundled", 0, "bundle")
+    ticket = store.open_ffn("bundled").submit(np.array([offset]), buffer.shape[1], buffer, np.array([0]))
+    ticket.wait()
+    buffer[:] = 0
+    ticket.wait()
+
+
 def test_bench_hands_the_wish_on(tiny_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = []
 

@@ -278,6 +278,14 @@ def test_what_this_process_writes_is_left_alone(home: Path) -> None:
     assert os.listdir(home) == ["store"]
 
 
+def test_a_name_that_is_taken_is_refused_before_anything_is_written(home: Path) -> None:
+    (home / "store").mkdir()
+    written: list[Path] = []
+    with pytest.raises(StoreError, match="exists already"), new_folder(home / "store") as unfinished:
+        written.append(unfinished)
+    assert not written
+
+
 def test_a_file_keeps_its_content_until_the_new_one_is_complete(home: Path) -> None:
     write_file(home / "file", "old")
     with contextlib.suppress(KeyboardInterrupt), new_file(home / "file") as unfinished:

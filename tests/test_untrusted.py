@@ -264,6 +264,11 @@ def test_senseless_json_is_one_line(kind: str, checkpoint: Path, copy: Path, tmp
     assert_one_line(CheckpointError, lambda: pack(checkpoint, out), "config.json is not valid JSON")
 
 
+def test_of_a_file_larger_than_memory_little_is_read(copy: Path) -> None:
+    os.truncate(copy / MANIFEST, 2**40)
+    assert_one_line(StoreError, lambda: Store(copy), f"it has more than {LARGEST} bytes")
+
+
 @pytest.mark.parametrize("kind", SENSELESS)
 def test_senseless_headers_are_one_line(kind: str, copy: Path) -> None:
     header = SENSELESS[kind][:LARGEST]
@@ -518,6 +523,16 @@ def test_prompts_that_cannot_be_continued_are_one_line(
     assert (code, out) == (1, "")
     assert len(err.splitlines()) == 1
     assert words in err
+
+
+def test_a_prompt_leaves_a_position_free(tiny_store: Store) -> None:
+    def tokens_of(prompt: str, verbose: bool) -> dict[str, list[int]]:
+        return {"input_ids": [5] * len(prompt)}
+
+    assert encode(tokens_of, "x" * 127, tiny_store).shape == (1, 127)
+    assert_one_line(
+        FlashliteError, lambda: encode(tokens_of, "x" * 128, tiny_store), "128 tokens fill all 128 positions"
+    )
 
 
 def test_bytes_that_are_no_utf_8_are_one_line_in_a_real_process(opt_mini: Store) -> None:
