@@ -295,6 +295,26 @@ def test_a_file_keeps_its_content_until_the_new_one_is_complete(home: Path) -> N
     assert os.listdir(home) == ["file"]
 
 
+def test_a_file_is_replaced_and_not_written_over(home: Path) -> None:
+    """Whoever has it open reads on."""
+    write_file(home / "file", "old")
+    with (home / "file").open() as opened:
+        write_file(home / "file", "new")
+        assert opened.read() == "old"
+    assert (home / "file").read_text() == "new"
+
+
+def test_a_link_that_is_replaced_goes_and_what_it_leads_to_stays(
+    tiny_checkpoint: Path, tiny_store: Store, home: Path
+) -> None:
+    shutil.copytree(tiny_store.path, home / "other")
+    (home / "store").symlink_to("other")
+    flashlite.pack(tiny_checkpoint, home / "store", "bf16", replace=True)
+    assert verify(home / "store").dtype_name == "bf16"
+    assert contents(home / "other") == contents(tiny_store.path)
+    assert sorted(os.listdir(home)) == ["other", "store"]
+
+
 def test_a_store_comes_back_if_its_successor_cannot_take_its_place(
     tiny_checkpoint: Path, tiny_store: Store, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
