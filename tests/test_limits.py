@@ -40,6 +40,13 @@ def test_memory_is_limited(tmp_path: Path) -> None:
     assert run_limited(limits, "bytearray(500_000_000)", tmp_path).stdout == "it used more than 0.3 GB of memory\n"
 
 
+@linux_only
+def test_a_process_whose_memory_is_full_has_some_left_to_say_so(tmp_path: Path) -> None:
+    fill = "kept = []\ntry:\n    while True:\n        kept.append(bytearray(10**6))\nexcept MemoryError as error:\n"
+    report = "    limits.exceeded(error)\n    print(len(bytearray(10**8)))"
+    assert run_limited(Limits(memory=300_000_000), fill + report, tmp_path).stdout == "100000000\n"
+
+
 @posix_only
 def test_a_files_size_is_limited(tmp_path: Path) -> None:
     limits = Limits(file=1_000_000)
