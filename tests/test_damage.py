@@ -422,6 +422,12 @@ def test_predictor_of_another_model_is_only_its_own(tiny_store: Store, tmp_path:
     )  # fmt: skip
 
 
+def test_an_altered_report_of_a_predictor_is_found(victim: Victim) -> None:
+    assert b"0.99" in victim.sound[PREDICTOR]
+    victim.alter(PREDICTOR, victim.sound[PREDICTOR].replace(b"0.99", b"0.98", 1))
+    assert_refused(victim.check, PredictorError, "was altered: train the predictor again")
+
+
 @pytest.mark.parametrize("copied", ["tokenizer.json", "generation_config.json"])
 def test_verify_finds_an_altered_copy(copied: str, tmp_path: Path) -> None:
     checkpoint = save_checkpoint(make_model(), tmp_path / "checkpoint")
