@@ -418,6 +418,20 @@ def test_predictors_of_another_dtype_are_one_line(part: str, copy: Path, tiny_st
     assert_one_line(PredictorError, lambda: flashlite.load(copy, dram_budget=AMPLE), WRONG_PREDICTOR)
 
 
+@pytest.mark.parametrize("rank", [1, 31, 33])
+def test_predictors_that_torch_would_read_beyond_are_one_line(rank: int, copy: Path, tiny_store: Store) -> None:
+    """Its int8 product takes whole blocks, whether or not the matrix ends before."""
+    reports = [vars(report) for report in PredictorSet.load(copy / PREDICTOR, 3, tiny_store.shape).reports]
+    state = load_file(copy / PREDICTOR)
+    for name in list(state):
+        if ".a" in name:
+            state[name] = state[name][:rank].contiguous()
+        elif name.endswith(".b"):
+            state[name] = state[name][:, :rank].contiguous()
+    save_predictor(state, json.dumps(reports), copy / PREDICTOR)
+    assert_one_line(PredictorError, lambda: flashlite.load(copy, dram_budget=AMPLE), "is no multiple of 32: change")
+
+
 # Tokenizers
 
 TOKENIZERS = {
