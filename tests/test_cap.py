@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -102,3 +103,13 @@ def test_swap_is_no_way_around_the_cap(
         assert cap.how == version
         assert cap.group is not None
         assert {name: (cap.group / name).read_text() for name in limits} == {n: str(v) for n, v in limits.items()}
+
+
+def test_a_group_that_cannot_be_entered_is_no_cap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "cgroup.controllers").touch()
+    monkeypatch.setattr(cap_module, "CGROUPS", tmp_path)
+    monkeypatch.setattr(cap_module, "_works", lambda command: False)
+    monkeypatch.setattr(Path, "rmdir", shutil.rmtree)  # the kernel's files go with their group
+    with memory_cap(CAP) as cap:
+        assert not cap.enforced
+        assert list(tmp_path.glob("flashlite-*")) == []
