@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from transformers import OPTForCausalLM
 
 import flashlite
+from flashlite import flash
 from flashlite.budget import FEWEST_ROWS, Budget, parse_budget, plan_budget, split_rows
 from flashlite.decoding import greedy
 from flashlite.errors import BudgetError
@@ -132,8 +133,19 @@ def test_predictors_are_paid_out_of_the_budget(tiny_store: Store) -> None:
     assert spent(with_them, tiny_store, LADDER["pool"]) <= with_them.total
 
 
+def test_predictors_raise_the_smallest_budget_by_what_they_take(tiny_store: Store) -> None:
+    needs, enough = [1.0] * tiny_store.layers, smallest_budget(tiny_store, LADDER["pool"]) + 50_000
+    assert spent(plan_budget(tiny_store, LADDER["pool"], enough, 50_000, needs), tiny_store, LADDER["pool"]) <= enough
+    with pytest.raises(BudgetError, match=f"smallest that works is {enough} bytes"):
+        plan_budget(tiny_store, LADDER["pool"], enough - 1, 50_000, needs)
+
+
+@pytest.mark.parametrize("grid", [512, 4096])
 @pytest.mark.parametrize("persistent", [True, False])
-def test_resident_weights_take_no_more_than_planned(persistent: bool, tiny_store: Store) -> None:
+def test_resident_weights_take_no_more_than_planned(
+    persistent: bool, grid: int, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flash, "direct_alignment", lambda path: grid)
     planned = ResidentWeights.bytes_needed(tiny_store, persistent)
     assert 0 < ResidentWeights(tiny_store, persistent).nbytes <= planned
 
