@@ -303,6 +303,12 @@ def test_weights_that_are_no_dict_are_refused(content: object, tmp_path: Path, t
     assert_refused(checkpoint, tmp_path / "store", "expected a dict of tensors")
 
 
+def test_a_number_in_place_of_a_tensor_is_named(tiny_model: OPTForCausalLM, tmp_path: Path) -> None:
+    checkpoint = save_checkpoint(tiny_model, tmp_path / "checkpoint", "bin")
+    torch.save(torch.load(checkpoint / "pytorch_model.bin") | {FC1: 5}, checkpoint / "pytorch_model.bin")
+    assert_refused(checkpoint, tmp_path / "store", f"has no tensor {FC1}: is the checkpoint complete")
+
+
 def test_a_tensor_that_memory_has_no_room_for_is_named(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
