@@ -25,7 +25,7 @@ from pathlib import Path
 from flashlite.errors import FlashliteError, StoreError
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux
-TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}  # what renaming a folder to a name in use fails with
+TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}  # by which renaming fails if a name is in use
 _numbers = itertools.count()
 _in_use: set[Path] = set()  # by this process; what else bears its number is a dead one's that had the same
 

@@ -40,7 +40,7 @@ def parse_budget(budget: int | str, weight_bytes: int) -> int:
     """Bytes meant by a number, "4GiB", "500 MB" or "50%" of the model's weights. Raises BudgetError if malformed."""
     if isinstance(budget, int) and not isinstance(budget, bool):
         return budget
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%|[kmg]?i?b|)\s*", str(budget).lower())
+    match = re.fullmatch(r"\s*(\d{1,20}(?:\.\d+)?)\s*(%|[kmg]?i?b|)\s*", str(budget).lower())
     if match is None or match[2] not in {"%", *UNITS}:
         raise BudgetError(f'budget {budget!r} is not understood: write bytes, "4GiB", "500MB" or "50%"')
     return int(float(match[1]) * (weight_bytes / 100 if match[2] == "%" else UNITS[match[2]]))

@@ -28,6 +28,7 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 SMALL_FILES = ["*.json", "*.txt"]
+FLOATS = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 LARGEST = {  # beyond any published OPT, and small enough to be thought through in no time
     "vocab_size": 2**20, "hidden_size": 2**16, "num_hidden_layers": 2**10, "ffn_dim": 2**18,
     "max_position_embeddings": 2**20, "word_embed_proj_dim": 2**16, "num_attention_heads": 2**10,
@@ -99,7 +100,7 @@ class Checkpoint:
         """One tensor, copied out of its file, whose pages are then dropped from memory."""
         path, original = self._file_of[name]
         mapped = _open_weights(path)[original]
-        if mapped.layout != torch.strided or mapped.is_meta or not mapped.is_floating_point():
+        if mapped.layout != torch.strided or mapped.is_meta or mapped.dtype not in FLOATS:
             raise CheckpointError(f"{path}: {original} holds no plain floating-point numbers: is the model quantized?")
         try:
             content = mapped.clone(memory_format=torch.contiguous_format)
@@ -212,7 +213,8 @@ class _Pickle:
             raise TypeError(f"expected a dict of tensors, found {type(self._tensors).__name__}")
 
     def names(self) -> list[str]:
-        return [name for name, value in self._tensors.items() if isinstance(value, Tensor)]
+        named = [(name, value) for name, value in self._tensors.items() if isinstance(name, str)]
+        return [name for name, value in named if isinstance(value, Tensor) and not value.is_nested]
 
     def shape(self, name: str) -> torch.Size:
         return self._tensors[name].shape

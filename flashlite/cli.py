@@ -167,7 +167,7 @@ def run(
     from flashlite import tables
     from flashlite.bench import check_stage
     from flashlite.model import load
-    from flashlite.text import encode, load_tokenizer
+    from flashlite.text import encode, load_tokenizer, settings_named
 
     store = open_store(model, dtype)
     tokenizer = load_tokenizer(store)
@@ -179,10 +179,11 @@ def run(
         store, dram_budget=dram_budget, stage=stage, predictor=predictor, window=window, verify_reads=verify_reads
     )
     began = time.perf_counter()
-    flash_model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=min(max_new_tokens, longest), do_sample=False,
-        streamer=TextStreamer(tokenizer),
-    )  # fmt: skip
+    with settings_named(store):
+        flash_model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=min(max_new_tokens, longest), do_sample=False,
+            num_beams=1, streamer=TextStreamer(tokenizer),
+        )  # fmt: skip
     engine = flash_model.flash
     print(tables.token_line(engine.calls, engine.budget.total, time.perf_counter() - began))
 

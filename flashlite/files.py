@@ -92,6 +92,8 @@ def read_extents(path: Path) -> dict[str, Extent]:
             if not 2 <= length <= min(LARGEST, size - 8):
                 raise ValueError("its header does not fit the file")
             header = parse_object(file.read(length))
+        if not all(name.isprintable() for name in header):
+            raise ValueError("its header holds a name that can't be printed")
         extents = {name: _extent(entry, 8 + length) for name, entry in header.items() if name != "__metadata__"}
         end = 8 + length
         for extent in sorted(extents.values(), key=lambda e: (e.begin, e.nbytes)):
@@ -124,6 +126,8 @@ def _extent(entry: dict, data_begin: int) -> Extent:
 def digest_of(path: Path, begin: int = 0, nbytes: int | None = None) -> str:
     """The SHA-256 of a file's bytes from `begin` on, `nbytes` of them or all. Raises StoreError if it can't be read."""
     digest, left = hashlib.sha256(), math.inf if nbytes is None else nbytes
+    if path.exists() and not path.is_file():  # a pipe or a device might never end
+        raise StoreError(f"{path} is no file; pack the model again")
     try:
         with path.open("rb") as file:
             file.seek(begin)
@@ -131,6 +135,7 @@ def digest_of(path: Path, begin: int = 0, nbytes: int | None = None) -> str:
                 digest.update(part)
                 left -= len(part)
     except OSError as error:
+        check_limit_of_files(path, error)
         raise StoreError(f"{path} cannot be read: {error.strerror}; pack the model again") from None
     return digest.hexdigest()
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from flashlite.bundle import round_up
-from flashlite.direct import PAGE, aligned_buffer
+from flashlite.direct import PAGE, aligned_buffer, direct_alignment
 from flashlite.flash import FlashFile
 from flashlite.neurons import wait_all
-
-if TYPE_CHECKING:
-    from flashlite.store import Group, Store
+from flashlite.store import RESIDENT, Group, Store
 
 CHUNK = 64 * 1024  # bytes in which a group is read
 EMBEDDINGS = "embeddings"
@@ -85,6 +81,7 @@ class ResidentWeights:
     @staticmethod
     def bytes_needed(store: Store, persistent: bool) -> int:
         """DRAM that the resident weights of a store take."""
-        sizes = {g.name: round_up(g.end - g.begin + PAGE, PAGE) for g in store.groups}
+        grid = max(PAGE, direct_alignment(store.path / RESIDENT))
+        sizes = {g.name: round_up(g.end - g.begin + grid, PAGE) for g in store.groups}
         embeddings = sizes.pop(EMBEDDINGS)
         return embeddings + (sum(sizes.values()) if persistent else max(sizes.values()))

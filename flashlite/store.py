@@ -179,7 +179,11 @@ class Store:
     def checksums(self, layout: str, layer: int, piece: str) -> np.ndarray:
         """The CRC-32 of each record of a layer's piece: [ffn] uint32."""
         extent = self._extents[CHECKSUMS][f"{layout}.layers.{layer}.{piece}"]
-        return np.fromfile(self.path / CHECKSUMS, "<u4", self.shape.neurons, offset=extent.begin)
+        try:
+            return np.fromfile(self.path / CHECKSUMS, "<u4", self.shape.neurons, offset=extent.begin)
+        except OSError as error:
+            check_limit_of_files(self.path / CHECKSUMS, error)
+            raise StoreError(f"{self.path / CHECKSUMS} cannot be read: {error.strerror}") from None
 
     def open_ffn(self, layout: str, backend: Backend | None = None) -> FlashFile:
         """The FFN's file, open for direct reads. Raises StoreError if the store wasn't packed with this layout."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +44,22 @@ def generation_config(store: Store) -> GenerationConfig | None:
         return GenerationConfig.from_dict(read_object(path))
     except Exception as error:  # each setting is checked in its own way
         raise StoreError(f"{path} is damaged: {_reason(error)}; remove it, or pack the model again") from None
+
+
+@contextlib.contextmanager
+def settings_named(store: Store) -> Iterator[None]:
+    """Of what fails inside, name the settings that a model brings along, if it does: many show only in use that they
+    are senseless. Raises FlashliteError."""
+    try:
+        yield
+    except FlashliteError:
+        raise
+    except Exception as error:
+        if not (store.path / GENERATION).exists():
+            raise
+        raise FlashliteError(
+            f"generating failed, perhaps by a setting in {store.path / GENERATION}: {_reason(error)}"
+        ) from error
 
 
 def _reason(error: Exception) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +26,12 @@ from flashlite.bundle import FFNShape
 from flashlite.direct import aligned_buffer
 from flashlite.errors import PredictorError, check_limit_of_files
 from flashlite.neurons import NeuronFile
-from flashlite.objects import parse_object
+from flashlite.objects import LARGEST, parse_object
 
 FORMAT = 2
 INT8_BLOCK = 32  # torch's int8 product reads whole blocks, beyond the end of a matrix that is no multiple
 PARTS = ("a", "a_scale", "b", "b_scale", "bias")
+LARGEST_FIGURE = 2**20  # in a report: more than any layer has neurons
 
 
 class Predictor(Protocol):
@@ -198,6 +198,8 @@ class PredictorSet:
                 "or use predictor='oracle'"
             )
         try:
+            if path.stat().st_size > largest_file(layers, shape):
+                raise PredictorError(f"{path} is larger than any predictor of this model: train the predictor again")
             content = path.read_bytes()  # not mapped: cut while it is read, a mapped file ends the process
             tensors, metadata = load_tensors(content), _metadata(content)
             if metadata.get("format") != str(FORMAT):
@@ -217,10 +219,16 @@ class PredictorSet:
         return cls(predictors, reports)
 
 
+def largest_file(layers: int, shape: FFNShape) -> int:
+    """Bytes of the largest predictor that makes sense, whose rank is d_model, and of its header."""
+    int8, bf16 = shape.d_model * (shape.d_model + shape.neurons), 2 * (shape.d_model + 2 * shape.neurons)
+    return layers * (int8 + bf16) + LARGEST
+
+
 def _metadata(content: bytes) -> dict[str, Any]:
     """What a safetensors file says of itself."""
     length = int.from_bytes(content[:8], "little")
-    return parse_object(content[8 : 8 + length]).get("__metadata__", {})
+    return parse_object(content[8 : 8 + length]).get("__metadata__") or {}
 
 
 def _digest(tensors: dict[str, Tensor], reports: str) -> str:
@@ -243,6 +251,6 @@ def _fit(parts: Sequence[Tensor], shape: FFNShape) -> bool:
 def _report(content: dict[str, Any]) -> LayerReport:
     report = LayerReport(**content | {"window_rows": tuple(content["window_rows"])})
     numbers = [value for name, value in vars(report).items() if name != "window_rows"]
-    if not report.window_rows or not all(0 <= number < math.inf for number in (*numbers, *report.window_rows)):
+    if not report.window_rows or not all(0 <= number <= LARGEST_FIGURE for number in (*numbers, *report.window_rows)):
         raise ValueError("a report holds what is no number")
     return report

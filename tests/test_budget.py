@@ -66,7 +66,26 @@ def test_budget_is_read_in_every_form(text: int | str, nbytes: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", " ", "%", "GiB", "half", "-1", "-5%", "4g", "4ib", "4TiB", "1e9", "1,5GB", "nan", ".5GiB", "5%%", True]
+    "text",
+    [
+        "",
+        " ",
+        "%",
+        "GiB",
+        "half",
+        "-1",
+        "-5%",
+        "4g",
+        "4ib",
+        "4TiB",
+        "1e9",
+        "1,5GB",
+        "nan",
+        ".5GiB",
+        "5%%",
+        "9" * 400,
+        True,
+    ],
 )
 def test_malformed_budget_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(BudgetError, match="is not understood: write bytes") as error:

@@ -131,6 +131,7 @@ STUDENTS = {
               "os.chmod('litter', 0)",
     "garbage": WRITE_RESULT.format("[" * 200_000),
     "odd": WRITE_RESULT.format('[{"status": "BEST"}]'),
+    "endless": WRITE_RESULT.format('[{"status": "PASS", "points": 1e999, "message": ""}]'),
     "forged": WRITE_RESULT.format('[{"status": "PASS", "points": 999, "message": ""}]'),
 }  # fmt: skip
 MARK = "class Window:"
@@ -215,7 +216,7 @@ def test_litter_is_no_error(graded: dict[str, Grade]) -> None:
     assert graded["litter"].status == "PASS"
 
 
-@pytest.mark.parametrize("name", ["garbage", "odd"])
+@pytest.mark.parametrize("name", ["garbage", "odd", "endless"])
 def test_a_result_written_over_is_an_error_and_no_crash(name: str, graded: dict[str, Grade]) -> None:
     assert (graded[name].status, graded[name].points) == ("ERROR", 0)
     assert graded[name].message == "the file wrote over the result of its grading"

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import OPTForCausalLM, PreTrainedTokenizerFast
 
 import flashlite
-from flashlite import backends, cap, cli, flash, packing
+from flashlite import backends, cap, cli, flash, packing, resident
 from flashlite.decoding import greedy
 from flashlite.direct import aligned_buffer
 from flashlite.errors import FlashliteError, ReadError, StoreError
@@ -124,9 +124,13 @@ def test_drives_of_any_grid(
 ) -> None:
     monkeypatch.setattr(packing, "direct_alignment", lambda path: grid)
     monkeypatch.setattr(flash, "direct_alignment", lambda path: grid)
+    monkeypatch.setattr(resident, "direct_alignment", lambda path: grid)
     store = flashlite.pack(tiny_checkpoint, tmp_path / "store")
     assert store.shape.record_bytes % grid == 0
     assert written(store, stage) == expected
+    for persistent in (True, False):
+        needed = resident.ResidentWeights.bytes_needed(store, persistent)
+        assert resident.ResidentWeights(store, persistent).nbytes <= needed
 
 
 # Reads in flight

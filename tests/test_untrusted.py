@@ -148,6 +148,7 @@ STRANGE_TENSORS = {
     "sparse": lambda shape: torch.zeros(shape).to_sparse(),
     "meta": lambda shape: torch.empty(shape, device="meta"),
     "complex": lambda shape: torch.zeros(shape, dtype=torch.complex64),
+    "float8": lambda shape: torch.zeros(shape, dtype=torch.float8_e4m3fn),  # whose scales are elsewhere
 }
 
 
@@ -159,6 +160,15 @@ def test_tensors_that_hold_no_plain_numbers_are_refused(kind: str, tiny_model: O
     torch.save(state | {FC1: STRANGE_TENSORS[kind](state[FC1].shape)}, folder / "pytorch_model.bin")
     assert_one_line(CheckpointError, lambda: pack(folder, tmp_path / "store"), "plain floating-point|cannot be read")
     assert not (tmp_path / "store").exists()
+
+
+def test_what_has_no_name_or_shape_is_none_of_a_pickles_tensors(tiny_model: OPTForCausalLM, tmp_path: Path) -> None:
+    folder = save_checkpoint(tiny_model, tmp_path / "checkpoint", "bin")
+    state = torch.load(folder / "pytorch_model.bin")
+    torch.save(state | {5: state[FC1], None: state[FC1]}, folder / "pytorch_model.bin")
+    pack(folder, tmp_path / "store").verify()
+    torch.save(state | {FC1: torch.nested.nested_tensor([torch.zeros(64)] * 256)}, folder / "pytorch_model.bin")
+    assert_one_line(CheckpointError, lambda: pack(folder, tmp_path / "other"), "has no tensor|cannot be read")
 
 
 # Paths
@@ -237,6 +247,51 @@ def test_code_that_a_tokenizer_names_is_not_run_and_nobody_is_asked(
     assert not target.exists()
 
 
+def test_a_pipe_in_place_of_a_copied_file_is_one_line(copy: Path) -> None:
+    (copy / "tokenizer.json").unlink(missing_ok=True)
+    os.mkfifo(copy / "tokenizer.json")
+    edit(copy / MANIFEST, lambda manifest: manifest["copied"].update({"tokenizer.json": ""}))
+    assert_one_line(StoreError, Store(copy).verify, "tokenizer.json is no file")
+
+
+def test_a_name_that_cannot_be_printed_is_one_line(copy: Path) -> None:
+    content = (copy / RESIDENT).read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["x\ny"] = header.pop(next(iter(header)))
+    text = json.dumps(header).encode()
+    (copy / RESIDENT).write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    assert_one_line(StoreError, lambda: Store(copy), "a name that can't be printed")
+
+
+SETTINGS: dict[str, Any] = {
+    "stops": {"stop_strings": ["x"]}, "end": {"eos_token_id": "x"}, "bad words": {"bad_words_ids": [[1000000]]},
+    "forced": {"forced_eos_token_id": 10**9}, "penalty": {"repetition_penalty": -1.0}, "time": {"max_time": "x"},
+    "cache": {"cache_implementation": "quantized"}, "early": {"assistant_early_exit": 1},
+    "mark": {"watermarking_config": {"x": 1}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_settings_that_cannot_be_followed_are_one_line_that_names_them(
+    kind: str, opt_mini: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Path(shutil.copytree(opt_mini.path, tmp_path / "store"))
+    (store / "generation_config.json").write_text(json.dumps(SETTINGS[kind]))
+    code, _, err = call(monkeypatch, capsys, "run", store, "--max-new-tokens", 2)
+    assert code == 1
+    assert len(err.splitlines()) == 1
+    assert "generation_config.json" in err
+
+
+def test_beams_that_a_model_brings_along_are_no_matter_to_run(
+    opt_mini: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Path(shutil.copytree(opt_mini.path, tmp_path / "store"))
+    (store / "generation_config.json").write_text(json.dumps({"num_beams": 2}))
+    assert call(monkeypatch, capsys, "run", store, "--max-new-tokens", 2)[0] == 0
+
+
 # JSON
 
 SENSELESS = {
@@ -278,11 +333,12 @@ def test_senseless_headers_are_one_line(kind: str, copy: Path) -> None:
 
 @pytest.mark.parametrize("length", [0, 1, 2**31, 2**63, 2**64 - 1])
 def test_senseless_lengths_of_a_header_are_one_line(length: int, copy: Path, checkpoint: Path, tmp_path: Path) -> None:
+    shape = Store(copy).shape
     for path in (copy / RESIDENT, copy / PREDICTOR, checkpoint / "model.safetensors"):
         content = path.read_bytes()
         path.write_bytes(struct.pack("<Q", length) + content[8:])
     assert_one_line(StoreError, lambda: Store(copy), "is damaged")
-    assert_one_line(PredictorError, lambda: PredictorSet.load(copy / PREDICTOR, 3, None), "is damaged")  # type: ignore[arg-type]
+    assert_one_line(PredictorError, lambda: PredictorSet.load(copy / PREDICTOR, 3, shape), "is damaged")
     assert_one_line(CheckpointError, lambda: pack(checkpoint, tmp_path / "store"), "cannot be read as weights")
 
 
@@ -382,6 +438,7 @@ REPORTS: dict[str, Any] = {
     "none": [], "too few": [{}], "deep": "deep", "text": [{"window_rows": ["x"]}],
     "nan": [{"window_rows": [float("nan")]}], "infinite": [{"window_rows": [float("inf")]}],
     "negative": [{"window_rows": [-1.0]}], "no window": [{"window_rows": []}], "object": {"a": 1},
+    "long number": [{"window_rows": [10**400]}], "far apart": [{"window_rows": [0.0]}, {"window_rows": [1e308]}, {}],
     "negative share": [{"recall": -0.5}], "infinite share": [{"active": float("inf")}], "no share": [{"recall": None}],
 }  # fmt: skip
 WRONG_PREDICTOR = "is damaged or another model's: .*; train the predictor again|was trained for another model"
@@ -402,6 +459,21 @@ def test_a_predictor_saved_anew_is_as_good(copy: Path, tiny_store: Store) -> Non
     reports = PredictorSet.load(copy / PREDICTOR, 3, tiny_store.shape).reports
     save_predictor(load_file(copy / PREDICTOR), json.dumps([vars(report) for report in reports]), copy / PREDICTOR)
     assert PredictorSet.load(copy / PREDICTOR, 3, tiny_store.shape).reports == reports
+
+
+@pytest.mark.parametrize("metadata", ["null", "[]", "5", '"x"', '{"format": 2}', '{"format": null}'])
+def test_a_predictor_that_says_nothing_of_itself_is_one_line(metadata: str, copy: Path) -> None:
+    content = (copy / PREDICTOR).read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = {**json.loads(content[8 : 8 + length]), "__metadata__": json.loads(metadata)}
+    text = json.dumps(header).encode()
+    (copy / PREDICTOR).write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    assert_one_line(PredictorError, lambda: flashlite.load(copy, dram_budget=AMPLE), "damaged|another format")
+
+
+def test_a_predictor_larger_than_any_is_not_read(copy: Path) -> None:
+    os.truncate(copy / PREDICTOR, 2**42)  # of which the drive holds next to nothing
+    assert_one_line(PredictorError, lambda: flashlite.load(copy, dram_budget=AMPLE), "larger than any predictor")
 
 
 def test_a_predictor_of_another_format_is_one_line(copy: Path) -> None:

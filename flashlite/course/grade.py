@@ -84,7 +84,7 @@ def grade_one(course: Course, folder: Path, exercise: Exercise, seed: int, time_
             return _grade(exercise, 0, "ERROR", f"the file ended the grading process: {_exit(ended)}")
         try:
             return summarize(exercise, json.loads(result.read_text(encoding="utf-8")))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
             return _grade(exercise, 0, "ERROR", "the file wrote over the result of its grading")
 
 
