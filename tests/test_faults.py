@@ -152,6 +152,21 @@ def test_a_fault_is_one_error_or_none_and_leaves_no_trace(
 
 
 @pytest.mark.parametrize("kind", ERRORS)
+@pytest.mark.parametrize("stage", [2, 3, 4, 5, 6])
+def test_a_fault_in_a_layer_that_is_called_by_itself_leaves_no_trace(store: Store, stage: int, kind: str) -> None:
+    """Outside of the model's calls nobody else makes good what was broken off."""
+    plan = Plan()
+    model = load_on(store, stage, lambda inner: Faulty(inner, plan), "serial")
+    layer, x = model.flash.ffns[2], torch.randn(1, store.shape.d_model, generator=torch.Generator().manual_seed(1))
+    wanted = layer(x)
+    layer.forget()
+    plan.arm(Fault(kind, 2, 1.0))  # the first batch is the oracle's
+    with pytest.raises(ReadError):
+        layer(x)
+    torch.testing.assert_close(layer(x), wanted)
+
+
+@pytest.mark.parametrize("kind", ERRORS)
 @pytest.mark.parametrize("stage", [1, 5, 6])
 def test_a_fault_while_a_model_is_loaded(store: Store, expected: Expected, stage: int, kind: str) -> None:
     """Each batch of the resident weights in turn."""
