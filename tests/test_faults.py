@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -25,6 +26,7 @@ import flashlite
 from flashlite import backends, cli, direct, flash, overlap
 from flashlite.backends import PAUSES, Backend, Batch, NativeAio, Serial, Threads
 from flashlite.background import Background
+from flashlite.crew import Job
 from flashlite.decoding import forced
 from flashlite.errors import ReadError
 from flashlite.neurons import wait_all
@@ -301,46 +303,65 @@ def test_an_interrupted_wait_can_be_repeated(store: Store) -> None:
         assert buffer[row].tobytes() == content[2 * row * file.alignment :][: file.alignment]
 
 
-def test_threads_interrupted_as_they_begin_leave_no_read_under_way(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    backend, rows = Threads(2), np.arange(2)
-    submit, begun = backend._pool.submit, []
+class Slow(Serial):
+    """Says when its first read begins; `ended` are the batches that were carried out."""
 
-    def interrupted(work: Callable[..., Any], *args: Any) -> Any:
-        if begun:
-            raise KeyboardInterrupt
-        begun.append(submit(lambda: (time.sleep(0.02), work(*args))))
-        return begun[0]
+    def __init__(self) -> None:
+        self.begun, self.ended = threading.Event(), 0
 
-    monkeypatch.setattr(backend._pool, "submit", interrupted)
-    file = store.open_ffn("bundled", backend)
-    with pytest.raises(KeyboardInterrupt):
-        file.read(2 * file.alignment * rows, file.alignment, direct.aligned_buffer(2, file.alignment), rows)
-    assert begun[0].done()
+    def submit(self, fd: int, reads: Reads) -> Batch:
+        self.begun.set()
+        time.sleep(0.02)
+        batch = super().submit(fd, reads)
+        self.ended += 1
+        return batch
 
 
 def test_background_interrupted_as_it_begins_leaves_no_read_under_way(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The thread has the reads already, but nobody has the batch."""
-    ended, row = [], np.zeros(1, np.int64)
+    slow, row = Slow(), np.zeros(1, np.int64)
+    backend = Background(slow)
+    submit = backend._thread.submit
 
-    class Slow(Serial):
-        def submit(self, fd: int, reads: Reads) -> Batch:
-            time.sleep(0.02)
-            batch = super().submit(fd, reads)
-            ended.append(batch)
-            return batch
-
-    def interrupt(future: object) -> None:
+    def interrupted(job: Job) -> None:
+        submit(job)
+        assert slow.begun.wait(20)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Background, "_Batch", staticmethod(interrupt))
-    file = store.open_ffn("bundled", Background(Slow()))
+    monkeypatch.setattr(backend._thread, "submit", interrupted)
+    file = store.open_ffn("bundled", backend)
     with pytest.raises(KeyboardInterrupt):
         file.read(row, file.alignment, direct.aligned_buffer(1, file.alignment), row)
-    assert ended
+    assert slow.ended == 1
+
+
+def test_threads_interrupted_as_they_begin_leave_no_read_under_way(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One thread reads already, for the other one there is nothing to do any more."""
+    backend, rows, begun, ended = Threads(2), np.arange(2), threading.Event(), []
+    read = backends._read_one
+
+    def slow(fd: int, reads: Reads, i: int) -> int:
+        begun.set()
+        time.sleep(0.02)
+        ended.append(i)
+        return read(fd, reads, i)
+
+    def interrupted(job: Job, submit: Callable[[Job], None] = backend._crew.submit) -> None:
+        if begun.is_set():
+            raise KeyboardInterrupt
+        submit(job)
+        assert begun.wait(20)
+
+    monkeypatch.setattr(backends, "_read_one", slow)
+    monkeypatch.setattr(backend._crew, "submit", interrupted)
+    file = store.open_ffn("bundled", backend)
+    with pytest.raises(KeyboardInterrupt):
+        file.read(2 * file.alignment * rows, file.alignment, direct.aligned_buffer(2, file.alignment), rows)
+    assert ended == [0]
 
 
 def test_native_aio_gives_up_a_queue_whose_wait_is_broken_off(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
