@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flashlite.atomic import new_folder, write_file
 from flashlite.dense import DOWN, UP, published_tensors
-from flashlite.files import SafetensorsWriter, Specs
+from flashlite.files import Specs, new_safetensors
 from flashlite.packing import copy_files
 from flashlite.store import TOKENIZER, Store
 
@@ -23,10 +23,9 @@ def export(store: Store, out: Path | str) -> Path:
     with new_folder(Path(out)) as folder:
         config = store.config.to_dict() | {"dtype": str(store.dtype).removeprefix("torch.")}
         write_file(folder / "config.json", json.dumps(config | {"architectures": ["OPTForCausalLM"]}, indent=1))
-        writer = SafetensorsWriter(folder / WEIGHTS, _specs(store))
-        for name, tensor in published_tensors(store):
-            writer.write(name, tensor)
-        writer.close()
+        with new_safetensors(folder / WEIGHTS, _specs(store)) as writer:
+            for name, tensor in published_tensors(store):
+                writer.write(name, tensor)
         copy_files(store.path, folder, TOKENIZER)
     return Path(out)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -40,6 +42,18 @@ class Extent:
         return self.dtype.itemsize * math.prod(self.shape)
 
 
+@contextlib.contextmanager
+def new_safetensors(path: Path, specs: Specs) -> Iterator[SafetensorsWriter]:
+    """A safetensors file to be written, which is on the drive when the block has ended well. Raises OSError."""
+    file = path.open("wb")
+    try:
+        yield SafetensorsWriter(file, specs)
+        file.flush()
+        os.fsync(file.fileno())
+    finally:
+        file.raw.close()  # without another try to write what could not be written
+
+
 class SafetensorsWriter:
     """A safetensors file written one tensor after the other, so that a model need not fit in DRAM.
 
@@ -47,7 +61,7 @@ class SafetensorsWriter:
     direct reads can start at the first tensor.
     """
 
-    def __init__(self, path: Path, specs: Specs) -> None:
+    def __init__(self, file: BinaryIO, specs: Specs) -> None:
         header, position = {}, 0
         for name, (dtype, shape) in specs.items():
             end = position + dtype.itemsize * math.prod(shape)
@@ -59,7 +73,7 @@ class SafetensorsWriter:
         self._specs, self._waiting = specs, list(specs)
         self._bytes, self._header = len(head) + position, hashlib.sha256(head).hexdigest()
         self._digests: dict[str, str] = {}
-        self._file = path.open("wb")
+        self._file = file
         self._file.write(head)
 
     def write(self, name: str, tensor: Tensor) -> None:
@@ -71,12 +85,9 @@ class SafetensorsWriter:
         self._digests[name] = hashlib.sha256(data).hexdigest()
         self._file.write(data)
 
-    def close(self) -> dict[str, Any]:
-        """End the file on the drive. Returns what a manifest says of it: bytes, and the SHA-256 of its header and of
-        each tensor."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+    @property
+    def entry(self) -> dict[str, Any]:
+        """What a manifest says of the file: bytes, and the SHA-256 of its header and of each tensor."""
         return {"bytes": self._bytes, "header": self._header, "sha256": self._digests}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -19,7 +20,7 @@ from flashlite.checkpoint import Checkpoint, find_checkpoint
 from flashlite.direct import direct_alignment
 from flashlite.errors import FlashliteError, StoreError
 from flashlite.families import Family
-from flashlite.files import DTYPES, SafetensorsWriter, Specs, digest_of
+from flashlite.files import DTYPES, Specs, digest_of, new_safetensors
 from flashlite.store import (
     CHECKSUMS,
     COPIED,
@@ -137,10 +138,10 @@ def _write_resident(checkpoint: Source, folder: Path, dtype: torch.dtype, layers
     ffn = {pattern.format(i) for i in range(layers) for pattern in (checkpoint.family.up, checkpoint.family.down)}
     order = ["embeddings", *(f"layers.{i}" for i in range(layers))]
     names = sorted((n for n in checkpoint.names if n not in ffn), key=lambda n: (order.index(group_of(n)), n))
-    writer = SafetensorsWriter(folder / RESIDENT, {n: (dtype, checkpoint.shape(n)) for n in names})
-    for name in names:
-        writer.write(name, checkpoint.tensor(name).to(dtype))
-    return writer.close()
+    with new_safetensors(folder / RESIDENT, {n: (dtype, checkpoint.shape(n)) for n in names}) as writer:
+        for name in names:
+            writer.write(name, checkpoint.tensor(name).to(dtype))
+    return writer.entry
 
 
 def _write_ffn(
@@ -148,35 +149,44 @@ def _write_ffn(
     progress: Callable[[str], None],
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Returns what the manifest says of each file."""
-    writers, checksums = {}, {}
-    for layout in layouts:
-        parts = [(f"layers.{i}.{p.name}", p.nbytes) for i in range(layers) for p in pieces(layout, shape)]
-        specs: Specs = {name: (torch.uint8, (shape.neurons, nbytes)) for name, nbytes in parts}
-        writers[layout] = SafetensorsWriter(folder / ffn_file(layout), specs)
+    checksums: dict[str, Tensor] = {}
+    with contextlib.ExitStack() as open_files:
+        files = {
+            layout: new_safetensors(folder / ffn_file(layout), _specs(layout, shape, layers)) for layout in layouts
+        }
+        writers = {layout: open_files.enter_context(file) for layout, file in files.items()}
+        for i in range(layers):
+            up, down = (
+                checkpoint.tensor(name.format(i)).to(dtype) for name in (checkpoint.family.up, checkpoint.family.down)
+            )
+            for layout, writer in writers.items():
+                for piece, rows in _records(layout, up, down, shape).items():
+                    writer.write(f"layers.{i}.{piece}", rows)
+                    checksums[f"{layout}.layers.{i}.{piece}"] = torch.from_numpy(record_checksums(rows.numpy()))
+            progress(f"layer {i + 1} of {layers}")
+    entries = {ffn_file(layout): writer.entry for layout, writer in writers.items()}
+    return entries | {CHECKSUMS: _write_checksums(folder / CHECKSUMS, checksums)}
 
-    def write(layout: str, name: str, rows: Tensor) -> None:
-        writers[layout].write(name, rows)
-        checksums[f"{layout}.{name}"] = torch.from_numpy(record_checksums(rows.numpy()))
 
-    for i in range(layers):
-        up, down = (
-            checkpoint.tensor(name.format(i)).to(dtype) for name in (checkpoint.family.up, checkpoint.family.down)
-        )
-        if "split" in layouts:
-            write("split", f"layers.{i}.up", up.contiguous().view(torch.uint8))
-            write("split", f"layers.{i}.down", down.T.contiguous().view(torch.uint8))
-        if "bundled" in layouts:
-            write("bundled", f"layers.{i}.bundle", torch.from_numpy(pack_bundles(up, down, shape.record_bytes)))
-        progress(f"layer {i + 1} of {layers}")
-    files = {ffn_file(layout): writer.close() for layout, writer in writers.items()}
-    return files | {CHECKSUMS: _write_checksums(folder / CHECKSUMS, checksums)}
+def _specs(layout: str, shape: FFNShape, layers: int) -> Specs:
+    """What an FFN's file holds."""
+    rows = {piece.name: (torch.uint8, (shape.neurons, piece.nbytes)) for piece in pieces(layout, shape)}
+    return {f"layers.{i}.{name}": spec for i in range(layers) for name, spec in rows.items()}
+
+
+def _records(layout: str, up: Tensor, down: Tensor, shape: FFNShape) -> dict[str, Tensor]:
+    """A layer's records by piece: [ffn, nbytes] uint8. up: [ffn, d_model]; down: [d_model, ffn]."""
+    if layout == "bundled":
+        return {"bundle": torch.from_numpy(pack_bundles(up, down, shape.record_bytes))}
+    return {"up": up.contiguous().view(torch.uint8), "down": down.T.contiguous().view(torch.uint8)}
 
 
 def _write_checksums(path: Path, checksums: dict[str, Tensor]) -> dict[str, Any]:
-    writer = SafetensorsWriter(path, {name: (sums.dtype, tuple(sums.shape)) for name, sums in checksums.items()})
-    for name, sums in checksums.items():
-        writer.write(name, sums)
-    return writer.close()
+    specs: Specs = {name: (sums.dtype, tuple(sums.shape)) for name, sums in checksums.items()}
+    with new_safetensors(path, specs) as writer:
+        for name, sums in checksums.items():
+            writer.write(name, sums)
+    return writer.entry
 
 
 def home() -> Path:

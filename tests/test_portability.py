@@ -215,7 +215,7 @@ from transformers import AutoTokenizer, OPTForCausalLM, TextStreamer
 class Absent(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name in {"fcntl", "resource"}:
-            raise ImportError(name)
+            raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Absent())
 for name in ("fcntl", "resource"):
@@ -263,15 +263,15 @@ def test_a_home_that_cannot_be_written_is_one_line_in_a_real_process() -> None:
 def test_a_cache_folder_that_cannot_be_written_is_one_line(
     code: int, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = os.mkdir
+    real = Path.mkdir
 
-    def refuse(path: Any, *args: Any, **kwargs: Any) -> None:
-        if str(path).startswith(str(tmp_path)):
-            raise OSError(code, os.strerror(code), path)
+    def refuse(path: Path, *args: Any, **kwargs: Any) -> None:
+        if path.is_relative_to(tmp_path):
+            raise OSError(code, os.strerror(code), str(path))
         real(path, *args, **kwargs)
 
     monkeypatch.setenv("FLASHLITE_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(os, "mkdir", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(StoreError, match=f"{os.strerror(code)}; set FLASHLITE_HOME to a folder where it can") as error:
         flashlite.load(tiny_checkpoint)
     assert "\n" not in str(error.value)
