@@ -162,6 +162,7 @@ def test_tensors_that_hold_no_plain_numbers_are_refused(kind: str, tiny_model: O
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_what_has_no_name_or_shape_is_none_of_a_pickles_tensors(tiny_model: OPTForCausalLM, tmp_path: Path) -> None:
     folder = save_checkpoint(tiny_model, tmp_path / "checkpoint", "bin")
     state = torch.load(folder / "pytorch_model.bin")
