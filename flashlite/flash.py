@@ -169,6 +169,7 @@ class Ticket:
         self._descriptor = file._descriptor
         self._failure: ReadError | None = None
         self._batch: Batch | None = None
+        self._seconds = 0.0
         self._process = os.getpid()
         file.under_way.add(self)
         try:

@@ -364,6 +364,29 @@ def test_threads_interrupted_as_they_begin_leave_no_read_under_way(
     assert ended == [0]
 
 
+def test_a_read_interrupted_just_after_it_began_can_be_waited_for(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, rows = store.open_ffn("bundled", Serial()), np.arange(4)
+    buffer = direct.aligned_buffer(4, file.alignment)
+    clock = iter([0.0])
+
+    def interrupt() -> float:
+        for now in clock:
+            return now
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(flash.time, "perf_counter", interrupt)
+        with pytest.raises(KeyboardInterrupt) as held:
+            file.submit(2 * file.alignment * rows, file.alignment, buffer, rows)
+    assert len(file.under_way) == 1
+    file.settle()
+    assert not file.under_way
+    assert buffer.any()
+    del held
+
+
 def test_native_aio_gives_up_a_queue_whose_wait_is_broken_off(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers that an interrupt loses would be waited for without end: nothing may be in flight, and the queue goes."""
     aio = make("aio")
