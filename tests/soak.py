@@ -47,8 +47,7 @@ def test_interrupts_at_many_moments(store: Store, expected: Any, stage: int, bac
 @pytest.mark.parametrize("work", [test_memory.use, test_memory.break_off])
 @pytest.mark.parametrize("stage", [1, 5, 6])
 def test_many_models_leave_nothing(tiny_store: Store, stage: int, work: Any) -> None:
-    """Up to 4 KB a model, measured, are memory in pieces and what torch keeps."""
-    assert test_memory.cycle(work, tiny_store, stage, MODELS) < 4 * test_memory.MIB
+    assert test_memory.cycle(work, tiny_store, stage, MODELS) < test_memory.MIB
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +67,7 @@ def opt_mini(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[list
 def test_long_texts_of_opt_mini(opt_mini: Any, stage: int, budget: str) -> None:
     """Exact to the last position, and no larger at the end of the last text than at that of the first."""
     store, texts = opt_mini
-    nbytes: int | str = budget
-    if budget == "smallest":  # whose parts are a few rows, so that tokens take long: one text
-        nbytes, texts = smallest_budget(store, stage, "oracle"), texts[:1]
+    nbytes = smallest_budget(store, stage, "oracle") if budget == "smallest" else budget
     model = flashlite.load(store, stage=stage, predictor="oracle", dram_budget=nbytes)
     sizes = []
     for prompt, tokens, logits in texts:
@@ -79,5 +76,5 @@ def test_long_texts_of_opt_mini(opt_mini: Any, stage: int, budget: str) -> None:
         assert (found.logits - logits).abs().max() < 1e-3
         del found
         sizes.append(test_memory.rss())
-    assert len(model.flash.calls) == sum(len(tokens) for _, tokens, _ in texts)
+    assert len(model.flash.calls) >= LONG
     assert sizes[-1] - sizes[0] < 4 * test_memory.MIB

@@ -271,7 +271,7 @@ def test_missing_shard_is_named(kind: str, tiny_model: OPTForCausalLM, tmp_path:
     assert_refused(checkpoint, tmp_path / "store", f"lacks the shard .*-00002-of-00003.{kind}")
 
 
-@pytest.mark.parametrize("shard", ["../x.bin", "/tmp/x.bin", "sub/x.bin"])
+@pytest.mark.parametrize("shard", ["../x.bin", "/x.bin", "sub/x.bin"])
 def test_shard_outside_the_folder_is_refused(shard: str, tiny_model: OPTForCausalLM, tmp_path: Path) -> None:
     checkpoint = save_checkpoint(tiny_model, tmp_path / "checkpoint", "bin", shards=2)
     torch.save({FC1: torch.zeros(256, 64)}, tmp_path / "x.bin")

@@ -68,7 +68,7 @@ def test_predictors_find_what_fires_on_held_out_text(
 def test_predicted_neurons_suffice(store: Store, held_out: torch.Tensor, predictors: PredictorSet) -> None:
     dense = loss(dense_model(store), held_out)
     predicted = loss(predicted_model(store, list(predictors.layers)), held_out)
-    assert dense < 3.1  # nats, measured 2.96: flashlite is harder to foresee than what the card measures
+    assert dense < 3.03  # nats, measured 2.96: flashlite is harder to foresee than what the card measures
     assert abs(predicted - dense) < 0.01  # one per cent of perplexity
 
 
