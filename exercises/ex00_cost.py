@@ -1,4 +1,4 @@
-# Exercises 0.2, 0.3. With `--impl ref,ex00=mine` this file takes the place of flashlite.cost.
+# Exercises 0.2, 0.3. With `--impl ref,ex00=mine` this file takes the place of flashlite.bench.cost.
 # Everything without a TODO is provided, and runs as it stands.
 """What a token must cost: the paper's model of latency, fed with counts and with this machine's own speeds.
 
@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch.nn.functional import linear
 
-from flashlite.bundle import FFNShape
-from flashlite.direct import PAGE, aligned_buffer
-from flashlite.probe import Curve
-from flashlite.product import ffn_product
-from flashlite.stream import relu_ffn
+from flashlite.drive.direct import PAGE, aligned_buffer
+from flashlite.drive.probe import Curve
+from flashlite.engine.product import ffn_product
+from flashlite.engine.stream import relu_ffn
+from flashlite.storage.bundle import FFNShape
 
 SAMPLE_BYTES = 2**29  # far more than the processor's caches hold
 

@@ -1,4 +1,4 @@
-# Exercises 0.1. With `--impl ref,ex00=mine` this file takes the place of flashlite.reads.
+# Exercises 0.1. With `--impl ref,ex00=mine` this file takes the place of flashlite.drive.reads.
 # Everything without a TODO is provided, and runs as it stands.
 """Planning reads: which records become one read, and where in memory its parts go."""
 

@@ -1,4 +1,4 @@
-# Exercises 1.1. With `--impl ref,ex01=mine` this file takes the place of flashlite.stream.
+# Exercises 1.1. With `--impl ref,ex01=mine` this file takes the place of flashlite.engine.stream.
 # Everything without a TODO is provided, and runs as it stands.
 """Many neurons through little memory: passes over a layer, the next part read while this one is multiplied."""
 
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from flashlite.bundle import round_up, unpack_bundles
-from flashlite.direct import aligned_buffer
+from flashlite.drive.direct import aligned_buffer
+from flashlite.drive.flash import Ticket
+from flashlite.engine.product import BLOCK
+from flashlite.engine.timing import Timing
 from flashlite.errors import ReadError
-from flashlite.flash import Ticket
-from flashlite.kernels import BLOCK
-from flashlite.neurons import NeuronFile, wait_all
-from flashlite.timing import Timing
+from flashlite.storage.bundle import round_up, unpack_bundles
+from flashlite.storage.neurons import NeuronFile, wait_all
 
 
 def relu_ffn(x: Tensor, up: Tensor, bias: Tensor, down: Tensor, keep: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-# Exercises 2.3, 2.4. With `--impl ref,ex02=mine` this file takes the place of flashlite.train_predictor.
+# Exercises 2.3, 2.4. With `--impl ref,ex02=mine` this file takes the place of flashlite.training.train_predictor.
 # Everything without a TODO is provided, and runs as it stands.
 """Training the low-rank predictors on a packed model's own activations. (Paper: section 3.1 and appendix)
 
@@ -16,13 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flashlite.bundle import round_up, unpack_bundles
-from flashlite.direct import aligned_buffer
-from flashlite.evaluate import dense_model
-from flashlite.neurons import NeuronFile
-from flashlite.predictor import INT8_BLOCK, LayerReport, LowRankPredictor, OraclePredictor, PredictorSet
-from flashlite.store import Store
-from flashlite.window import union_sizes
+from flashlite.drive.direct import aligned_buffer
+from flashlite.engine.predictor import INT8_BLOCK, LowRankPredictor, OraclePredictor
+from flashlite.engine.predictor_file import LayerReport, PredictorSet
+from flashlite.engine.window import union_sizes
+from flashlite.storage.bundle import round_up, unpack_bundles
+from flashlite.storage.neurons import NeuronFile
+from flashlite.storage.store import Store
+from flashlite.training.evaluate import dense_model
 
 POSITIVE_WEIGHT = 4.0  # a missed neuron costs quality, a superfluous one only bytes
 STEPS, BATCH, LEARNING_RATE = 800, 512, 1e-3

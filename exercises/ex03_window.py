@@ -1,4 +1,4 @@
-# Exercises 3.1, 3.2, 3.3, 3.4. With `--impl ref,ex03=mine` this file takes the place of flashlite.window.
+# Exercises 3.1, 3.2, 3.3, 3.4. With `--impl ref,ex03=mine` this file takes the place of flashlite.engine.window.
 # Everything without a TODO is provided, and runs as it stands.
 """Which neurons stay in DRAM: those that any of the last k tokens used. (Paper: section 3.1, sliding window)
 

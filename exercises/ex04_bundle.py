@@ -1,4 +1,4 @@
-# Exercises 4.1, 4.2, 4.3. With `--impl ref,ex04=mine` this file takes the place of flashlite.bundle.
+# Exercises 4.1, 4.2, 4.3. With `--impl ref,ex04=mine` this file takes the place of flashlite.storage.bundle.
 # Everything without a TODO is provided, and runs as it stands.
 """How a neuron lies on flash: up row and down column apart, or bundled into one record. (Paper: section 3.2)
 

@@ -1,4 +1,4 @@
-# Exercises 5.1, 5.2, 5.3. With `--impl ref,ex05=mine` this file takes the place of flashlite.pool.
+# Exercises 5.1, 5.2, 5.3. With `--impl ref,ex05=mine` this file takes the place of flashlite.engine.pool.
 # Everything without a TODO is provided, and runs as it stands.
 """Where neurons live in DRAM: the preallocated pool, and the rebuilt matrix that it replaces. (Paper: section 3.3)
 
@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flashlite.bundle import FFNShape, round_up
-from flashlite.direct import aligned_buffer
-from flashlite.kernels import BLOCK, down_product, up_product
-from flashlite.product import ffn_product
+from flashlite.drive.direct import aligned_buffer
+from flashlite.engine.product import BLOCK, down_product, ffn_product, up_product
+from flashlite.storage.bundle import FFNShape, round_up
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-# Exercises 7.1, 7.2. With `--impl ref,ex07=mine` this file takes the place of flashlite.speculative.
+# Exercises 7.1, 7.2. With `--impl ref,ex07=mine` this file takes the place of flashlite.bench.speculative.
 # Everything without a TODO is provided, and runs as it stands.
 """Speculative decoding: what a draft of a few tokens gains when the large model checks it. (Paper: section 5.3)
 

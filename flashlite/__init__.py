@@ -11,15 +11,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flashlite.engine.model import load
     from flashlite.errors import FlashliteError
-    from flashlite.model import load
-    from flashlite.packing import pack
-    from flashlite.store import Store
+    from flashlite.storage.pack import pack
+    from flashlite.storage.store import Store
     from flashlite.version import __version__
 
 __all__ = ["FlashliteError", "Store", "__version__", "load", "pack"]
 
-_HOMES = {"FlashliteError": "errors", "Store": "store", "__version__": "version", "load": "model", "pack": "packing"}
+_HOMES = {
+    "FlashliteError": "errors", "Store": "storage.store", "__version__": "version", "load": "engine.model",
+    "pack": "storage.pack",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -1,3 +1,3 @@
-from flashlite.cli import main
+from flashlite.cli.main import main
 
 main()

@@ -1,4 +1,4 @@
-# Solutions of exercises 0.2, 0.3: flashlite.cost as the engine runs it.
+# Solutions of exercises 0.2, 0.3: flashlite.bench.cost as the engine runs it.
 """What a token must cost: the paper's model of latency, fed with counts and with this machine's own speeds.
 
 latency = flash I/O + memory management + compute. I/O follows from the drive's curve and the counted reads and bytes,
@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch.nn.functional import linear
 
-from flashlite.bundle import FFNShape
-from flashlite.direct import PAGE, aligned_buffer
-from flashlite.probe import Curve
-from flashlite.product import ffn_product
-from flashlite.stream import relu_ffn
+from flashlite.drive.direct import PAGE, aligned_buffer
+from flashlite.drive.probe import Curve
+from flashlite.engine.product import ffn_product
+from flashlite.engine.stream import relu_ffn
+from flashlite.storage.bundle import FFNShape
 
 SAMPLE_BYTES = 2**29  # far more than the processor's caches hold
 

@@ -1,4 +1,4 @@
-# Solutions of exercises 0.1: flashlite.reads as the engine runs it.
+# Solutions of exercises 0.1: flashlite.drive.reads as the engine runs it.
 """Planning reads: which records become one read, and where in memory its parts go."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-# Solutions of exercises 1.2: flashlite.neurons as the engine runs it.
+# Solutions of exercises 1.2: flashlite.storage.neurons as the engine runs it.
 """Neurons of a packed model, read from flash into rows of DRAM."""
 
 from __future__ import annotations
@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flashlite.bundle import FFNShape, pieces
-from flashlite.flash import Backend, Counters, Ticket
+from flashlite.drive.backends import Backend
+from flashlite.drive.flash import Counters, Ticket
+from flashlite.storage.bundle import FFNShape, pieces
 
 if TYPE_CHECKING:
-    from flashlite.store import Store
+    from flashlite.storage.store import Store
 
 
 class NeuronFile:

@@ -1,4 +1,4 @@
-# Solutions of exercises 1.1: flashlite.stream as the engine runs it.
+# Solutions of exercises 1.1: flashlite.engine.stream as the engine runs it.
 """Many neurons through little memory: passes over a layer, the next part read while this one is multiplied."""
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from flashlite.bundle import round_up, unpack_bundles
-from flashlite.direct import aligned_buffer
+from flashlite.drive.direct import aligned_buffer
+from flashlite.drive.flash import Ticket
+from flashlite.engine.product import BLOCK
+from flashlite.engine.timing import Timing
 from flashlite.errors import ReadError
-from flashlite.flash import Ticket
-from flashlite.kernels import BLOCK
-from flashlite.neurons import NeuronFile, wait_all
-from flashlite.timing import Timing
+from flashlite.storage.bundle import round_up, unpack_bundles
+from flashlite.storage.neurons import NeuronFile, wait_all
 
 
 def relu_ffn(x: Tensor, up: Tensor, bias: Tensor, down: Tensor, keep: Tensor | None = None) -> Tensor:

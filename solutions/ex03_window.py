@@ -1,4 +1,4 @@
-# Solutions of exercises 3.1, 3.2, 3.3, 3.4: flashlite.window as the engine runs it.
+# Solutions of exercises 3.1, 3.2, 3.3, 3.4: flashlite.engine.window as the engine runs it.
 """Which neurons stay in DRAM: those that any of the last k tokens used. (Paper: section 3.1, sliding window)
 
 A neuron that fired for one token tends to fire for the next ones. So a new token loads only the neurons that none of

@@ -1,4 +1,4 @@
-# Solutions of exercises 4.1, 4.2, 4.3: flashlite.bundle as the engine runs it.
+# Solutions of exercises 4.1, 4.2, 4.3: flashlite.storage.bundle as the engine runs it.
 """How a neuron lies on flash: up row and down column apart, or bundled into one record. (Paper: section 3.2)
 
 Neuron i of a layer needs row i of the up projection and column i of the down projection. In DRAM both always form one

@@ -1,4 +1,4 @@
-# Solutions of exercises 5.1, 5.2, 5.3: flashlite.pool as the engine runs it.
+# Solutions of exercises 5.1, 5.2, 5.3: flashlite.engine.pool as the engine runs it.
 """Where neurons live in DRAM: the preallocated pool, and the rebuilt matrix that it replaces. (Paper: section 3.3)
 
 Both hold one neuron a row, `[up | down | padding]`, and multiply the rows in use where they lie. Reads land in the
@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flashlite.bundle import FFNShape, round_up
-from flashlite.direct import aligned_buffer
-from flashlite.kernels import BLOCK, down_product, up_product
-from flashlite.product import ffn_product
+from flashlite.drive.direct import aligned_buffer
+from flashlite.engine.product import BLOCK, down_product, ffn_product, up_product
+from flashlite.storage.bundle import FFNShape, round_up
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-# Solutions of exercises 7.1, 7.2: flashlite.speculative as the engine runs it.
+# Solutions of exercises 7.1, 7.2: flashlite.bench.speculative as the engine runs it.
 """Speculative decoding: what a draft of a few tokens gains when the large model checks it. (Paper: section 5.3)
 
 A draft model proposes `draft` tokens, one after the other. The large model scores all of them in one call, keeps those

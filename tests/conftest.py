@@ -15,11 +15,12 @@ from torch import Tensor
 from transformers import OPTConfig, OPTForCausalLM
 
 import flashlite
-from flashlite import cli
+from flashlite.cli.main import main as cli
 from flashlite.course.manifest import Course, read_course
+from flashlite.engine.predictor import LowRankPredictor
+from flashlite.engine.predictor_file import LayerReport, PredictorSet
 from flashlite.errors import BudgetError
-from flashlite.predictor import LayerReport, LowRankPredictor, PredictorSet
-from flashlite.store import PREDICTOR, Store
+from flashlite.storage.store import PREDICTOR, Store
 
 ROOT = Path(__file__).parent.parent
 

@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from flashlite import backends
-from flashlite.backends import Backend, Batch, NativeAio
+from flashlite.drive import aio as native
+from flashlite.drive.aio import NativeAio
+from flashlite.drive.backends import Backend, Batch
+from flashlite.drive.reads import Reads
 from flashlite.errors import ReadError
-from flashlite.reads import Reads
 
 POISON = 0xFF  # NaN in every type of weights: what is multiplied before it was read shows in the logits
 ERRORS = ("eio", "short", "refused")  # a read fails, ends half-way, or its batch isn't even begun
@@ -112,11 +113,11 @@ KERNEL_NUISANCES = ("partial", "busy", "few", "EINTR")  # what a program must co
 
 class FaultyKernel:
     """System calls of native AIO that go wrong once armed: from the n-th io_submit on, or the n-th io_getevents where
-    it is about answers. `met` counts how often. It takes the place of backends._syscall, or of _libc for EINTR."""
+    it is about answers. `met` counts how often. It takes the place of native._syscall, or of libc for EINTR."""
 
     def __init__(self, aio: NativeAio) -> None:
         self._submit, self._getevents = aio.iosubmit, aio.getevents
-        self._real, self._libc = backends._syscall, backends._libc
+        self._real, self._libc = native._syscall, native.libc
         self.arm("", 1)
 
     def arm(self, kind: str, nth: int) -> None:

@@ -18,10 +18,10 @@ from test_faults import dense, expected, store  # noqa: F401 (fixtures)
 from transformers import AutoModelForCausalLM
 
 import flashlite
-from flashlite.checkpoint import BUNDLED_MODEL
-from flashlite.decoding import forced, greedy
-from flashlite.stages import LADDER
-from flashlite.store import Store
+from flashlite.bench.decoding import forced, greedy
+from flashlite.engine.stages import LADDER
+from flashlite.storage.checkpoint import BUNDLED_MODEL
+from flashlite.storage.store import Store
 
 SEEDS = int(os.environ.get("FLASHLITE_SOAK", "4"))
 PLACES, MODELS, INTERRUPTS = 4, 500, 100

@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import flashlite
-from flashlite import plots, tables
-from flashlite.bench import bench, prompt_ids, run_worker
-from flashlite.compare import compare
+from flashlite import plots
+from flashlite.bench import tables
+from flashlite.bench.compare import compare
+from flashlite.bench.ladder import bench, prompt_ids, run_worker
+from flashlite.bench.measure_one import LOGITS, Task
 from flashlite.errors import FlashliteError
-from flashlite.store import Store
-from flashlite.worker import LOGITS, Task
+from flashlite.storage.store import Store
 
 
 @pytest.fixture(scope="module")

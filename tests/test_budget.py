@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from transformers import OPTForCausalLM
 
 import flashlite
-from flashlite import flash
-from flashlite.budget import FEWEST_ROWS, Budget, parse_budget, plan_budget, split_rows
-from flashlite.decoding import greedy
+from flashlite.bench.decoding import greedy
+from flashlite.drive import flash
+from flashlite.engine.budget import FEWEST_ROWS, Budget, parse_budget, plan_budget, split_rows
+from flashlite.engine.resident import ResidentWeights
+from flashlite.engine.stages import LADDER, Stage
 from flashlite.errors import BudgetError
-from flashlite.resident import ResidentWeights
-from flashlite.stages import LADDER, Stage
-from flashlite.store import Store
+from flashlite.storage.store import Store
 
 PROMPT = [2, 17, 5, 99, 40]
 STAGES = pytest.mark.parametrize("name", LADDER)

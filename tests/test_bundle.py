@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from flashlite.bundle import closest_friends
+from flashlite.storage.bundle import closest_friends
 
 
 def test_closest_friends_are_found() -> None:

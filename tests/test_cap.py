@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from flashlite import cap as cap_module
-from flashlite.cap import Cap, memory_cap
+from flashlite.bench import cap as cap_module
+from flashlite.bench.cap import Cap, memory_cap
 
 CAP = 120_000_000
 

@@ -8,16 +8,18 @@ from conftest import ROOT
 
 from flashlite.course import chapter
 from flashlite.course.manifest import Course, read_course
+from flashlite.engine.stages import LADDER
 from flashlite.errors import FlashliteError
-from flashlite.stages import LADDER
-from flashlite.store import Store
+from flashlite.storage.store import Store
 
 
 @pytest.mark.parametrize("stage", range(1, len(LADDER)))
 def test_the_change_is_the_line_of_the_code(stage: int) -> None:
     name = list(LADDER)[stage]
     text = chapter.change(stage).data
-    line = next(x for x in (ROOT / "flashlite/stages.py").read_text().splitlines() if x.startswith(f"{name.upper()} ="))
+    line = next(
+        x for x in (ROOT / "flashlite/engine/stages.py").read_text().splitlines() if x.startswith(f"{name.upper()} =")
+    )
     assert line in text
     assert f"| stage {stage} {name} |" in text
 
@@ -39,7 +41,7 @@ def test_untouched_exercises_are_not_run(
 ) -> None:
     monkeypatch.chdir(clone.root)
     assert chapter.run_yours(tiny_store, 3, 3) is None
-    assert chapter.yours(7, "flashlite.speculative") is None
+    assert chapter.yours(7, "flashlite.bench.speculative") is None
     printed = capsys.readouterr().out
     assert "exercises/ex03_window.py is untouched" in printed
     assert "exercises/ex07_speculative.py is untouched" in printed
@@ -48,7 +50,7 @@ def test_untouched_exercises_are_not_run(
 def test_yours_is_the_students_module(clone: Course, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(clone.root)
     (clone.root / "exercises/ex07_speculative.py").write_text("def expected_tokens(acceptance, draft):\n    return 7\n")
-    module = chapter.yours(7, "flashlite.speculative")
+    module = chapter.yours(7, "flashlite.bench.speculative")
     assert module is not None
     assert module.expected_tokens(0.5, 2) == 7
 

@@ -23,14 +23,14 @@ from torch import Tensor
 from transformers import OPTForCausalLM
 
 import flashlite
-from flashlite.bundle import round_up
-from flashlite.checkpoint import find_checkpoint
-from flashlite.decoding import greedy
+from flashlite.bench.decoding import greedy
+from flashlite.engine.stages import LADDER
 from flashlite.errors import CheckpointError
-from flashlite.files import DTYPES
-from flashlite.packing import pack
-from flashlite.stages import LADDER
-from flashlite.store import Store
+from flashlite.storage.bundle import round_up
+from flashlite.storage.checkpoint import find_checkpoint
+from flashlite.storage.pack import pack
+from flashlite.storage.safetensors_file import DTYPES
+from flashlite.storage.store import Store
 
 PROMPT = list(range(3, 40, 4))
 FC1 = "model.decoder.layers.1.fc1.weight"
@@ -410,7 +410,7 @@ torch.save(state, Path(sys.argv[1], "pytorch_model.bin"))
 """
 PACK = """
 import sys
-from flashlite.packing import pack
+from flashlite.storage.pack import pack
 
 pack(sys.argv[1], sys.argv[2], "fp16", ("bundled",))
 """

@@ -15,9 +15,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import OPTForCausalLM, PreTrainedTokenizerFast
 
 import flashlite
+from flashlite.engine.stages import parse_stages
 from flashlite.errors import FlashliteError
-from flashlite.stages import parse_stages
-from flashlite.store import PREDICTOR, ffn_file
+from flashlite.storage.store import PREDICTOR, ffn_file
 
 
 @pytest.fixture(scope="module")

@@ -19,14 +19,16 @@ from conftest import TINY
 from transformers import OPTForCausalLM
 
 import flashlite
-from flashlite import flash, overlap
-from flashlite.backends import NativeAio, Serial, Threads
-from flashlite.background import Background
-from flashlite.direct import aligned_buffer
+from flashlite.drive import flash
+from flashlite.drive.aio import NativeAio
+from flashlite.drive.backends import Serial, Threads
+from flashlite.drive.background import Background
+from flashlite.drive.direct import aligned_buffer
+from flashlite.engine import overlap
+from flashlite.engine.model import build
+from flashlite.engine.stages import LADDER
 from flashlite.errors import FlashliteError
-from flashlite.model import build
-from flashlite.stages import LADDER
-from flashlite.store import Store
+from flashlite.storage.store import Store
 
 STAGES = range(len(LADDER))
 GREEDY = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6}

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flashlite.cost import Speeds, Work, io_ms, token_ms
+from flashlite.bench.cost import Speeds, Work, io_ms, token_ms
+from flashlite.drive.probe import Curve, probe, scratch_file
 from flashlite.errors import FlashliteError
-from flashlite.probe import Curve, probe, scratch_file
 
 CURVE = Curve("aio", 512, True, (4096, 16384), (1, 32), ((50.0, 400.0), (200.0, 1600.0)), 2000.0)
 

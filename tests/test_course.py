@@ -15,7 +15,7 @@ import sync
 from conftest import ROOT
 from typer.testing import CliRunner
 
-from flashlite.cli import app, main
+from flashlite.cli.main import app, main
 from flashlite.course.generate import find_function, generated_files
 from flashlite.course.grade import Grade, exercise_tests, grade, grade_one
 from flashlite.course.manifest import STUBS, Course, find_course, read_course
@@ -70,7 +70,7 @@ def test_generated_files_are_in_sync() -> None:
 
 def test_changing_the_engine_makes_the_check_fail(clone: Course) -> None:
     assert sync.stale_files(clone) == []
-    path = clone.root / "flashlite/window.py"
+    path = clone.root / "flashlite/engine/window.py"
     path.write_text(path.read_text().replace("self._uses[kept] += 1", "self._uses[kept] += 2"))
     assert sync.stale_files(clone) == ["solutions/ex03_window.py"]
 
@@ -262,10 +262,10 @@ def failing_line(args: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytes
 def test_impl_chooses_files_by_slot(course: Course) -> None:
     assert choose(course, "ref") == {}
     chosen = choose(course, "solutions,ex03=ref")
-    assert "flashlite.window" not in chosen
+    assert "flashlite.engine.window" not in chosen
     assert set(chosen) == {e.module for e in course.exercises if e.slot != "ex03"}
     mine = choose(course, "ref,ex03=mine")
-    assert set(mine) == {"flashlite.window"}
+    assert set(mine) == {"flashlite.engine.window"}
     assert describe(course, mine)[0].startswith("ex03 → exercises/ex03_window.py (")
 
 

@@ -21,19 +21,21 @@ from safetensors.torch import load, save, save_file
 from transformers import OPTForCausalLM
 
 import flashlite
-from flashlite import bench, flash, predictor
-from flashlite.backends import Backend, Batch
-from flashlite.bundle import round_up
-from flashlite.decoding import greedy
-from flashlite.dense import load_dense
-from flashlite.direct import PAGE
+from flashlite.bench import ladder as bench
+from flashlite.bench.decoding import greedy
+from flashlite.bench.dense import load_dense
+from flashlite.drive import flash
+from flashlite.drive.backends import Backend, Batch
+from flashlite.drive.direct import PAGE
+from flashlite.drive.reads import Reads
+from flashlite.engine import predictor
+from flashlite.engine.predictor_file import PredictorSet
+from flashlite.engine.stages import LADDER
 from flashlite.errors import FlashliteError, PredictorError, ReadError, StoreError
-from flashlite.files import read_extents
-from flashlite.predictor import PredictorSet
-from flashlite.reads import Reads
-from flashlite.stages import LADDER
-from flashlite.store import CHECKSUMS, MANIFEST, PREDICTOR, RESIDENT, Store, ffn_file, sealed
-from flashlite.verified import Checksums, VerifiedStore
+from flashlite.storage.bundle import round_up
+from flashlite.storage.safetensors_file import read_extents
+from flashlite.storage.store import CHECKSUMS, MANIFEST, PREDICTOR, RESIDENT, Store, ffn_file, sealed
+from flashlite.storage.verified import Checksums, VerifiedStore
 
 SPLIT, BUNDLED = ffn_file("split"), ffn_file("bundled")
 WEIGHTS = (RESIDENT, SPLIT, BUNDLED, CHECKSUMS)

@@ -7,8 +7,8 @@ import torch
 from conftest import TINY
 from transformers import OPTConfig, OPTForCausalLM
 
-from flashlite.families import resident_and_streamed
-from flashlite.store import Store
+from flashlite.families.opt import resident_and_streamed
+from flashlite.storage.store import Store
 
 PUBLISHED = {  # as in their config.json: width, layers, heads, ffn, width of the embedding
     "125m": (768, 12, 12, 3072, 768),

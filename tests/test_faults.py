@@ -23,17 +23,21 @@ from faults import ERRORS, INTERRUPTS, KERNEL_ERRORS, KERNEL_NUISANCES, KINDS, F
 from transformers import OPTForCausalLM
 
 import flashlite
-from flashlite import backends, cli, direct, flash, overlap
-from flashlite.backends import PAUSES, Backend, Batch, NativeAio, Serial, Threads
-from flashlite.background import Background
-from flashlite.crew import Job
-from flashlite.decoding import forced
+from flashlite.bench.decoding import forced
+from flashlite.cli.main import main as cli
+from flashlite.drive import aio as native
+from flashlite.drive import backends, direct, flash
+from flashlite.drive.aio import PAUSES, NativeAio
+from flashlite.drive.backends import Backend, Batch, Serial, Threads
+from flashlite.drive.background import Background
+from flashlite.drive.jobs import Job
+from flashlite.drive.reads import Reads
+from flashlite.engine import overlap
+from flashlite.engine.predictor_file import PredictorSet
+from flashlite.engine.stages import LADDER
 from flashlite.errors import ReadError
-from flashlite.neurons import wait_all
-from flashlite.predictor import PredictorSet
-from flashlite.reads import Reads
-from flashlite.stages import LADDER
-from flashlite.store import PREDICTOR, RESIDENT, Store, ffn_file
+from flashlite.storage.neurons import wait_all
+from flashlite.storage.store import PREDICTOR, RESIDENT, Store, ffn_file
 
 AMPLE, TIGHT = "2MB", "tight"  # room for every neuron; for so few that some are streamed for every token
 IDS = torch.randint(3, TINY["vocab_size"], (10,), generator=torch.Generator().manual_seed(5)).tolist()
@@ -192,7 +196,7 @@ def test_a_fault_while_a_model_is_loaded(store: Store, expected: Expected, stage
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """How long it was slept, instead of sleeping."""
     slept: list[float] = []
-    monkeypatch.setattr(backends.time, "sleep", slept.append)
+    monkeypatch.setattr(native.time, "sleep", slept.append)
     return slept
 
 
@@ -205,8 +209,8 @@ def test_a_kernel_with_its_own_ways(
 ) -> None:  # fmt: skip
     kernel = FaultyKernel(make("aio"))
     model = load_on(store, stage, lambda inner: inner, "aio")
-    monkeypatch.setattr(backends, "_syscall", kernel if kind != "EINTR" else backends._syscall)
-    monkeypatch.setattr(backends, "_libc", kernel if kind == "EINTR" else backends._libc)
+    monkeypatch.setattr(native, "_syscall", kernel if kind != "EINTR" else native._syscall)
+    monkeypatch.setattr(native, "libc", kernel if kind == "EINTR" else native.libc)
     kernel.arm(kind, nth)
     if kind in KERNEL_ERRORS:
         reason = {
@@ -231,7 +235,7 @@ def test_a_kernel_without_room_is_asked_for_a_second_and_then_no_more(
     """All reads of the batch fail together: waiting for each of them would take minutes."""
     aio = make("aio")
     kernel = FaultyKernel(aio)
-    monkeypatch.setattr(backends, "_syscall", kernel)
+    monkeypatch.setattr(native, "_syscall", kernel)
     file = store.open_ffn("bundled", aio)
     kernel.arm("exhausted", 1)
     offsets = 2 * file.alignment * np.arange(20)
@@ -350,14 +354,14 @@ def test_threads_interrupted_as_they_begin_leave_no_read_under_way(
         ended.append(i)
         return read(fd, reads, i)
 
-    def interrupted(job: Job, submit: Callable[[Job], None] = backend._crew.submit) -> None:
+    def interrupted(job: Job, submit: Callable[[Job], None] = backend._workers.submit) -> None:
         if begun.is_set():
             raise KeyboardInterrupt
         submit(job)
         assert begun.wait(20)
 
     monkeypatch.setattr(backends, "_read_one", slow)
-    monkeypatch.setattr(backend._crew, "submit", interrupted)
+    monkeypatch.setattr(backend._workers, "submit", interrupted)
     file = store.open_ffn("bundled", backend)
     with pytest.raises(KeyboardInterrupt):
         file.read(2 * file.alignment * rows, file.alignment, direct.aligned_buffer(2, file.alignment), rows)
@@ -390,7 +394,7 @@ def test_a_read_interrupted_just_after_it_began_can_be_waited_for(
 def test_native_aio_gives_up_a_queue_whose_wait_is_broken_off(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers that an interrupt loses would be waited for without end: nothing may be in flight, and the queue goes."""
     aio = make("aio")
-    file, rows, real = store.open_ffn("bundled", aio), np.arange(4), backends._syscall
+    file, rows, real = store.open_ffn("bundled", aio), np.arange(4), native._syscall
     ticket = file.submit(2 * file.alignment * rows, file.alignment, direct.aligned_buffer(4, file.alignment), rows)
 
     def lose(number: int, *args: Any) -> int:
@@ -400,7 +404,7 @@ def test_native_aio_gives_up_a_queue_whose_wait_is_broken_off(store: Store, monk
         return 0
 
     with monkeypatch.context() as patch:
-        patch.setattr(backends, "_syscall", lose)
+        patch.setattr(native, "_syscall", lose)
         with pytest.raises(KeyboardInterrupt):
             ticket.wait()
     assert aio._all == aio._idle == []
@@ -508,8 +512,8 @@ def test_a_limit_of_open_files_on_the_command_line(
 
     monkeypatch.setattr(direct.os, "open", refuse)
     monkeypatch.setattr("sys.argv", ["flashlite", "eval", str(store.path), "--text", str(store.path)])
-    monkeypatch.setattr("flashlite.text.read_files", lambda paths: "")
-    monkeypatch.setattr("flashlite.text.token_windows", lambda *_: torch.zeros(1, 8, dtype=torch.int64))
+    monkeypatch.setattr("flashlite.storage.tokenizer.read_files", lambda paths: "")
+    monkeypatch.setattr("flashlite.storage.tokenizer.token_windows", lambda *_: torch.zeros(1, 8, dtype=torch.int64))
     with pytest.raises(SystemExit) as end:
         cli.main()
     lines = capsys.readouterr().err.strip().splitlines()

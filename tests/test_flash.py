@@ -22,13 +22,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flashlite import backends, flash
-from flashlite.backends import Backend, NativeAio, Serial, Threads
-from flashlite.bundle import round_up
-from flashlite.direct import aligned_buffer, direct_alignment
+from flashlite.drive import aio as native
+from flashlite.drive import backends, flash
+from flashlite.drive.aio import NativeAio
+from flashlite.drive.backends import Backend, Serial, Threads
+from flashlite.drive.direct import aligned_buffer, direct_alignment
+from flashlite.drive.flash import BACKENDS, Counters, FlashFile, make_backend
+from flashlite.drive.reads import IOVEC, LARGEST_READ, MOST_PARTS, Reads
 from flashlite.errors import FlashliteError, ReadError
-from flashlite.flash import BACKENDS, Counters, FlashFile, make_backend
-from flashlite.reads import IOVEC, LARGEST_READ, MOST_PARTS, Reads
+from flashlite.storage.bundle import round_up
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 100 * 4096 + 777, np.uint8)
 SIZE = len(CONTENT)
@@ -526,7 +528,7 @@ class FailingLibc:
     """The C library, whose calls first fail with these error numbers."""
 
     def __init__(self, *failures: int) -> None:
-        self._real, self.failures = backends._libc, list(failures)
+        self._real, self.failures = backends.libc, list(failures)
 
     def __getattr__(self, name: str) -> Callable[..., int]:
         def call(*args: Any) -> int:
@@ -541,7 +543,7 @@ class FailingLibc:
 @pytest.mark.parametrize("make", [Serial, Threads])
 def test_interrupted_read_is_begun_again(make: type[Backend], path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     libc = FailingLibc(errno.EINTR, errno.EINTR)
-    monkeypatch.setattr(backends, "_libc", libc)
+    monkeypatch.setattr(backends, "libc", libc)
     buffer = read_one(FlashFile(path, make()), 4096, 4096)
     assert_read(buffer[:1], np.array([4096]))
     assert not libc.failures
@@ -550,7 +552,7 @@ def test_interrupted_read_is_begun_again(make: type[Backend], path: Path, monkey
 @pytest.mark.parametrize("make", [Serial, Threads])
 def test_failing_drive_is_named(make: type[Backend], path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = FlashFile(path, make())
-    monkeypatch.setattr(backends, "_libc", FailingLibc(errno.EIO))
+    monkeypatch.setattr(backends, "libc", FailingLibc(errno.EIO))
     with pytest.raises(ReadError, match=f"{path}: read at offset 4096 failed: Input/output error$"):
         read_one(file, 4096, 4096)
     assert_read(read_one(file, 4096, 4096)[:1], np.array([4096]))
@@ -559,7 +561,7 @@ def test_failing_drive_is_named(make: type[Backend], path: Path, monkeypatch: py
 def test_interrupted_native_aio_is_begun_again(path: Path, aio: NativeAio, monkeypatch: pytest.MonkeyPatch) -> None:
     file = FlashFile(path, aio)
     libc = FailingLibc(errno.EINTR, errno.EINTR)
-    monkeypatch.setattr(backends, "_libc", libc)
+    monkeypatch.setattr(native, "libc", libc)
     assert_read(read_one(file, 4096, 4096)[:1], np.array([4096]))
     assert not libc.failures
 
@@ -586,7 +588,7 @@ class ReluctantKernel:
 
     def __init__(self, aio: NativeAio, most: int, busy: int = 0, refused: int = -1) -> None:
         self._aio, self._most, self._busy, self._refused = aio, most, busy, refused
-        self._real, self._submitted, self._in_flight = backends._syscall, 0, 0
+        self._real, self._submitted, self._in_flight = native._syscall, 0, 0
 
     def __call__(self, number: int, *args: Any) -> int:
         if number == self._aio.iosubmit:
@@ -615,7 +617,7 @@ def test_native_aio_submits_again_what_a_busy_kernel_did_not_take(
 ) -> None:
     file = FlashFile(path, aio)
     offsets, buffer = every_other_block(file)
-    monkeypatch.setattr(backends, "_syscall", ReluctantKernel(aio, most, busy))
+    monkeypatch.setattr(native, "_syscall", ReluctantKernel(aio, most, busy))
     file.read(offsets, buffer.shape[1], buffer, np.arange(len(offsets)))
     assert_read(buffer, offsets)
     assert file.counters.reads == len(offsets)
@@ -626,7 +628,7 @@ def test_native_aio_names_a_read_that_the_kernel_refuses_and_ends_the_others(
 ) -> None:
     file = FlashFile(path, aio)
     offsets, buffer = every_other_block(file)
-    monkeypatch.setattr(backends, "_syscall", ReluctantKernel(aio, most=1, refused=2))
+    monkeypatch.setattr(native, "_syscall", ReluctantKernel(aio, most=1, refused=2))
     third = np.sort(offsets)[2]
     with pytest.raises(ReadError, match=f"{path}: read at offset {third} failed: Input/output error$"):
         file.read(offsets, buffer.shape[1], buffer, np.arange(len(offsets)))
@@ -638,9 +640,9 @@ def test_native_aio_gives_up_on_a_kernel_that_takes_nothing(
     path: Path, aio: NativeAio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = FlashFile(path, aio)
-    real = backends._syscall
+    real = native._syscall
     with monkeypatch.context() as patch:
-        patch.setattr(backends, "_syscall", lambda n, *args: -errno.EAGAIN if n == aio.iosubmit else real(n, *args))
+        patch.setattr(native, "_syscall", lambda n, *args: -errno.EAGAIN if n == aio.iosubmit else real(n, *args))
         with pytest.raises(ReadError, match="read at offset 0 failed: Resource temporarily unavailable"):
             read_one(file, 0, 4096)
     assert_read(read_one(file, 0, 4096)[:1], np.array([0]))

@@ -11,7 +11,7 @@ from conftest import ROOT
 
 import flashlite
 from flashlite.course.manifest import Course
-from flashlite.store import Store
+from flashlite.storage.store import Store
 
 STEP = "load = kept[self._uses[kept] == 0]"
 

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 import flashlite
-from flashlite import atomic
-from flashlite.atomic import new_file, new_folder, write_file
+from flashlite.engine.predictor_file import PredictorSet
 from flashlite.errors import PredictorError, StoreError
-from flashlite.predictor import PredictorSet
-from flashlite.store import PREDICTOR, Store
+from flashlite.storage import atomic
+from flashlite.storage.atomic import new_file, new_folder, write_file
+from flashlite.storage.store import PREDICTOR, Store
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="its writers are forked and limited as on Linux")
 

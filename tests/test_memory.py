@@ -18,11 +18,11 @@ from conftest import add_predictor, make_model, save_checkpoint, smallest_budget
 from transformers import OPTForCausalLM
 
 import flashlite
-from flashlite import bench
-from flashlite.budget import parse_budget
-from flashlite.cap import memory_cap
-from flashlite.store import Store
-from flashlite.worker import Task
+from flashlite.bench import ladder as bench
+from flashlite.bench.cap import memory_cap
+from flashlite.bench.measure_one import Task
+from flashlite.engine.budget import parse_budget
+from flashlite.storage.store import Store
 
 MIB = 2**20
 FEW, MANY = 10, 50  # models loaded before what a process has is noted, and after

@@ -31,14 +31,14 @@ from transformers import (
 )
 
 import flashlite
-from flashlite.backends import Serial
-from flashlite.direct import direct_alignment
+from flashlite.drive.backends import Serial
+from flashlite.drive.direct import direct_alignment
+from flashlite.engine.ffn import FlashFFN
+from flashlite.engine.pool import Pool
+from flashlite.engine.stages import LADDER, NAMES
+from flashlite.engine.timing import CallCost
 from flashlite.errors import BudgetError, CheckpointError, FlashliteError, PredictorError, StoreError
-from flashlite.ffn import FlashFFN
-from flashlite.model import CallCost
-from flashlite.pool import Pool
-from flashlite.stages import LADDER, NAMES
-from flashlite.store import MANIFEST, PREDICTOR, Store
+from flashlite.storage.store import MANIFEST, PREDICTOR, Store
 
 AMPLE = "2MB"  # every neuron of the tiny model finds room, at every stage
 GREEDY = {"do_sample": False, "max_new_tokens": 8, "min_new_tokens": 8, "repetition_penalty": 2.0}  # no token twice

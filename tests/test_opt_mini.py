@@ -10,12 +10,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import flashlite
-from flashlite.checkpoint import BUNDLED_MODEL
-from flashlite.evaluate import dense_model, loss, predicted_model
-from flashlite.predictor import PredictorSet
-from flashlite.store import PREDICTOR, Store
-from flashlite.text import token_windows
-from flashlite.train_predictor import collect, report
+from flashlite.engine.predictor_file import PredictorSet
+from flashlite.storage.checkpoint import BUNDLED_MODEL
+from flashlite.storage.store import PREDICTOR, Store
+from flashlite.storage.tokenizer import token_windows
+from flashlite.training.evaluate import dense_model, loss, predicted_model
+from flashlite.training.train_predictor import collect, report
 
 LIBRARY = Path(flashlite.__file__).parent
 

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from transformers import OPTForCausalLM
 
 import flashlite
-from flashlite.bundle import FFNShape
-from flashlite.decoding import forced
+from flashlite.bench.decoding import forced
+from flashlite.engine.pool import Pool
+from flashlite.engine.window import Window
 from flashlite.errors import ReadError
-from flashlite.pool import Pool
-from flashlite.store import Store, ffn_file
-from flashlite.window import Window
+from flashlite.storage.bundle import FFNShape
+from flashlite.storage.store import Store, ffn_file
 
 NEURONS = 24
 AMPLE = "2MB"  # every neuron of the tiny model finds room

@@ -15,19 +15,20 @@ from transformers import OPTForCausalLM
 from typer.testing import CliRunner
 
 import flashlite
-from flashlite import cost, drives, plots, tables
-from flashlite.bench import WORKER, bench, measure_peers, run_worker
-from flashlite.bundle import FFNShape
-from flashlite.checkpoint import Checkpoint
-from flashlite.cli import app
-from flashlite.decoding import forced
+from flashlite import plots
+from flashlite.bench import cost, tables
+from flashlite.bench.decoding import forced
+from flashlite.bench.estimate import Sparsity, count_work, estimate
+from flashlite.bench.ladder import WORKER, bench, measure_peers, run_worker
+from flashlite.bench.measure_one import Task
+from flashlite.bench.peers import PEERS, export
+from flashlite.cli.main import app
+from flashlite.drive import published as drives
+from flashlite.engine.stages import NAMES
 from flashlite.errors import FlashliteError, StoreError
-from flashlite.estimate import Sparsity, count_work, estimate
-from flashlite.export import export
-from flashlite.peers import PEERS
-from flashlite.stages import NAMES
-from flashlite.store import Store
-from flashlite.worker import Task
+from flashlite.storage.bundle import FFNShape
+from flashlite.storage.checkpoint import Checkpoint
+from flashlite.storage.store import Store
 
 IDS = list(range(5, 21))
 

@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flashlite.bundle import FFNShape, pack_bundles
-from flashlite.pool import Landing, Pool, RebuiltMatrix
+from flashlite.engine.pool import Landing, Pool, RebuiltMatrix
+from flashlite.storage.bundle import FFNShape, pack_bundles
 
 Memory = Pool | RebuiltMatrix
 

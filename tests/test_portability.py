@@ -22,13 +22,18 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import OPTForCausalLM, PreTrainedTokenizerFast
 
 import flashlite
-from flashlite import backends, cap, cli, flash, packing, resident
-from flashlite.decoding import greedy
-from flashlite.direct import aligned_buffer
+from flashlite.bench import cap
+from flashlite.bench.decoding import greedy
+from flashlite.cli.main import main as cli
+from flashlite.drive import aio as native
+from flashlite.drive import flash
+from flashlite.drive.direct import aligned_buffer
+from flashlite.drive.flash import FlashFile
+from flashlite.engine import resident
+from flashlite.engine.stages import LADDER
 from flashlite.errors import FlashliteError, ReadError, StoreError
-from flashlite.flash import FlashFile
-from flashlite.stages import LADDER
-from flashlite.store import Store
+from flashlite.storage import find, pack
+from flashlite.storage.store import Store
 
 PROMPT, TOKENS = list(range(3, 60, 5)), 8
 AMPLE = "4MB"  # every neuron of the tiny model finds room, on a grid of 16384 bytes too
@@ -56,8 +61,8 @@ def fresh_backend() -> Iterator[None]:
 
 def refuse_setup(monkeypatch: pytest.MonkeyPatch, code: int, allowed: int = 0) -> None:
     """The system makes `allowed` queues for native AIO and then refuses."""
-    real, left = backends._syscall, [allowed]
-    setup = backends.NativeAio()._setup
+    real, left = native._syscall, [allowed]
+    setup = native.NativeAio()._setup
 
     def call(number: int, *args: Any) -> int:
         if number == setup:
@@ -66,7 +71,7 @@ def refuse_setup(monkeypatch: pytest.MonkeyPatch, code: int, allowed: int = 0) -
                 return -code
         return real(number, *args)
 
-    monkeypatch.setattr(backends, "_syscall", call)
+    monkeypatch.setattr(native, "_syscall", call)
 
 
 # Drives
@@ -122,7 +127,7 @@ def test_a_system_without_vectored_reads_says_so(tiny_store: Store, monkeypatch:
 def test_drives_of_any_grid(
     stage: int, grid: int, tiny_checkpoint: Path, expected: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing, "direct_alignment", lambda path: grid)
+    monkeypatch.setattr(pack, "direct_alignment", lambda path: grid)
     monkeypatch.setattr(flash, "direct_alignment", lambda path: grid)
     monkeypatch.setattr(resident, "direct_alignment", lambda path: grid)
     store = flashlite.pack(tiny_checkpoint, tmp_path / "store")
@@ -166,7 +171,7 @@ def test_native_aio_that_runs_out_before_stage_6_reads_ahead(
 
 @linux_only
 def test_native_aio_that_runs_out_between_reads_is_one_line(tiny_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = FlashFile(tiny_store.path / "resident.safetensors", backends.NativeAio(4))
+    file = FlashFile(tiny_store.path / "resident.safetensors", native.NativeAio(4))
     refuse_setup(monkeypatch, errno.EAGAIN)
     buffer = aligned_buffer(2, 4096)
     first = file.submit(np.array([0]), 4096, buffer, np.array([0]))
@@ -190,7 +195,7 @@ def run_python(script: str, *arguments: object, **variables: str) -> subprocess.
 WRITE = """
 import json, sys
 import flashlite
-from flashlite.decoding import greedy
+from flashlite.bench.decoding import greedy
 
 store, prompt, tokens = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
 for stage in (0, 5, 6):
@@ -250,7 +255,7 @@ def test_where_linux_interfaces_are_missing_all_imports_and_every_token_is_right
 
 def test_a_home_that_cannot_be_written_is_one_line_in_a_real_process() -> None:
     variables = {"HOME": "/dev/null/x", "FLASHLITE_HOME": "", "XDG_CACHE_HOME": ""}
-    script = "import sys\nfrom flashlite.cli import main\nsys.argv = ['flashlite', 'run', 'opt-mini']\nmain()"
+    script = "import sys\nfrom flashlite.cli.main import main\nsys.argv = ['flashlite', 'run', 'opt-mini']\nmain()"
     done = run_python(script, **variables)
     assert (done.returncode, done.stdout) == (1, "")
     line, *more = done.stderr.splitlines()
@@ -301,7 +306,7 @@ def test_where_packed_models_are_kept(variables: tuple[str, str], monkeypatch: p
     for other in ("FLASHLITE_HOME", "XDG_CACHE_HOME"):
         monkeypatch.setenv(other, "")  # as good as unset
     monkeypatch.setenv(name, place.split("/")[0])
-    assert packing.home() == Path(place)
+    assert find.home() == Path(place)
 
 
 def test_a_name_too_long_for_a_file_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from flashlite.reads import LARGEST_READ, MOST_PARTS, Reads, merge_adjacent, plan_reads
+from flashlite.drive.reads import LARGEST_READ, MOST_PARTS, Reads, merge_adjacent, plan_reads
 
 Record = tuple[int, int]  # offset and size, bytes
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flashlite.bench.replay import replay_belady, replay_lru, replay_window
 from flashlite.errors import FlashliteError
-from flashlite.replay import replay_belady, replay_lru, replay_window
 
 NEURONS = 6
 TOKENS = st.sets(st.integers(0, NEURONS - 1), max_size=3)

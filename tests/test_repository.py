@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flashlite.corpus import is_held_out, read_source
+from flashlite.training.corpus import is_held_out, read_source
 
 ROOT = Path(__file__).parent.parent
 LIBRARY = sorted((ROOT / "flashlite").rglob("*.py"))

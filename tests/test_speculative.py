@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flashlite.speculative import expected_speedup, expected_tokens
+from flashlite.bench.speculative import expected_speedup, expected_tokens
 
 
 @pytest.mark.parametrize("acceptance", [0.0, 0.3, 0.8, 1.0])

@@ -23,12 +23,12 @@ from torch import Tensor
 from transformers import OPTForCausalLM
 
 import flashlite
-from flashlite.bundle import FFNShape, pack_bundles, unpack_bundles
 from flashlite.errors import CheckpointError, StoreError
-from flashlite.files import DTYPES, SafetensorsWriter, read_extents
-from flashlite.objects import LARGEST
-from flashlite.packing import pack
-from flashlite.store import CHECKSUMS, FORMAT, MANIFEST, RESIDENT, Store, ffn_file, sealed
+from flashlite.storage.bundle import FFNShape, pack_bundles, unpack_bundles
+from flashlite.storage.pack import pack
+from flashlite.storage.safetensors_file import DTYPES, SafetensorsWriter, read_extents
+from flashlite.storage.store import CHECKSUMS, FORMAT, MANIFEST, RESIDENT, Store, ffn_file, sealed
+from flashlite.storage.strict_json import LARGEST
 
 SPLIT, BUNDLED = ffn_file("split"), ffn_file("bundled")
 EVERY_DTYPE = pytest.mark.parametrize("dtype", DTYPES)

@@ -9,17 +9,17 @@ import torch
 from conftest import ROOT
 from transformers import OPTForCausalLM
 
-from flashlite import families
-from flashlite.accounts import per_token
-from flashlite.bench import prompt_ids
-from flashlite.decoding import exactness, forced, greedy
-from flashlite.dense import load_dense
+from flashlite.bench.decoding import exactness, forced, greedy
+from flashlite.bench.dense import load_dense
+from flashlite.bench.ladder import prompt_ids
+from flashlite.bench.row import per_token
+from flashlite.engine.model import load
+from flashlite.engine.predictor_file import PredictorSet
 from flashlite.errors import CheckpointError, StoreError
-from flashlite.families import published_config, resident_and_streamed
-from flashlite.model import load
-from flashlite.predictor import PredictorSet
-from flashlite.store import PREDICTOR, Store
-from flashlite.synth import PlantedModel, synth
+from flashlite.families import opt as families
+from flashlite.families.opt import published_config, resident_and_streamed
+from flashlite.storage.store import PREDICTOR, Store
+from flashlite.training.planted import PlantedModel, synth
 
 SMALL = (256, 6, 4, 256)  # too small to be published, large enough for its statistics to hold
 

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import OPTForCausalLM
 
-from flashlite import train_predictor
-from flashlite.evaluate import dense_model, loss, predicted_model
-from flashlite.store import Store
-from flashlite.train_predictor import (
+from flashlite.engine.window import union_sizes
+from flashlite.storage.store import Store
+from flashlite.training import train_predictor
+from flashlite.training.evaluate import dense_model, loss, predicted_model
+from flashlite.training.train_predictor import (
     balanced_loss,
     collect,
     initial_factors,
@@ -20,7 +21,6 @@ from flashlite.train_predictor import (
     train_predictors,
     up_projection,
 )
-from flashlite.window import union_sizes
 
 
 @pytest.fixture(scope="module")

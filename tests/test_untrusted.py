@@ -28,16 +28,17 @@ from tokenizers import Tokenizer, models
 from transformers import OPTForCausalLM, PreTrainedTokenizerFast
 
 import flashlite
-from flashlite import cli, predictor
-from flashlite.checkpoint import LARGEST as LARGEST_SIZES
-from flashlite.checkpoint import OTHER_FIELDS, Checkpoint
+from flashlite.cli.main import main as cli
+from flashlite.engine import predictor
+from flashlite.engine.predictor_file import PredictorSet
+from flashlite.engine.stages import LADDER
 from flashlite.errors import CheckpointError, FlashliteError, PredictorError, StoreError
-from flashlite.objects import LARGEST, parse_object
-from flashlite.packing import pack
-from flashlite.predictor import PredictorSet
-from flashlite.stages import LADDER
-from flashlite.store import MANIFEST, PREDICTOR, RESIDENT, Store, sealed
-from flashlite.text import encode, generation_config, load_tokenizer, token_windows
+from flashlite.storage.checkpoint import LARGEST as LARGEST_SIZES
+from flashlite.storage.checkpoint import OTHER_FIELDS, Checkpoint
+from flashlite.storage.pack import pack
+from flashlite.storage.store import MANIFEST, PREDICTOR, RESIDENT, Store, sealed
+from flashlite.storage.strict_json import LARGEST, parse_object
+from flashlite.storage.tokenizer import encode, generation_config, load_tokenizer, token_windows
 
 FC1 = "model.decoder.layers.1.fc1.weight"
 AMPLE = "2MB"  # every neuron of the tiny model finds room

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from flashlite.window import Step, Window
+from flashlite.engine.window import Step, Window
 
 NEURONS = 16
 QUICK = settings(deadline=None, max_examples=100)

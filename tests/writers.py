@@ -24,11 +24,14 @@ from typing import Any
 import torch
 from transformers import OPTConfig
 
-from flashlite import atomic, synth, train_predictor
+from flashlite.engine.predictor_file import PredictorSet
 from flashlite.errors import FlashliteError
-from flashlite.packing import open_model, pack
-from flashlite.predictor import PredictorSet
-from flashlite.store import PREDICTOR, Store
+from flashlite.storage import atomic
+from flashlite.storage.find import open_model
+from flashlite.storage.pack import pack
+from flashlite.storage.store import PREDICTOR, Store
+from flashlite.training import planted as synth
+from flashlite.training import train_predictor
 
 SMALL = OPTConfig(
     vocab_size=4096, hidden_size=64, word_embed_proj_dim=64, ffn_dim=256, num_hidden_layers=2, num_attention_heads=4,

@@ -13,7 +13,7 @@ from statistics import median
 
 import numpy as np
 
-from flashlite.probe import random_mb_s, scratch_file
+from flashlite.drive.probe import random_mb_s, scratch_file
 
 SIZES, DEPTHS, ROUNDS = (4096, 8192, 16384, 32768), (32, 128), 9
 

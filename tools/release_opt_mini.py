@@ -20,14 +20,14 @@ from train_opt_mini import HELD_OUT_WINDOWS, POSITIONS, encode
 from transformers import AutoTokenizer, OPTForCausalLM
 
 import flashlite
-from flashlite.checkpoint import BUNDLED_MODEL
-from flashlite.corpus import corpus
-from flashlite.evaluate import evaluate
-from flashlite.machine import host
-from flashlite.predictor import LayerReport
-from flashlite.store import PREDICTOR
-from flashlite.text import token_windows
-from flashlite.train_predictor import train_predictors
+from flashlite.bench.machine import host
+from flashlite.engine.predictor_file import LayerReport
+from flashlite.storage.checkpoint import BUNDLED_MODEL
+from flashlite.storage.store import PREDICTOR
+from flashlite.storage.tokenizer import token_windows
+from flashlite.training.corpus import corpus
+from flashlite.training.evaluate import evaluate
+from flashlite.training.train_predictor import train_predictors
 
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 FIRST_PHASE = {  # by a first form of the recipe, whose first 400 steps had one sparsity weight for all layers
@@ -44,10 +44,10 @@ A real OPT in the published format (fp16 safetensors), small enough to ship: {pa
 
 ## Data
 
-The Python source of the standard library and of the course's own packages (`flashlite/corpus.py` lists them), without
-licence headers and duplicates: {corpus_tokens:.1f} M tokens. A file is **held out** if the md5 of its base name is 0
-modulo 100. No weight and no predictor was trained on held-out files; predictors are calibrated on one half of the
-held-out windows named below and reported on the other.
+The Python source of the standard library and of the course's own packages (`flashlite/training/corpus.py` lists them),
+without licence headers and duplicates: {corpus_tokens:.1f} M tokens. A file is **held out** if the md5 of its
+base name is 0 modulo 100. No weight and no predictor was trained on held-out files; predictors are calibrated on one
+half of the held-out windows named below and reported on the other.
 
 The sources' own licences apply to them: PSF (standard library), BSD (numpy, torch, sympy, networkx, mpmath, pygments),
 Apache-2.0 (transformers, huggingface_hub), MIT (fontTools, pip, setuptools, rich), HPND (Pillow), and matplotlib's.

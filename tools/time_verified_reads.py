@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 import flashlite
-from flashlite.atomic import write_file
-from flashlite.bench import prompt_ids
-from flashlite.decoding import greedy
-from flashlite.machine import drive, host
-from flashlite.packing import open_model
+from flashlite.bench.decoding import greedy
+from flashlite.bench.ladder import prompt_ids
+from flashlite.bench.machine import drive, host
+from flashlite.storage.atomic import write_file
+from flashlite.storage.find import open_model
 
 ROOT = Path(__file__).parent.parent
 STAGE, ROUNDS, PROMPT, TOKENS = 5, 9, 32, 32

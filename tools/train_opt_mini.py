@@ -25,7 +25,7 @@ from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor, nn
 from transformers import AutoTokenizer, OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
-from flashlite.corpus import corpus
+from flashlite.training.corpus import corpus
 
 VOCAB, WIDTH, LAYERS, HEADS, POSITIONS = 4096, 512, 6, 8, 512
 BATCH, HELD_OUT_WINDOWS = 16, 96

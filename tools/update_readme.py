@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from flashlite.tables import ladder_markdown, peer_markdown, summary_lines
+from flashlite.bench.tables import ladder_markdown, peer_markdown, summary_lines
 
 ROOT = Path(__file__).parent.parent
 

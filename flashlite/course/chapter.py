@@ -2,7 +2,7 @@
 
 store = chapter.begin(3)
 chapter.change(3)
-chapter.gain(flashlite.compare.compare(store, [2, 3]))
+chapter.gain(flashlite.bench.compare.compare(store, [2, 3]))
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ import torch
 from IPython.display import Markdown
 from torch import Tensor
 
-from flashlite import stages
-from flashlite.compare import beside_reference
-from flashlite.corpus import corpus
+from flashlite.bench.compare import beside_reference
+from flashlite.bench.machine import drive, host
+from flashlite.bench.tables import gain_markdown
 from flashlite.course import plug
 from flashlite.course.manifest import Course, Exercise, find_course
+from flashlite.engine import stages
 from flashlite.errors import FlashliteError
-from flashlite.machine import drive, host
-from flashlite.packing import open_model
-from flashlite.store import Store
-from flashlite.tables import gain_markdown
-from flashlite.text import token_windows
+from flashlite.storage.find import open_model
+from flashlite.storage.store import Store
+from flashlite.storage.tokenizer import token_windows
+from flashlite.training.corpus import corpus
 
 MODEL = "FLASHLITE_MODEL"
 
@@ -68,7 +68,7 @@ def training_text(store: Store, tokens: int) -> Tensor:
 
 
 def change(stage: int) -> Markdown:
-    """What a stage changes in the ladder, read from the code of flashlite/stages.py."""
+    """What a stage changes in the ladder, read from the code of flashlite/engine/stages.py."""
     source = inspect.getsource(stages)
     name = stages.NAMES[stage]
     line = next(line for line in source.splitlines() if re.match(rf"{name.upper()} = ", line))
@@ -143,7 +143,7 @@ def run_yours(store: Store, number: int, stage: int, source: str = "mine") -> Ma
         return None
     print("\n".join(plug.describe(course, begun)))
     try:
-        rows = beside_reference(store, stage, plug.command(begun, "flashlite.worker"))
+        rows = beside_reference(store, stage, plug.command(begun, "flashlite.bench.measure_one"))
     except FlashliteError as error:
         print(f"flashlite: {error}", file=sys.stderr)
         return None

@@ -24,8 +24,12 @@ STUBS = "exercises/stubs.json"  # SHA-256 of each exercise file as it was handed
 class Exercise:
     """One thing to build.
 
-    id: chapter.number; reference: module.function or module.Class.method in flashlite; task, example, provided: the
-    contract, put in the stub; why, mistakes: what the solution says; hints: shown one at a time.
+    id: chapter.number
+    reference: module:function or module:Class.method, the engine's own code
+    task, example, provided: the contract, put in the stub
+    why, mistakes: what the solution says
+    topic: of its file, the module's name unless given
+    hints: shown one at a time
     """
 
     id: str
@@ -40,6 +44,7 @@ class Exercise:
     why: str
     mistakes: str
     provided: str = ""
+    topic: str = ""
     hints: list[str] = field(default_factory=list)
 
     @property
@@ -54,18 +59,18 @@ class Exercise:
 
     @property
     def module(self) -> str:
-        """The module of the engine that its file takes the place of: flashlite.window."""
-        return ".".join(self.reference.split(".")[:2])
+        """The module of the engine that its file takes the place of: flashlite.engine.window."""
+        return self.reference.partition(":")[0]
 
     @property
     def qualname(self) -> str:
         """The function's name inside its module: Window.step."""
-        return ".".join(self.reference.split(".")[2:])
+        return self.reference.partition(":")[2]
 
     @property
     def file(self) -> str:
         """The name of its file, in exercises/ and in solutions/."""
-        return f"{self.slot}_{self.module.split('.')[1]}.py"
+        return f"{self.slot}_{self.topic or self.module.rpartition('.')[2]}.py"
 
 
 @dataclass(frozen=True)

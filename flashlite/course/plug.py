@@ -2,8 +2,9 @@
 
     python -m flashlite.course.plug SPEC MODULE ARGUMENTS...     # run a module with files plugged in
 
-SPEC is JSON, {"flashlite.window": {"file": ".../ex03_window.py", "from_reference": ["Window.step"]}}. The functions
-that from_reference names are the engine's own, so that one exercise can be judged without the others of its file.
+SPEC is JSON, {"flashlite.engine.window": {"file": ".../ex03_window.py", "from_reference": ["Window.step"]}}. The
+functions that from_reference names are the engine's own, so that one exercise can be judged without the others of its
+file.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class _Loader(importlib.abc.Loader):
         text = Path(self._plug.file).read_text(encoding="utf-8")
         tree = ast.parse(text, self._plug.file)
         if self._plug.from_reference:
-            reference = Path(__file__).parents[1] / f"{self._name.split('.')[1]}.py"
+            reference = Path(__file__).parents[2].joinpath(*self._name.split(".")).with_suffix(".py")
             graft(tree, ast.parse(reference.read_text(encoding="utf-8")), self._plug.from_reference)
         exec(compile(tree, self._plug.file, "exec"), module.__dict__)
 

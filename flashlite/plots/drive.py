@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from flashlite.drive.probe import Curve
 from flashlite.plots.style import DASHES, MARKERS, bytes_label, finish, new_axes
-from flashlite.probe import Curve
 
 
 def drive_curve(curve: Curve, axes: Axes | None = None) -> Figure:

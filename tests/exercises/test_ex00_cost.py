@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from flashlite.cost import Speeds, Work, io_ms, token_ms
+from flashlite.bench.cost import Speeds, Work, io_ms, token_ms
 from flashlite.course.checks import expect, rng
-from flashlite.probe import Curve
+from flashlite.drive.probe import Curve
 
 SIZES, DEPTHS = (4096, 16384, 65536), (1, 4, 16, 64)
 

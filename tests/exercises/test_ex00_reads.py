@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flashlite.course.checks import expect, require, rng
-from flashlite.reads import merge_adjacent
+from flashlite.drive.reads import merge_adjacent
 
 Array = np.ndarray
 

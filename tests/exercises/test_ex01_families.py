@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flashlite.course.checks import expect, rng
-from flashlite.families import resident_and_streamed
+from flashlite.families.opt import resident_and_streamed
 
 # As published: hidden size, layers, FFN, width of the embedding, all weights
 PUBLISHED = {

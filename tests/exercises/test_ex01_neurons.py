@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flashlite.backends import Batch, Serial
-from flashlite.bundle import FFNShape
 from flashlite.course.checks import expect, require, rng
-from flashlite.direct import PAGE, aligned_buffer, direct_alignment
-from flashlite.flash import FlashFile
-from flashlite.neurons import NeuronFile, wait_all
-from flashlite.reads import Reads
+from flashlite.drive.backends import Batch, Serial
+from flashlite.drive.direct import PAGE, aligned_buffer, direct_alignment
+from flashlite.drive.flash import FlashFile
+from flashlite.drive.reads import Reads
+from flashlite.storage.bundle import FFNShape
+from flashlite.storage.neurons import NeuronFile, wait_all
 
 LAYERS, NEURONS, UNTOUCHED = 3, 40, 7
 PIECES = {"split": ("up", "down"), "bundled": ("bundle",)}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flashlite.course.checks import expect, require, rng
-from flashlite.stream import relu_ffn
+from flashlite.engine.stream import relu_ffn
 
 TOKENS, NEURONS, WIDTH, PADDING = 5, 13, 8, 3
 

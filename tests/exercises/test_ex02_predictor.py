@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flashlite.course.checks import expect, require, rng
-from flashlite.predictor import Int8Matrix, LowRankPredictor, active_set
+from flashlite.engine.predictor import Int8Matrix, LowRankPredictor, active_set
 
 TOKENS, D_MODEL, RANK, NEURONS = 6, 64, 32, 96
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flashlite.course.checks import expect, require, rng
-from flashlite.product import ffn_product
+from flashlite.engine.product import ffn_product
 
 TOKENS, NEURONS, D_MODEL, PADDING = 5, 40, 24, 8
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flashlite.course.checks import expect, require, rng
-from flashlite.train_predictor import balanced_loss, threshold_for
+from flashlite.training.train_predictor import balanced_loss, threshold_for
 
 TOKENS, NEURONS = 20, 100
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flashlite.course.checks import expect, require, rng
-from flashlite.window import LONGEST_WINDOW, Window, largest_window, union_sizes
+from flashlite.engine.window import LONGEST_WINDOW, Window, largest_window, union_sizes
 
 NEURONS, TOKENS = 200, 30
 

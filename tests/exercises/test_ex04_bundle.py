@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from flashlite.bundle import closest_friends, pack_bundles, unpack_bundles
 from flashlite.course.checks import expect, require, rng
+from flashlite.storage.bundle import closest_friends, pack_bundles, unpack_bundles
 
 FFN, D_MODEL = 24, 10
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"])

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from flashlite.bundle import FFNShape
 from flashlite.course.checks import expect, require, rng
-from flashlite.pool import Landing, Pool
+from flashlite.engine.pool import Landing, Pool
+from flashlite.storage.bundle import FFNShape
 
 NEURONS, D_MODEL, CAPACITY = 80, 6, 50
 NONE = np.zeros(0, np.int64)

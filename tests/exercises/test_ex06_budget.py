@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flashlite.budget import FEWEST_ROWS, split_rows
 from flashlite.course.checks import expect, require, rng
+from flashlite.engine.budget import FEWEST_ROWS, split_rows
 
 LAYERS = 16
 SLACK = 2  # rows that rounding may cost a layer

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from flashlite.bench.speculative import expected_speedup, expected_tokens
 from flashlite.course.checks import expect, rng
-from flashlite.speculative import expected_speedup, expected_tokens
 
 
 def mean_tokens(a: float, draft: int) -> float:

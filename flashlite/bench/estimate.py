@@ -1,0 +1,101 @@
+"""What a token would take of models and on drives that are not at hand: the cost model, without running.
+
+Counts follow from the model's shape and from how sparse its FFNs are, the processor's speeds are measured here, and a
+drive is a curve: the user's own, or a published one. (Paper: sections 2.1 and 3)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from flashlite.bench.cost import Speeds, Work, copy_speed, linear_speed, predicted_ms, product_speed
+from flashlite.drive.probe import Curve
+from flashlite.drive.reads import LARGEST_READ
+from flashlite.engine.budget import LARGEST_BUFFER
+from flashlite.engine.stages import NAMES
+from flashlite.errors import FlashliteError
+from flashlite.families.opt import published_config, resident_and_streamed
+from flashlite.storage.bundle import FFNShape
+from flashlite.storage.safetensors_file import DTYPES
+
+GRID = 512  # bytes; the grid of most drives
+MOST_LAYERS = 32  # that a sample of products goes round
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """Shares of an FFN's neurons, for one token: those that fire, that are predicted to, that are in DRAM, that must be
+    read; wasted: what stage 6 reads for nothing, as a share of what it must read. (Paper: 3.1, OPT-6.7B)"""
+
+    active: float = 0.033
+    predicted: float = 0.10
+    resident: float = 0.24
+    new: float = 0.024
+    wasted: float = 0.25
+
+
+def count_work(shape: FFNShape, layers: int, resident_bytes: int, sparsity: Sparsity) -> dict[str, Work]:
+    """What a token does at each stage, by the stage's name. resident_bytes: all weights but the FFNs'."""
+    neurons, record = layers * shape.neurons, shape.record_bytes
+    ffn_bytes = layers * shape.layer_bytes
+    passes = layers * -(-shape.layer_bytes // LARGEST_BUFFER)
+    product = 2 * shape.half_bytes * neurons
+    resident = Work(ffn_bytes / LARGEST_READ, ffn_bytes, passes, 0, product, overlapped=False)
+    everything = ffn_bytes + resident_bytes
+    naive = replace(resident, reads=everything / LARGEST_READ, bytes=everything, batches=passes + layers + 1)
+
+    def sparse(read: float, held: float, halves: int, copied: bool) -> Work:
+        nbytes = read * neurons * (record if halves == 1 else 2 * shape.half_bytes)
+        rows = held * neurons
+        moved = rows * record if copied else 0.0
+        return Work(halves * read * neurons, nbytes, layers, moved, held * product, overlapped=False)
+
+    s = sparsity
+    pool = sparse(s.new, s.resident, 1, copied=False)
+    works = (
+        naive, resident, sparse(s.predicted, s.predicted, 2, copied=True), sparse(s.new, s.resident, 2, copied=True),
+        sparse(s.new, s.resident, 1, copied=True), pool,
+        replace(pool, reads=pool.reads * (1 + s.wasted), bytes=pool.bytes * (1 + s.wasted)),
+    )  # fmt: skip
+    return dict(zip(NAMES, works, strict=True))
+
+
+def estimate(
+    name: str, curves: Mapping[str, Curve], dtype: str = "bf16", sparsity: Sparsity | None = None
+) -> dict[str, Any]:
+    """Milliseconds a token at every stage and on every drive, and what they follow from.
+
+    name: a published OPT, such as opt-6.7b; curves: drives by name. Raises FlashliteError for an unknown name or dtype.
+    """
+    if dtype not in DTYPES:
+        raise FlashliteError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
+    config, sparsity, kind = published_config(name), sparsity or Sparsity(), DTYPES[dtype]
+    resident, streamed = (n * kind.itemsize for n in resident_and_streamed(config))
+    shape = FFNShape(config.ffn_dim, config.hidden_size, kind.itemsize, GRID)
+    works = count_work(shape, config.num_hidden_layers, resident, sparsity)
+    rest = 1e3 * resident / linear_speed(shape.d_model, kind)
+    whole = _speeds(shape, kind, rest, LARGEST_BUFFER // (2 * shape.half_bytes), None)
+    predicted, windowed = (
+        _speeds(shape, kind, rest, int(held * shape.neurons), sparsity.active / held)
+        for held in (sparsity.predicted, sparsity.resident)
+    )
+    speeds = dict(zip(NAMES, (whole, whole, predicted, *[windowed] * 4), strict=True))
+    return {
+        "model": name, "dtype": dtype, "weight_bytes": resident + streamed, "sparsity": asdict(sparsity),
+        "bytes_per_token": {stage: work.bytes for stage, work in works.items()},
+        "drives": {drive: _drive_ms(curve, works, speeds) for drive, curve in curves.items()},
+    }  # fmt: skip
+
+
+def _speeds(shape: FFNShape, dtype: torch.dtype, rest: float, rows: int, fires: float | None) -> Speeds:
+    """What this processor does where `rows` neurons are multiplied at a time, of which a share fires."""
+    product = product_speed(shape, MOST_LAYERS, dtype, rows, fires)
+    return Speeds(product, copy_speed(rows * shape.record_bytes), rest)
+
+
+def _drive_ms(curve: Curve, works: Mapping[str, Work], speeds: Mapping[str, Speeds]) -> dict[str, float]:
+    return {stage: predicted_ms(curve, work, speeds[stage], ahead=stage == NAMES[-1]) for stage, work in works.items()}

@@ -1,0 +1,92 @@
+"""What people use today when a model doesn't fit: set up as its own documentation says, on the same weights.
+
+A peer is a function of a store and of the same weights as a checkpoint; it returns a transformers model, all of whose
+weights take part in every token. `flashlite bench --peers` measures each under the stages' memory cap.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import OPTForCausalLM
+
+from flashlite.bench.dense import DOWN, UP, dense_model, published_tensors
+from flashlite.errors import FlashliteError
+from flashlite.storage.atomic import new_folder, write_file
+from flashlite.storage.pack import copy_files
+from flashlite.storage.safetensors_file import Specs, new_safetensors
+from flashlite.storage.store import TOKENIZER, Store
+
+WEIGHTS = "model.safetensors"
+Peer = Callable[[Store, Path], OPTForCausalLM]
+
+
+def ffn_on_disk(store: Store, checkpoint: Path) -> OPTForCausalLM:
+    """accelerate's disk offload of the FFNs; embeddings and attention stay in DRAM, as in stage 1."""
+    return _offloaded(store, checkpoint, lambda name: name.endswith((".fc1", ".fc2")))
+
+
+def layers_on_disk(store: Store, checkpoint: Path) -> OPTForCausalLM:
+    """accelerate's disk offload of whole layers; only the embeddings stay in DRAM."""
+    return _offloaded(store, checkpoint, lambda name: ".layers." in name)
+
+
+def mapped(store: Store, checkpoint: Path) -> OPTForCausalLM:
+    """The checkpoint mapped into memory: the system reads pages when they are touched, and drops them when it must."""
+    return dense_model(store, load_file(checkpoint / WEIGHTS))
+
+
+PEERS: dict[str, Peer] = {
+    "accelerate, FFN on disk": ffn_on_disk,
+    "accelerate, layers on disk": layers_on_disk,
+    "memory-mapped safetensors": mapped,
+}
+
+
+def check_installed() -> None:
+    """Raise FlashliteError where a peer's own package is missing."""
+    if importlib.util.find_spec("accelerate") is None:
+        raise FlashliteError("--peers measures accelerate, which is not installed: pip install accelerate")
+
+
+def _offloaded(store: Store, checkpoint: Path, on_disk: Callable[[str], bool]) -> OPTForCausalLM:
+    """A model some of whose modules are read from the checkpoint's file when they are called, and dropped again."""
+    with torch.device("meta"):
+        modules = dict(OPTForCausalLM(store.config).named_modules())
+    names = [name for name, module in modules.items() if next(module.parameters(recurse=False), None) is not None]
+    places = {name: "disk" if on_disk(name) else "cpu" for name in names}
+    return OPTForCausalLM.from_pretrained(
+        checkpoint, dtype="auto", device_map=places, offload_folder=checkpoint / "offload"
+    )
+
+
+def export(store: Store, out: Path | str) -> Path:
+    """Write a store's weights to the folder `out` as config.json and model.safetensors; returns it.
+
+    Needs one layer's DRAM, and as much room on the drive as the model has weights. Raises StoreError if `out` exists or
+    can't be written, and then leaves nothing behind.
+    """
+    with new_folder(Path(out)) as folder:
+        config = store.config.to_dict() | {"dtype": str(store.dtype).removeprefix("torch.")}
+        write_file(folder / "config.json", json.dumps(config | {"architectures": ["OPTForCausalLM"]}, indent=1))
+        with new_safetensors(folder / WEIGHTS, _specs(store)) as writer:
+            for name, tensor in published_tensors(store):
+                writer.write(name, tensor)
+        copy_files(store.path, folder, TOKENIZER)
+    return Path(out)
+
+
+def _specs(store: Store) -> Specs:
+    """Names, dtypes and shapes in the order of `published_tensors`."""
+    specs: Specs = {}
+    for i, group in enumerate(store.groups, start=-1):
+        specs |= {name: (extent.dtype, extent.shape) for name, extent in group.tensors.items()}
+        if i >= 0:
+            neurons, width = store.shape.neurons, store.shape.d_model
+            specs |= {UP.format(i): (store.dtype, (neurons, width)), DOWN.format(i): (store.dtype, (width, neurons))}
+    return specs

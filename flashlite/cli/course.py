@@ -1,0 +1,186 @@
+"""The course's commands: grade, hint, progress. They work inside a clone of the course."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import random
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flashlite.course.grade import TIME_LIMIT, Grade, as_json, grade, submission_folder
+from flashlite.course.manifest import Course, Exercise, find_course
+from flashlite.errors import FlashliteError
+
+STATE = ".flashlite"
+STYLES = {"PASS": "bold green", "FAIL": "bold red", "TODO": "yellow", "ERROR": "bold magenta"}
+screen = Console(highlight=False, soft_wrap=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the course's commands to the command line."""
+    app.command("grade")(grade_command)
+    app.command("hint")(hint)
+    app.command("progress")(progress)
+
+
+def grade_command(
+    which: Annotated[str | None, typer.Argument(help="a chapter (3) or an exercise (3.2); all if not given")] = None,
+    impl: Annotated[str, typer.Option(help="mine, or solutions")] = "mine",
+    seed: Annotated[int | None, typer.Option(help="of the inputs; a new one each time if not given")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the result to this file")] = None,
+    submission: Annotated[Path | None, typer.Option(help="grade the exercise files in this folder")] = None,
+    classroom: Annotated[Path | None, typer.Option("--class", help="grade every folder in this one")] = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="with --class: a line a student")] = None,
+    time_limit: Annotated[float, typer.Option(help="seconds for one exercise")] = TIME_LIMIT,
+) -> None:
+    """Grade exercises. The exit code is 0 only if every one of them passes."""
+    course = find_course()
+    exercises, seed = chosen_exercises(course, which), random.randrange(100_000) if seed is None else seed
+    if classroom is not None:
+        return grade_class(course, classroom, exercises, seed, csv_file or Path("grades.csv"), time_limit)
+    folder, impl = _folder(course, impl, submission)
+    printer = _Printer(course, folder, impl, seed)
+    grades = grade(course, folder, exercises, seed, time_limit, printer)
+    result = as_json(impl, seed, grades)
+    target = json_file or course.root / STATE / "grade.json"
+    _write(target, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    if submission is None and impl == "mine":
+        _remember(course, grades)
+    screen.print(f"\ntotal [bold]{result['total']}/{result['max']}[/bold] → {_shown(target)}")
+    raise typer.Exit(0 if all(g.status == "PASS" for g in grades) else 1)
+
+
+def chosen_exercises(course: Course, which: str | None) -> list[Exercise]:
+    """All exercises, those of a chapter, or one. Raises FlashliteError if there is none of that name."""
+    if which is None:
+        return list(course.exercises)
+    of_chapter = [e for e in course.exercises if str(e.chapter) == which]
+    return of_chapter or [course.find(which)]
+
+
+def _folder(course: Course, impl: str, submission: Path | None) -> tuple[Path, str]:
+    if submission is not None:
+        if not submission.is_dir():
+            raise FlashliteError(f"{submission} is no folder: name the one that holds a student's exercise files")
+        return submission_folder(submission), submission.name
+    if impl not in {"mine", "solutions"}:
+        raise FlashliteError(f"--impl {impl!r}: grade takes mine or solutions")
+    return course.root / ("exercises" if impl == "mine" else "solutions"), impl
+
+
+class _Printer:
+    """Prints grades as they come in, under a line for each file."""
+
+    def __init__(self, course: Course, folder: Path, impl: str, seed: int) -> None:
+        self._course, self._folder, self._impl, self._seed, self._file = course, folder, impl, seed, ""
+
+    def __call__(self, exercise: Exercise, grade: Grade) -> None:
+        path = self._folder / exercise.file
+        if self._file != exercise.file:
+            self._file = exercise.file
+            state = "edited" if path.is_file() and self._course.is_edited(path) else "untouched"
+            shown = f"{_shown(path)} ({state})" if self._impl != "solutions" else _shown(path)
+            screen.print(f"impl={escape(self._impl)}  {escape(shown)}  seed={self._seed}", style="dim")
+        first, *rest = grade.message.splitlines() or [""]
+        status = f"[{STYLES[grade.status]}]{grade.status:5}[/]"
+        said = escape(first) if grade.status in {"FAIL", "ERROR"} else ""
+        screen.print(f"{grade.id} {grade.title:52} {status} {grade.points}/{grade.max}  {said}".rstrip())
+        if grade.status in {"FAIL", "ERROR"}:
+            screen.print(f"    {escape(' '.join(rest))}  → flashlite hint {grade.id}".replace("      →", "    →"))
+        if grade.status == "PASS" and self._impl == "mine":
+            screen.print(f"    compare: solutions/{exercise.file}", style="dim")
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _write(path: Path, text: str) -> None:
+    from flashlite.storage.atomic import write_file
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FlashliteError(f"{path} cannot be written: {error.strerror}") from None
+    write_file(path, text)
+
+
+def grade_class(
+    course: Course, folder: Path, exercises: list[Exercise], seed: int, target: Path, time_limit: float
+) -> None:
+    """Grade every student's folder in `folder`; writes a CSV with a line a student and prints the totals."""
+    students = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    if not students:
+        raise FlashliteError(f"{folder} holds no folders: put each student's exercise files into one of their own")
+    rows = []
+    for student in students:
+        grades = grade(course, submission_folder(student), exercises, seed, time_limit)
+        points = {g.id: g.points for g in grades}
+        rows.append({"student": student.name, **points, "total": sum(points.values())})
+        screen.print(f"{student.name:30} {rows[-1]['total']}/{sum(g.max for g in grades)}")
+        _write(course.root / STATE / "class" / f"{student.name}.json", json.dumps(as_json(student.name, seed, grades)))
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    _write(target, table.getvalue())
+    screen.print(f"{len(rows)} students, seed {seed} → {_shown(target)}")
+
+
+def _state(course: Course, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads((course.root / STATE / name).read_text())
+        return content if isinstance(content, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _remember(course: Course, grades: list[Grade]) -> None:
+    known = _state(course, "progress.json") | {g.id: {"points": g.points, "status": g.status} for g in grades}
+    _write(course.root / STATE / "progress.json", json.dumps(known, indent=1) + "\n")
+
+
+def hint(exercise: Annotated[str, typer.Argument(help="its number, such as 3.2")]) -> None:
+    """Show the next hint for an exercise; after the last one they begin again."""
+    course = find_course()
+    asked, shown = course.find(exercise), _state(course, "hints.json")
+    number = int(shown.get(asked.id, 0)) % len(asked.hints)
+    _write(course.root / STATE / "hints.json", json.dumps(shown | {asked.id: number + 1}))
+    screen.print(f"{asked.id} {asked.title}: hint {number + 1} of {len(asked.hints)}", style="bold")
+    screen.print(escape(asked.hints[number]))
+
+
+def progress() -> None:
+    """Show how far the course is done, by the last grading of each exercise."""
+    course = find_course()
+    known = _state(course, "progress.json")
+    table = Table("chapter", "", "points", "exercises", title="flashlite: the course", width=min(100, screen.width))
+    for chapter, title in course.chapters.items():
+        table.add_row(*_chapter_row(title, chapter, [e for e in course.exercises if e.chapter == chapter], known))
+    earned, most = sum(s["points"] for s in known.values()), sum(e.points for e in course.exercises)
+    screen.print(table)
+    screen.print(f"{bar(earned, most, 40)} {earned}/{most} points")
+    following = next((e for e in course.exercises if known.get(e.id, {}).get("status") != "PASS"), None)
+    if following is not None:
+        screen.print(f"next: {following.id} {following.title}, {following.minutes} minutes, exercises/{following.file}")
+
+
+def _chapter_row(title: str, chapter: int, exercises: list[Exercise], known: dict[str, Any]) -> list[str]:
+    earned = sum(known.get(e.id, {}).get("points", 0) for e in exercises)
+    most = sum(e.points for e in exercises)
+    states = [(e.id, known.get(e.id, {}).get("status", "TODO")) for e in exercises]
+    marks = " ".join(f"[{STYLES[state]}]{identifier}[/]" for identifier, state in states)
+    return [f"{chapter} {title}", bar(earned, most, 12), f"{earned}/{most}", marks]
+
+
+def bar(earned: int, most: int, width: int) -> str:
+    """Points as a bar of `width` characters."""
+    filled = round(width * earned / most) if most else 0
+    return "█" * filled + "░" * (width - filled)

@@ -1,0 +1,101 @@
+"""What carries out a batch of reads: threads, or one read at a time. The fastest backend is in aio.py.
+
+A backend starts a batch with `submit(fd, reads)` and returns it; `batch.wait()` gives one result a read: the bytes
+read, or minus an error number. Memory that reads land in must stay alive until `wait` returns; if an interrupt breaks
+`wait` off, they may still be under way, and it can be called again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+
+from flashlite.drive.jobs import Job, Workers
+from flashlite.drive.reads import IOVEC, Reads
+
+libc: Any = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
+if hasattr(libc, "preadv"):
+    libc.preadv.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64)
+    libc.preadv.restype = ctypes.c_ssize_t
+
+
+class Batch(Protocol):
+    """Reads under way."""
+
+    def wait(self) -> np.ndarray:
+        """Results of all reads, in their order: [reads] int64, bytes read or minus an error number."""
+
+
+class Backend(Protocol):
+    """One way of reading. `name` is what tables call it; `depth` the most reads it keeps in flight."""
+
+    name: str
+    depth: int
+
+    def submit(self, fd: int, reads: Reads) -> Batch:
+        """Start all reads. Raises ReadError if the system won't; then none is under way, nor after an interrupt."""
+
+
+def _read_one(fd: int, reads: Reads, i: int) -> int:
+    """One vectored read of a batch; it is begun again if a signal interrupts it."""
+    buffers = reads.iovecs.ctypes.data + int(reads.first[i]) * IOVEC.itemsize
+    while True:
+        done = libc.preadv(fd, buffers, int(reads.count[i]), int(reads.offset[i]))
+        if done >= 0:
+            return done
+        if (code := ctypes.get_errno()) != errno.EINTR:
+            return -code
+
+
+class Serial:
+    """One read after the other: what a simple loop over a file gets from a drive."""
+
+    name, depth = "serial", 1
+
+    class _Batch:
+        def __init__(self, fd: int, reads: Reads) -> None:
+            self._fd, self._reads = fd, reads
+
+        def wait(self) -> np.ndarray:
+            return np.array([_read_one(self._fd, self._reads, i) for i in range(len(self._reads))], np.int64)
+
+    def submit(self, fd: int, reads: Reads) -> Batch:
+        return self._Batch(fd, reads)
+
+
+class Threads:
+    """The paper's way: a pool of threads, each with one read in flight. (Paper: appendix, 32 threads)"""
+
+    name = "threads"
+
+    def __init__(self, depth: int = 32) -> None:
+        self.depth = depth
+        self._workers = Workers(depth, "flash")
+
+    class _Batch:
+        def __init__(self, parts: list[Job]) -> None:
+            self._parts = parts
+
+        def wait(self) -> np.ndarray:
+            return np.array([done for part in self._parts for done in part.wait()], np.int64)
+
+    def submit(self, fd: int, reads: Reads) -> Batch:
+        def read_part(part: range) -> list[int]:
+            return [_read_one(fd, reads, i) for i in part]
+
+        share = -(-len(reads) // self.depth) or 1
+        ranges = [range(i, min(i + share, len(reads))) for i in range(0, len(reads), share)]
+        parts = [Job(partial(read_part, part)) for part in ranges]
+        try:
+            for part in parts:
+                self._workers.submit(part)
+        except BaseException:
+            for part in parts:
+                part.call_off()
+            raise
+        return self._Batch(parts)

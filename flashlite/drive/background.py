@@ -1,0 +1,27 @@
+"""Reads that go on while the caller computes: a thread that waits for them in its place."""
+
+from __future__ import annotations
+
+from flashlite.drive.backends import Backend, Batch
+from flashlite.drive.jobs import Job, Workers
+from flashlite.drive.reads import Reads
+
+
+class Background:
+    """Another backend, whose batches a thread of its own carries out, one after the other: `submit` returns at once,
+    and reads go on while the caller computes."""
+
+    name = "background"
+
+    def __init__(self, backend: Backend) -> None:
+        self.depth = backend.depth
+        self._backend, self._thread = backend, Workers(1, "flash-ahead")
+
+    def submit(self, fd: int, reads: Reads) -> Batch:
+        job = Job(lambda: self._backend.submit(fd, reads).wait())
+        try:
+            self._thread.submit(job)
+        except BaseException:
+            job.call_off()
+            raise
+        return job

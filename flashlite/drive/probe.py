@@ -1,0 +1,167 @@
+"""What a drive can do: throughput by size of reads and reads in flight. (Paper: section 2.2, figure 2)"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flashlite.drive.aio import NativeAio
+from flashlite.drive.backends import Backend, Serial, Threads
+from flashlite.drive.direct import aligned_buffer
+from flashlite.drive.flash import FlashFile, default_backend
+from flashlite.drive.reads import LARGEST_READ
+from flashlite.errors import FlashliteError
+
+SIZES = (2048, 4096, 8192, 16384, 32768, 65536, 131072, 262144)
+DEPTHS = (1, 2, 4, 8, 16, 32, 64, 128)
+FILE_BYTES = 256 * 2**20
+SECONDS_A_POINT = 0.06
+BATCHES = 3  # at least
+BATCH_BYTES = 64 * 2**20
+PASS_BYTES, PASS_RECORDS, PASSES = 2 * 2**20, 128, 60
+PASS_READS = PASS_BYTES // LARGEST_READ
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Throughput of random reads: mb_s[i][j] with reads of sizes[i] bytes and depths[j] of them in flight.
+
+    sequential_mb_s: large reads in order. All in 10^6 bytes a second. batch_ms: what a batch of reads takes beyond
+    its reads at these rates, to be begun and ended.
+    """
+
+    backend: str
+    alignment: int
+    direct: bool
+    sizes: tuple[int, ...]
+    depths: tuple[int, ...]
+    mb_s: tuple[tuple[float, ...], ...]
+    sequential_mb_s: float
+    batch_ms: float = 0.0
+
+    def rate(self, nbytes: float, depth: float) -> float:
+        """Bytes a second for random reads of any size and depth, between the measured points in log-log scale."""
+        columns = [_interpolate(depth, self.depths, row) for row in self.mb_s]
+        return 1e6 * _interpolate(nbytes, self.sizes, columns)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for a JSON file."""
+        return dict(vars(self))
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Curve:
+        """The curve of `to_json`. Raises FlashliteError if it is malformed."""
+        try:
+            rows = tuple(tuple(row) for row in data["mb_s"])
+            grid = {"sizes": tuple(data["sizes"]), "depths": tuple(data["depths"]), "mb_s": rows}
+            return cls(**{**data, **grid})
+        except (KeyError, TypeError) as error:
+            raise FlashliteError(f"this is no curve that `flashlite probe --json` wrote: {error}") from None
+
+
+def _interpolate(at: float, known: Sequence[float], values: Sequence[float]) -> float:
+    return math.exp(float(np.interp(math.log(max(at, 1e-9)), np.log(known), np.log(values))))
+
+
+def probe(
+    folder: Path | str = ".", sizes: Sequence[int] = SIZES, depths: Sequence[int] = DEPTHS,
+    file_bytes: int = FILE_BYTES, seed: int = 0,
+) -> Curve:  # fmt: skip
+    """Measure the drive that `folder` is on, with a file of random bytes that is deleted afterwards."""
+    with scratch_file(Path(folder), file_bytes) as path:
+        return probe_file(path, sizes, depths, seed)
+
+
+def probe_file(path: Path, sizes: Sequence[int] = SIZES, depths: Sequence[int] = DEPTHS, seed: int = 0) -> Curve:
+    """Measure the drive by reading a large file that is there already."""
+    rng, file = np.random.default_rng(seed), FlashFile(path)
+    grid, native = file.alignment, isinstance(default_backend(), NativeAio)
+    usable = tuple(size for size in sizes if size % grid == 0)
+    sequential = sequential_mb_s(path)  # first: some drives answer the first touch of a block late
+    rows = tuple(tuple(random_mb_s(path, size, depth, rng) for depth in depths) for size in usable)
+    name = "aio" if native else "threads"
+    curve = Curve(name, grid, file.direct, usable, tuple(depths), rows, sequential)
+    return replace(curve, batch_ms=max(0.0, _pass_ms(file) - 1e3 * PASS_BYTES / curve.rate(LARGEST_READ, PASS_READS)))
+
+
+def _pass_ms(file: FlashFile) -> float:
+    """Milliseconds to read 2 MiB as a stream does, half a MiB and more from each of two places, and to wait for it."""
+    halves = [half.reshape(PASS_RECORDS, -1) for half in aligned_buffer(2, PASS_BYTES // 2)]
+    rows, size = np.arange(PASS_RECORDS), halves[0].shape[1]
+    seconds: list[float] = []
+    for begin in range(0, file.size // 2 - PASS_BYTES, PASS_BYTES)[:PASSES]:
+        began = time.perf_counter()
+        tickets = [
+            file.submit(begin + i * (file.size // 8192 * 4096) + rows * size, size, half, rows)
+            for i, half in enumerate(halves)
+        ]
+        for ticket in tickets:
+            ticket.wait()
+        seconds.append(time.perf_counter() - began)
+    return 1e3 * float(np.median(seconds))
+
+
+def backend_of_depth(depth: int) -> Backend:
+    """The backend that the engine uses, with so many reads in flight."""
+    if isinstance(default_backend(), NativeAio):
+        return NativeAio(depth)
+    return Threads(depth) if depth > 1 else Serial()
+
+
+def random_mb_s(path: Path, size: int, depth: int, rng: np.random.Generator) -> float:
+    """Throughput of random reads, in MB/s: the median over batches."""
+    file = FlashFile(path, backend_of_depth(depth))
+    count = max(1, min(file.size // size // 2, BATCH_BYTES // size, max(64, 32 * depth)))
+    # as in a pool, reads land in memory that is in use already: memory touched for the first time costs a sixth
+    buffer, rows = aligned_buffer(2 * depth, size), np.arange(count) % (2 * depth)
+    seconds: list[float] = []
+    while len(seconds) < BATCHES or sum(seconds) < SECONDS_A_POINT:
+        # a stride of at least two records keeps neighbours from being merged into one read
+        offsets = np.sort(rng.choice(file.size // size // 2, count, replace=False)) * 2 * size
+        began = time.perf_counter()
+        file.read(offsets, size, buffer, rows)
+        seconds.append(time.perf_counter() - began)
+    return count * size / float(np.median(seconds)) / 1e6
+
+
+def sequential_mb_s(path: Path) -> float:
+    """Throughput of large reads one after the other, in MB/s: the median over batches."""
+    file, size, count = FlashFile(path), 262144, 64
+    buffer, rows, seconds = aligned_buffer(count, size), np.arange(count), []
+    for begin in range(0, file.size - count * size + 1, count * size):
+        began = time.perf_counter()
+        file.read(begin + rows * size, size, buffer, rows)
+        seconds.append(time.perf_counter() - began)
+    if not seconds:
+        raise FlashliteError(f"{path} is too small to measure a drive with: it needs {count * size} bytes")
+    return count * size / float(np.median(seconds)) / 1e6
+
+
+@contextlib.contextmanager
+def scratch_file(folder: Path, nbytes: int) -> Iterator[Path]:
+    """A file of random bytes in `folder`, deleted at the end. Raises FlashliteError if it can't be made."""
+    try:
+        handle, name = tempfile.mkstemp(prefix="flashlite-probe-", dir=folder)
+    except OSError as error:
+        raise FlashliteError(f"{folder} cannot be probed: {error.strerror}") from None
+    path, rng = Path(name), np.random.default_rng(0)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            for _ in range(-(-nbytes // 2**24)):
+                file.write(rng.bytes(2**24))
+            file.flush()
+            os.fsync(file.fileno())
+        yield path
+    except OSError as error:
+        raise FlashliteError(f"{folder} cannot be probed: {error.strerror or error}") from None
+    finally:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,197 @@
+"""Where neurons live in DRAM: the preallocated pool, and the rebuilt matrix that it replaces. (Paper: section 3.3)
+
+Both hold one neuron a row, `[up | down | padding]`, and multiply the rows in use where they lie. Reads land in the
+rows that `place` names; `commit` says that they have landed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flashlite.drive.direct import aligned_buffer
+from flashlite.engine.product import BLOCK, down_product, ffn_product, up_product
+from flashlite.storage.bundle import FFNShape, round_up
+
+
+@dataclass(frozen=True)
+class Landing:
+    """Where reads of new neurons must land: neuron i of `load` in buffer[rows[i]]."""
+
+    buffer: np.ndarray
+    rows: np.ndarray
+
+
+class NeuronMemory(Protocol):
+    """What a stage needs of the matrix of one layer's neurons in DRAM.
+
+    spare: how many copies of its largest layer this kind needs for a moment on top of the rows it keeps.
+    """
+
+    spare: int
+    moved: int
+    num_used: int
+
+    def __init__(self, capacity: int, shape: FFNShape, dtype: torch.dtype, bias: Tensor) -> None: ...
+
+    def place(self, load: np.ndarray, drop: np.ndarray) -> Landing:
+        """Drop neurons and make room for others. load, drop: [n] int64."""
+
+    def commit(self) -> None:
+        """The reads have landed: the loaded neurons may be multiplied."""
+
+    def product(self, x: Tensor) -> Tensor:
+        """The resident neurons' part of the FFN, see ffn_product. x: [tokens, d_model]."""
+
+    def clear(self) -> None:
+        """Drop all neurons."""
+
+
+class Pool:
+    """A matrix allocated once. Its rows are the buffers that reads land in, so a neuron is never copied.
+
+    New neurons take the rows of dropped ones; only what holes remain are filled from the tail, so fewer rows move than
+    in the paper, where every deletion moves one. `moved` counts them. bias: [neurons], the up projection's.
+    """
+
+    spare = 0
+
+    def __init__(self, capacity: int, shape: FFNShape, dtype: torch.dtype, bias: Tensor) -> None:
+        self.capacity, self._d_model = capacity, shape.d_model
+        self._buffer = aligned_buffer(capacity, shape.record_bytes)
+        self._buffer.fill(0)  # takes the memory now: the first prompt would wait for every page of it
+        self._matrix = torch.from_numpy(self._buffer).view(dtype)  # the same memory as weights
+        self._layer_bias, self._bias = bias, torch.zeros(capacity, dtype=dtype)  # by neuron, by row
+        self._neuron_of_row = np.full(capacity, -1, np.int64)  # true for rows below num_used
+        self._row_of_neuron = np.full(shape.neurons, -1, np.int64)  # -1: not in the pool
+        self.num_used = self.moved = 0
+
+    def place(self, load: np.ndarray, drop: np.ndarray) -> Landing:
+        """Drop neurons and name the rows for new ones: those of dropped neurons first, then rows after the used ones.
+
+        load, drop: [n] int64 in any order; a neuron may be in both. Afterwards the used rows have no gap, and each of
+        them knows its neuron, the new ones too. Raises ValueError, and changes nothing, if the pool would overflow.
+        """
+        if self.num_used - len(drop) + len(load) > self.capacity:
+            raise ValueError(f"{len(load)} neurons don't fit a pool of {self.capacity} rows")
+        free = np.sort(self._row_of_neuron[drop])  # lowest first: then no row that is about to be read has to move
+        self._row_of_neuron[drop] = -1
+        refilled = free[: len(load)]
+        appended = np.arange(self.num_used, self.num_used + len(load) - len(refilled))
+        rows = np.concatenate([refilled, appended])
+        self.num_used += len(appended)
+        self._settle(load, rows)
+        if len(free) > len(load):
+            self._fill_holes(free[len(load) :])
+        return Landing(self._buffer, rows)
+
+    def _settle(self, neurons: np.ndarray, rows: np.ndarray) -> None:
+        """Note that neuron neurons[i] is in row rows[i], in both maps and the row's bias. neurons, rows: [n] int64."""
+        self._row_of_neuron[neurons] = rows
+        self._neuron_of_row[rows] = neurons
+        self._bias[torch.from_numpy(rows)] = self._layer_bias[torch.from_numpy(neurons)]
+
+    def _fill_holes(self, holes: np.ndarray) -> None:
+        """Shrink the used rows to a gapless block: holes below its new end take the rows left above it.
+
+        holes: [n] int64, used rows whose neurons were dropped, ascending.
+        """
+        end = self.num_used - len(holes)
+        above = np.ones(len(holes), bool)
+        above[holes[holes >= end] - end] = False
+        tail, targets = end + np.flatnonzero(above), holes[holes < end]
+        self._buffer[targets] = self._buffer[tail]
+        self._settle(self._neuron_of_row[tail], targets)
+        self.moved += len(targets)
+        self.num_used = end
+
+    def commit(self) -> None:
+        """Nothing to do: the reads landed where the rows are multiplied."""
+
+    def product(self, x: Tensor) -> Tensor:
+        """The used rows' part of the FFN, see ffn_product. x: [tokens, d_model]. Returns [tokens, d_model]."""
+        n = self.num_used
+        return ffn_product(x, self._matrix[:n], self._bias[:n], self._d_model)
+
+    def activations(self, x: Tensor) -> Tensor:
+        """relu(x up^T + bias) of the used rows: [tokens, num_used]. x: [tokens, d_model].
+
+        Reads may be under way: what comes of their rows is to be replaced, see `product_after`.
+        """
+        used = self._matrix[: self.num_used, : self._d_model]
+        return up_product(x, used, self._bias[: self.num_used]).relu_()
+
+    def product_after(self, h: Tensor, x: Tensor, landed: np.ndarray) -> Tensor:
+        """`product`, begun by `activations`, now that the last reads have landed in the rows `landed` ([n] int64).
+
+        h: [tokens, num_used], which it changes; x: [tokens, d_model]. Returns [tokens, d_model].
+        """
+        rows = torch.from_numpy(np.resize(landed, round_up(len(landed), BLOCK)))  # some twice: see up_product's shapes
+        h[:, rows] = up_product(x, self._matrix[rows, : self._d_model], self._bias[rows]).relu_()
+        return down_product(h, self._matrix[: self.num_used], self._d_model)
+
+    def clear(self) -> None:
+        """See NeuronMemory."""
+        self._row_of_neuron[:] = -1
+        self.num_used = 0
+
+    def neurons(self) -> np.ndarray:
+        """Which neuron each used row holds: [num_used] int64."""
+        return self._neuron_of_row[: self.num_used].copy()
+
+
+class RebuiltMatrix:
+    """What the pool replaces: for each token a new matrix, into which old and new rows are copied.
+
+    Its arguments are those of Pool. `moved` counts the rows copied.
+    """
+
+    spare = 2  # while it rebuilds, the new matrix and the buffer of new rows exist beside the old matrix
+
+    def __init__(self, capacity: int, shape: FFNShape, dtype: torch.dtype, bias: Tensor) -> None:
+        self.capacity, self._shape, self._dtype, self._layer_bias = capacity, shape, dtype, bias
+        self.moved = self.num_used = 0
+        self._neurons: np.ndarray
+        self._buffer: np.ndarray
+        self.clear()
+
+    def place(self, load: np.ndarray, drop: np.ndarray) -> Landing:
+        """See NeuronMemory. Raises ValueError if more rows than the capacity would be needed."""
+        if self.num_used - len(drop) + len(load) > self.capacity:
+            raise ValueError(f"{len(load)} neurons don't fit {self.capacity} rows")
+        self._kept = np.flatnonzero(~np.isin(self._neurons, drop))
+        self._loaded = load
+        self._landing = aligned_buffer(len(load), self._shape.record_bytes)
+        return Landing(self._landing, np.arange(len(load)))
+
+    def commit(self) -> None:
+        """Build the new matrix out of the rows that stay and those that were read."""
+        kept = len(self._kept)
+        new = aligned_buffer(kept + len(self._loaded), self._shape.record_bytes)
+        np.take(self._buffer, self._kept, axis=0, out=new[:kept], mode="clip")
+        new[kept:] = self._landing
+        self._buffer, self._matrix = new, torch.from_numpy(new).view(self._dtype)
+        self._neurons = np.concatenate([self._neurons[self._kept], self._loaded])
+        self._bias = self._layer_bias[torch.from_numpy(self._neurons)]
+        self.num_used = len(self._neurons)
+        self.moved += self.num_used
+        self._landing = aligned_buffer(0, self._shape.record_bytes)
+
+    def product(self, x: Tensor) -> Tensor:
+        """See NeuronMemory."""
+        return ffn_product(x, self._matrix, self._bias, self._shape.d_model)
+
+    def clear(self) -> None:
+        """See NeuronMemory."""
+        self._neurons, self.num_used = np.zeros(0, np.int64), 0
+        self._buffer = aligned_buffer(0, self._shape.record_bytes)
+        self._matrix = torch.from_numpy(self._buffer).view(self._dtype)
+        self._bias = torch.zeros(0, dtype=self._dtype)
+
+    def neurons(self) -> np.ndarray:
+        """Which neuron each row holds: [num_used] int64."""
+        return self._neurons.copy()

@@ -1,0 +1,124 @@
+"""Which neurons will fire, known before their weights are read. (Paper: section 3.1, predicting ReLU sparsity)
+
+A predictor is called with what enters a layer's FFN, x [tokens, d_model], and returns the neurons that any of these
+tokens needs: [n] int64, sorted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flashlite.drive.direct import aligned_buffer
+from flashlite.errors import PredictorError
+from flashlite.storage.neurons import NeuronFile
+
+INT8_BLOCK = 32  # torch's int8 product reads whole blocks, beyond the end of a matrix that is no multiple
+
+
+class Predictor(Protocol):
+    """Says which neurons of one layer fire."""
+
+    nbytes: int
+
+    def mask(self, x: Tensor) -> Tensor:
+        """By token: [tokens, ffn] bool. x: [tokens, d_model]."""
+
+
+def active_set(predictor: Predictor, x: Tensor) -> np.ndarray:
+    """The neurons that at least one token needs: [n] int64, sorted. x: [tokens, d_model]."""
+    mask = predictor.mask(x)
+    return np.flatnonzero(mask[0].numpy() if len(mask) == 1 else mask.any(0).numpy())
+
+
+@dataclass(frozen=True)
+class Int8Matrix:
+    """A weight matrix in a quarter of float32's memory: values [out, in] int8, scale [out] bf16."""
+
+    values: Tensor
+    scale: Tensor
+
+    def __post_init__(self) -> None:
+        out, inside = self.values.shape
+        if out % INT8_BLOCK or inside % INT8_BLOCK or not self.values.is_contiguous():
+            raise PredictorError(
+                f"a predictor's matrix of {out} x {inside} is no multiple of {INT8_BLOCK}: change its rank"
+            )
+
+    @classmethod
+    def of(cls, weight: Tensor) -> Int8Matrix:
+        """The nearest such matrix. weight: [out, in], floating point."""
+        scale = (weight.abs().amax(1) / 127).clamp(min=1e-12).bfloat16()
+        values = (weight / scale.float()[:, None]).round().clamp(-127, 127)
+        return cls(values.to(torch.int8).contiguous(), scale)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x W^T. x: [tokens, in] bfloat16. Returns [tokens, out] bfloat16."""
+        return torch._weight_int8pack_mm(x, self.values, self.scale)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.values.nbytes + self.scale.nbytes
+
+
+class LowRankPredictor:
+    """Two thin matrices that stand in for the up projection: where a neuron's score is positive, it should fire.
+
+    a: [rank, d_model]; b: [ffn, rank]; bias: [ffn] bfloat16, with the calibrated threshold already subtracted. The
+    weights are int8: a score must only be right about its sign, and each byte that a predictor takes is missing for
+    neurons.
+    """
+
+    def __init__(self, a: Int8Matrix, b: Int8Matrix, bias: Tensor) -> None:
+        self.a, self.b, self.bias = a, b, bias.bfloat16()
+        self.nbytes = a.nbytes + b.nbytes + self.bias.nbytes
+
+    @classmethod
+    def of(cls, a: Tensor, b: Tensor, bias: Tensor) -> LowRankPredictor:
+        """A predictor of float matrices, which it rounds. a: [rank, d_model]; b: [ffn, rank]; bias: [ffn]."""
+        return cls(Int8Matrix.of(a), Int8Matrix.of(b), bias)
+
+    @property
+    def rank(self) -> int:
+        """The width of the bottleneck."""
+        return len(self.a.values)
+
+    def scores(self, x: Tensor) -> Tensor:
+        """[tokens, ffn] bfloat16, positive where a neuron should fire. x: [tokens, d_model]."""
+        return self.b(self.a(x.bfloat16())).add_(self.bias)
+
+    def mask(self, x: Tensor) -> Tensor:
+        """See Predictor."""
+        return self.scores(x) > 0
+
+
+class OraclePredictor:
+    """The true active set, computed by reading the whole up projection from flash for every token.
+
+    It makes every stage exact, so it separates the system's errors from the predictor's. It is slow, and its reads and
+    its buffer of 1 MiB are not counted with the model's. file: in the split layout only half as much is read.
+    """
+
+    BUFFER_BYTES = 1 << 20
+
+    def __init__(self, file: NeuronFile, layer: int, bias: Tensor) -> None:
+        self.nbytes = 0
+        self._file, self._begin, self._bias = file, file.begins[layer][0], bias
+        self._row_bytes = file.pieces[0].nbytes  # of an up row, or of the bundle that begins with it
+        rows = min(file.shape.neurons, max(1, self.BUFFER_BYTES // self._row_bytes))
+        self._parts = np.array_split(np.arange(file.shape.neurons), -(-file.shape.neurons // rows))
+
+    def mask(self, x: Tensor) -> Tensor:
+        """See Predictor."""
+        buffer = aligned_buffer(len(self._parts[0]), self._row_bytes)
+        up = torch.from_numpy(buffer).view(x.dtype)[:, : self._file.shape.d_model]
+        masks = []
+        for part in self._parts:
+            self._file.file.read(self._begin + part * self._row_bytes, self._row_bytes, buffer, part - part[0])
+            masks.append(torch.addmm(self._bias[torch.from_numpy(part)], x, up[: len(part)].T) > 0)
+        return torch.cat(masks, 1)

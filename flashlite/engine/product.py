@@ -1,0 +1,62 @@
+"""The sparse product: an FFN's output from the rows of the neurons that are in DRAM. (Paper: section 3.3)
+
+Its two halves are as fast as torch has them for rows of ever-changing number.
+"""
+
+from __future__ import annotations
+
+from math import gcd
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from flashlite.storage.bundle import unpack_bundles
+
+WIDE, BLOCK = 1024, 64
+
+
+def ffn_product(x: Tensor, rows: Tensor, bias: Tensor, d_model: int) -> Tensor:
+    """The part of an FFN that these neurons compute, without the down projection's bias.
+
+    x: [tokens, d_model]; rows: [n, at least 2 * d_model], each a neuron; bias: [n], the up projection's.
+    Returns relu(x up^T + bias) down: [tokens, d_model].
+    """
+    up, _ = unpack_bundles(rows, d_model)
+    return down_product(up_product(x, up, bias).relu_(), rows, d_model)
+
+
+def up_product(x: Tensor, up: Tensor, bias: Tensor) -> Tensor:
+    """x up^T + bias: [tokens, n]. x: [tokens, d_model]; up: [n, d_model]; bias: [n].
+
+    n differs from token to token, and torch compiles a bf16 product anew for every shape, which takes as long as a
+    third of the product and keeps half a megabyte. So it is put together from few shapes: as many wide blocks as fit,
+    blocks after them, and one last block that overlaps what is done already.
+    """
+    n = len(up)
+    if n < BLOCK:
+        return torch.addmm(bias, x, up.T)
+    wide, whole = n // WIDE * WIDE, n // BLOCK * BLOCK
+    first, then, last = (
+        torch.addmm(bias[part], x, up[part].T) for part in (slice(wide), slice(wide, whole), slice(n - BLOCK, n))
+    )
+    return torch.cat([first, then, last[:, BLOCK - (n - whole) :]], 1)
+
+
+def down_product(h: Tensor, rows: Tensor, d_model: int) -> Tensor:
+    """h down: [tokens, d_model], where only the rows of neurons that fired are read.
+
+    h: [tokens, n], activations; rows: [n, columns] without gaps, at least 2 * d_model columns, down in the second
+    d_model of them. A weighted sum of some rows is what embedding_bag gives, but of whole rows: so rows are seen as
+    units that divide both d_model and the padded row, a bag for each unit of the output.
+    """
+    unit = gcd(rows.shape[1], d_model)
+    first, units = d_model // unit, rows.shape[1] // unit
+    fired = h.any(0).nonzero()[:, 0]
+    index = (fired * units + torch.arange(first, 2 * first)[:, None]).repeat(len(h), 1)
+    weights = h[:, fired].repeat_interleave(first, 0)
+    begins = torch.arange(len(index)) * len(fired)
+    bags = embedding_bag(
+        index.flatten(), rows.view(len(rows) * units, unit), begins, mode="sum", per_sample_weights=weights.flatten()
+    )
+    return bags.view(len(h), d_model)

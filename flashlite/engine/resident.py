@@ -1,0 +1,87 @@
+"""The weights that aren't FFN: kept in DRAM (selective persistence), or read again for every token. (Paper: 3.1)"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flashlite.drive.direct import PAGE, aligned_buffer, direct_alignment
+from flashlite.drive.flash import FlashFile
+from flashlite.storage.bundle import round_up
+from flashlite.storage.neurons import wait_all
+from flashlite.storage.store import RESIDENT, Group, Store
+
+CHUNK = 64 * 1024  # bytes in which a group is read
+EMBEDDINGS = "embeddings"
+
+
+class GroupBuffer:
+    """Memory for one group of resident tensors at a time, read from flash to where the model uses them.
+
+    groups: those that take turns here; the buffer is as large as the largest. nbytes: its size.
+    """
+
+    def __init__(self, file: FlashFile, groups: list[Group]) -> None:
+        self._file = file
+        self._begins = {g.name: g.begin // file.alignment * file.alignment for g in groups}
+        self.nbytes = max(round_up(g.end - self._begins[g.name], PAGE) for g in groups)
+        self._flat = aligned_buffer(1, self.nbytes)[0]
+
+    def views(self, group: Group) -> dict[str, Tensor]:
+        """The group's tensors as views of the buffer; they hold its weights after `read(group)`."""
+        begin = self._begins[group.name]
+        return {
+            name: torch.from_numpy(self._flat[e.begin - begin : e.begin - begin + e.nbytes]).view(e.dtype).view(e.shape)
+            for name, e in group.tensors.items()
+        }
+
+    def read(self, group: Group) -> None:
+        """Fill the buffer from flash. Raises ReadError."""
+        begin = self._begins[group.name]
+        whole, rest = divmod(group.end - begin, CHUNK)
+        chunks, end = np.arange(whole), whole * CHUNK
+        tickets = [self._file.submit(begin + chunks * CHUNK, CHUNK, self._flat[:end].reshape(-1, CHUNK), chunks)]
+        if rest:  # by itself, because it may end off the drive's grid
+            tickets.append(self._file.submit(np.array([begin + end]), rest, self._flat[None, end:], np.array([0])))
+        wait_all(tickets)
+
+
+class ResidentWeights:
+    """All resident tensors of a store, by the name that transformers gives them.
+
+    persistent: read once and keep all in DRAM; else embeddings and one layer share two buffers, and `read(name)` must
+    be called before a group is used. nbytes: DRAM needed.
+    """
+
+    def __init__(self, store: Store, persistent: bool) -> None:
+        self.file, self._check = store.open_resident(), store.check_read
+        self._groups = {g.name: g for g in store.groups}
+        layers = [g for g in store.groups if g.name != EMBEDDINGS]
+        turns = [[g] for g in layers] if persistent else [layers]
+        buffers = [GroupBuffer(self.file, groups) for groups in ([self._groups[EMBEDDINGS]], *turns)]
+        self._buffer_of = {g.name: b for b in buffers for g in store.groups if g.name in b._begins}
+        self.nbytes = sum(buffer.nbytes for buffer in buffers)
+        for group in store.groups:
+            self.read(group.name)
+
+    def read(self, name: str) -> None:
+        """Read a group's weights from flash. Raises ReadError."""
+        group, buffer = self._groups[name], self._buffer_of[name]
+        buffer.read(group)
+        self._check(group, buffer.views)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every resident tensor, a view of its buffer."""
+        views: dict[str, Tensor] = {}
+        for name, group in self._groups.items():
+            views |= self._buffer_of[name].views(group)
+        return views
+
+    @staticmethod
+    def bytes_needed(store: Store, persistent: bool) -> int:
+        """DRAM that the resident weights of a store take."""
+        grid = max(PAGE, direct_alignment(store.path / RESIDENT))
+        sizes = {g.name: round_up(g.end - g.begin + grid, PAGE) for g in store.groups}
+        embeddings = sizes.pop(EMBEDDINGS)
+        return embeddings + (sum(sizes.values()) if persistent else max(sizes.values()))

@@ -1,0 +1,1 @@
+"""The model on flash: checkpoints in, stores out, neurons back into rows of memory. (Chapters 1 and 4)"""

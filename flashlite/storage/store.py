@@ -1,0 +1,227 @@
+"""The model on flash: a folder with a manifest, the resident weights, and the FFN's neurons in one or two layouts.
+
+manifest.json            what the model is; sizes and SHA-256 of everything else, and a SHA-256 of its own
+resident.safetensors     embeddings, attention, norms, biases: group by group, in the order in which a token needs them
+ffn-split.safetensors    layers.<i>.up [ffn, half_bytes], layers.<i>.down [ffn, half_bytes]
+ffn-bundled.safetensors  layers.<i>.bundle [ffn, record_bytes]
+checksums.safetensors    <layout>.layers.<i>.<piece> [ffn]: the CRC-32 of each record (see verified.py)
+predictor.safetensors    which neurons will fire (see predictor.py); it is trained later, so it has its own checksum
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flashlite.drive.backends import Backend
+from flashlite.drive.flash import FlashFile
+from flashlite.errors import CheckpointError, StoreError, check_limit_of_files
+from flashlite.families.family import Family
+from flashlite.families.opt import family_of
+from flashlite.storage.bundle import LAYOUTS, FFNShape, pieces
+from flashlite.storage.checkpoint import expected_shapes, read_config
+from flashlite.storage.safetensors_file import DTYPES, Extent, digest_of, read_extents
+from flashlite.storage.strict_json import parse_object, read_bounded
+
+FORMAT = 2
+LARGEST_GRID = 2**20  # bytes
+MANIFEST, RESIDENT, PREDICTOR = "manifest.json", "resident.safetensors", "predictor.safetensors"
+CHECKSUMS = "checksums.safetensors"
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
+COPIED = (*TOKENIZER, "generation_config.json")  # as they are in the checkpoint
+
+
+def is_store(path: Path | str) -> bool:
+    """Whether a folder is a store."""
+    return os.path.isfile(Path(path) / MANIFEST)
+
+
+def ffn_file(layout: str) -> str:
+    """The name of the file that holds the FFN in this layout."""
+    return f"ffn-{layout}.safetensors"
+
+
+def group_of(name: str) -> str:
+    """The group that a resident tensor is read with: `embeddings`, or `layers.<i>`."""
+    parts = name.removeprefix("model.decoder.").split(".")
+    return ".".join(parts[:2]) if parts[0] == "layers" else "embeddings"
+
+
+def sealed(manifest: dict[str, Any]) -> str:
+    """A manifest's text, with a SHA-256 of all that it says."""
+    return json.dumps(manifest | {"sha256": _seal(manifest)}, indent=1)
+
+
+def _seal(manifest: dict[str, Any]) -> str:
+    """The same in every format, so that a newer one can be told from a damaged one."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Group:
+    """Resident tensors that are read together: bytes `begin` to `end` of resident.safetensors."""
+
+    name: str
+    begin: int
+    end: int
+    tensors: dict[str, Extent]
+
+
+class Store:
+    """A packed model. Opening checks the manifest, every file's structure and size, and raises StoreError.
+
+    config: OPTConfig; dtype: torch.dtype; shape: FFNShape of one layer; layouts: those it has, in LAYOUTS' order;
+    groups: the resident weights, in order.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.manifest = self._read_manifest()
+        try:
+            self.config = read_config(self.manifest["config"])
+            self._family: Family = family_of(self.manifest["config"])
+            self.dtype_name: str = self.manifest["dtype"]
+            self.dtype = DTYPES[self.dtype_name]
+            self.layouts: tuple[str, ...] = tuple(sorted(self.manifest["layouts"], key=LAYOUTS.index))
+            self.layers = int(self.config.num_hidden_layers)
+            grid = _grid(self.manifest["alignment"])
+            self.shape = FFNShape(self.config.ffn_dim, self.config.hidden_size, self.dtype.itemsize, grid)
+            self._extents = {name: self._check_file(name, entry) for name, entry in self.manifest["files"].items()}
+            if not self.layouts or not isinstance(self.manifest["name"], str):
+                raise ValueError("it names no layout, or no model")
+            for layout in self.layouts:
+                self._check_layout(layout)
+            self._check_resident()
+            self.groups = self._group_resident()
+            if not self.manifest["copied"].keys() <= set(COPIED):
+                raise ValueError("it names a copy that no store has")
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, CheckpointError) as error:
+            raise StoreError(f"{self.path / MANIFEST} is damaged ({error!r}); pack the model again") from None
+
+    def _read_manifest(self) -> dict[str, Any]:
+        path = self.path / MANIFEST
+        try:
+            content = read_bounded(path)
+            manifest = parse_object(content)
+            seal = manifest.pop("sha256", None)
+            if seal in (None, _seal(manifest)):  # else the format may be what was altered
+                self._check_format(manifest.get("format"))
+            if content != sealed(manifest).encode():
+                raise StoreError(f"{path} was altered; pack the model again")
+        except OSError as error:
+            check_limit_of_files(path, error)
+            raise StoreError(f"{self.path} is no store: make one with `flashlite pack MODEL {self.path}`") from None
+        except ValueError as error:
+            raise StoreError(f"{path} is damaged ({error}); pack the model again") from None
+        return manifest
+
+    def _check_format(self, found: object) -> None:
+        if type(found) is int and found > FORMAT:
+            raise StoreError(f"{self.path} has the newer format {found}, this one reads {FORMAT}: update flashlite")
+        if found != FORMAT:
+            raise StoreError(f"{self.path} has format {found!r}, this flashlite reads {FORMAT}; pack the model again")
+
+    def _check_file(self, name: str, entry: dict[str, Any]) -> dict[str, Extent]:
+        if name not in {RESIDENT, CHECKSUMS, *(ffn_file(layout) for layout in LAYOUTS)}:
+            raise StoreError(f"{self.path / MANIFEST} names a file that no store has: {name!r}")
+        path = self.path / name
+        extents = read_extents(path)
+        if path.stat().st_size != entry["bytes"]:
+            raise StoreError(f"{path} has {path.stat().st_size} bytes, the manifest says {entry['bytes']}")
+        if extents.keys() != entry["sha256"].keys():
+            raise StoreError(f"{path} holds other tensors than the manifest says; pack the model again")
+        if digest_of(path, 0, min(extent.begin for extent in extents.values())) != entry["header"]:
+            raise StoreError(f"{path}: its header was altered; pack the model again")
+        return extents
+
+    def _check_layout(self, layout: str) -> None:
+        for piece in pieces(layout, self.shape):
+            for i in range(self.layers):
+                rows = self._extents[ffn_file(layout)][f"layers.{i}.{piece.name}"]
+                sums = self._extents[CHECKSUMS][f"{layout}.layers.{i}.{piece.name}"]
+                if (rows.dtype, rows.shape) != (torch.uint8, (self.shape.neurons, piece.nbytes)):
+                    raise StoreError(f"{self.path}: layer {i} has another shape than the model's configuration says")
+                if (sums.dtype, sums.shape) != (torch.uint32, (self.shape.neurons,)):
+                    raise StoreError(f"{self.path / CHECKSUMS} has not one checksum a record; pack the model again")
+
+    def _check_resident(self) -> None:
+        streamed = {name.format(i) for i in range(self.layers) for name in (self._family.up, self._family.down)}
+        expected = {name: shape for name, shape in expected_shapes(self.config).items() if name not in streamed}
+        found = self._extents[RESIDENT]
+        if {name: extent.shape for name, extent in found.items()} != expected:
+            raise StoreError(f"{self.path / RESIDENT} holds other weights than the manifest's configuration asks for")
+        if any(extent.dtype != self.dtype for extent in found.values()):
+            raise StoreError(f"{self.path / RESIDENT} is not {self.dtype_name} throughout; pack the model again")
+
+    def _group_resident(self) -> list[Group]:
+        groups: dict[str, dict[str, Extent]] = {}
+        for name, extent in sorted(self._extents[RESIDENT].items(), key=lambda item: item[1].begin):
+            groups.setdefault(group_of(name), {})[name] = extent
+        ends = {name: max(e.begin + e.nbytes for e in group.values()) for name, group in groups.items()}
+        return [Group(n, min(e.begin for e in g.values()), ends[n], g) for n, g in groups.items()]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights, the 100 % that a budget's share refers to."""
+        return sum(g.end - g.begin for g in self.groups) + self.layers * self.shape.layer_bytes
+
+    def piece_offset(self, layout: str, layer: int, piece: str) -> int:
+        """Where a layer's piece begins in its file, in bytes."""
+        return self._extents[ffn_file(layout)][f"layers.{layer}.{piece}"].begin
+
+    def checksums(self, layout: str, layer: int, piece: str) -> np.ndarray:
+        """The CRC-32 of each record of a layer's piece: [ffn] uint32."""
+        extent = self._extents[CHECKSUMS][f"{layout}.layers.{layer}.{piece}"]
+        try:
+            return np.fromfile(self.path / CHECKSUMS, "<u4", self.shape.neurons, offset=extent.begin)
+        except OSError as error:
+            check_limit_of_files(self.path / CHECKSUMS, error)
+            raise StoreError(f"{self.path / CHECKSUMS} cannot be read: {error.strerror}") from None
+
+    def open_ffn(self, layout: str, backend: Backend | None = None) -> FlashFile:
+        """The FFN's file, open for direct reads. Raises StoreError if the store wasn't packed with this layout."""
+        if layout not in self.layouts:
+            raise StoreError(f"{self.path} has no {layout} layout: pack it again with --layout {','.join(LAYOUTS)}")
+        return self._open_records(layout, backend)
+
+    def _open_records(self, layout: str, backend: Backend | None) -> FlashFile:
+        return FlashFile(self.path / ffn_file(layout), backend)
+
+    def open_resident(self, backend: Backend | None = None) -> FlashFile:
+        """The resident weights' file, open for direct reads."""
+        return FlashFile(self.path / RESIDENT, backend)
+
+    def check_read(self, group: Group, views: Callable[[Group], dict[str, Tensor]]) -> None:
+        """Told of each group of resident weights that was read, with what gives its tensors. Nothing to do: only a
+        VerifiedStore looks at them."""
+
+    def verify(self) -> None:
+        """Read every byte and compare it with the manifest's checksums. Raises StoreError that names the tensor. The
+        predictor isn't part of it: PredictorSet.load checks that."""
+        for name in self.manifest["files"]:
+            self.verify_file(name)
+        for name, digest in self.manifest["copied"].items():
+            if digest_of(self.path / name) != digest:
+                raise StoreError(f"{self.path / name} was altered; pack the model again")
+
+    def verify_file(self, name: str) -> None:
+        """Compare one of the manifest's files with its checksums. Raises StoreError that names the tensor."""
+        entry = self.manifest["files"][name]
+        for tensor, extent in self._check_file(name, entry).items():
+            if digest_of(self.path / name, extent.begin, extent.nbytes) != entry["sha256"][tensor]:
+                raise StoreError(f"{self.path / name}: {tensor} was altered; pack the model again")
+
+
+def _grid(alignment: object) -> int:
+    if type(alignment) is not int or not 1 <= alignment <= LARGEST_GRID or alignment & (alignment - 1):
+        raise ValueError(f"an alignment of {alignment!r:.40} is no power of two up to {LARGEST_GRID}")
+    return alignment

@@ -1,0 +1,176 @@
+"""Training the low-rank predictors on a packed model's own activations. (Paper: section 3.1 and appendix)
+
+The model runs over text, each FFN streamed whole. For every layer we keep what enters its FFN and which neurons fire,
+start the two thin matrices from the truncated SVD of the up projection, train them, and calibrate the threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flashlite.drive.direct import aligned_buffer
+from flashlite.engine.predictor import INT8_BLOCK, LowRankPredictor, OraclePredictor
+from flashlite.engine.predictor_file import LayerReport, PredictorSet
+from flashlite.engine.window import union_sizes
+from flashlite.storage.bundle import round_up, unpack_bundles
+from flashlite.storage.neurons import NeuronFile
+from flashlite.storage.store import Store
+from flashlite.training.evaluate import dense_model
+
+POSITIVE_WEIGHT = 4.0  # a missed neuron costs quality, a superfluous one only bytes
+STEPS, BATCH, LEARNING_RATE = 800, 512, 1e-3
+WINDOW = 5  # the window that ranks are chosen for
+
+
+@dataclass
+class Activations:
+    """One layer on a text: x [tokens, d_model] float16 enters the FFN; fired [tokens, ffn / 8] uint8, packed bits."""
+
+    x: Tensor
+    fired: np.ndarray
+    neurons: int
+
+    def mask(self, tokens: slice | np.ndarray) -> Tensor:
+        """Which neurons fired: [tokens, ffn] bool."""
+        return torch.from_numpy(np.unpackbits(self.fired[tokens], axis=1, count=self.neurons).view(bool))
+
+
+@torch.no_grad()
+def collect(store: Store, windows: Tensor) -> list[Activations]:
+    """The activations of every layer on windows of tokens [windows, length]."""
+    model = dense_model(store)
+    file = NeuronFile(store, store.layouts[0])
+    found: list[list[tuple[Tensor, np.ndarray]]] = [[] for _ in range(store.layers)]
+    for i, ffn in enumerate(model.flash.ffns):
+        oracle = OraclePredictor(file, i, ffn.up_bias)
+
+        def keep(module: nn.Module, args: tuple[Tensor, ...], i: int = i, oracle: OraclePredictor = oracle) -> None:
+            fired = np.packbits(oracle.mask(args[0]).numpy(), axis=1)
+            found[i].append((args[0].half(), fired))
+
+        ffn.register_forward_pre_hook(keep)
+    for window in windows.split(4):
+        model.model(window)
+    return [
+        Activations(torch.cat([x for x, _ in part]), np.concatenate([fired for _, fired in part]), store.shape.neurons)
+        for part in found
+    ]
+
+
+def balanced_loss(scores: Tensor, fired: Tensor, positive_weight: float = POSITIVE_WEIGHT) -> Tensor:
+    """Binary cross-entropy in which a neuron that fires weighs more, for few do. scores: [tokens, ffn]; fired: bool."""
+    weight = torch.tensor(positive_weight)
+    return F.binary_cross_entropy_with_logits(scores, fired.float(), pos_weight=weight)
+
+
+def initial_factors(up: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The truncated SVD of the up projection, the best start of this rank: up ~ b a.
+
+    up: [ffn, d_model]. Returns a [rank, d_model], b [ffn, rank].
+    """
+    u, s, vh = torch.linalg.svd(up, full_matrices=False)
+    root = s[:rank].sqrt()
+    return vh[:rank] * root[:, None], u[:, :rank] * root
+
+
+@torch.enable_grad()
+def fit(up: Tensor, bias: Tensor, rank: int, data: Activations, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Train one predictor; returns its a [rank, d_model], b [ffn, rank], bias [ffn] in float32."""
+    rng = np.random.default_rng(seed)
+    parameters = [p.clone().requires_grad_() for p in (*initial_factors(up, rank), bias)]
+    a, b, c = parameters
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, STEPS)
+    for _ in range(STEPS):
+        batch = rng.integers(0, len(data.x), BATCH)
+        scores = F.linear(F.linear(data.x[batch].float(), a), b, c)
+        balanced_loss(scores, data.mask(batch)).backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    return a.detach(), b.detach(), c.detach()
+
+
+def threshold_for(scores: Tensor, fired: Tensor, recall: float) -> float:
+    """The score that at least `recall` of the firing neurons exceed. scores, fired: [tokens, ffn]."""
+    positive = scores[fired].sort().values
+    if len(positive) == 0:
+        return 0.0
+    missed = int((1 - recall) * len(positive))
+    return float(torch.nextafter(positive[missed], torch.tensor(-torch.inf)))
+
+
+def calibrate(a: Tensor, b: Tensor, bias: Tensor, data: Activations, recall: float) -> LowRankPredictor:
+    """A predictor whose threshold reaches the wanted recall on these activations, after rounding."""
+    rounded = LowRankPredictor.of(a, b, bias)
+    scores = torch.cat([rounded.scores(x).float() for x in data.x.float().split(4096)])
+    threshold, fired = threshold_for(scores, data.mask(slice(None)), recall), data.mask(slice(None))
+    while True:  # rounding the shifted bias to bf16 moves scores a little
+        predictor = LowRankPredictor(rounded.a, rounded.b, bias - threshold)
+        mask = torch.cat([predictor.mask(x) for x in data.x.float().split(4096)])
+        if not fired.any() or (mask & fired).sum() >= recall * fired.sum():
+            return predictor
+        threshold -= 0.02
+
+
+def report(predictor: LowRankPredictor, data: Activations, length: int) -> LayerReport:
+    """How good a predictor is on these activations, whose texts have `length` tokens each."""
+    fired = data.mask(slice(None))
+    mask = torch.cat([predictor.mask(x) for x in data.x.float().split(4096)])
+    hits, active, predicted = int((mask & fired).sum()), int(fired.sum()), int(mask.sum())
+    recall = hits / max(1, active)
+    wrong = (predicted - hits) / max(1, fired.numel() - active)
+    shares = (active / fired.numel(), predicted / fired.numel())
+    return LayerReport(predictor.rank, *shares, recall, 1 - recall, wrong, union_sizes(mask, length))
+
+
+def train_predictors(
+    store: Store, train: Tensor, held_out: Tensor, recall: float = 0.97, seed: int = 0,
+    progress: Callable[[str], None] = lambda line: None,
+) -> PredictorSet:  # fmt: skip
+    """Train one predictor a layer on windows of tokens `train`, calibrate and report it on `held_out`, half each.
+
+    Ranks start at an eighth of d_model and double while that saves DRAM: a larger predictor must pay for itself by the
+    rows that its smaller active set frees in a window of 5.
+    """
+    calibration, test = collect(store, held_out[::2]), collect(store, held_out[1::2] if len(held_out) > 1 else held_out)
+    data, layers, reports = collect(store, train), [], []
+    for i in range(store.layers):
+        up, bias = up_projection(store, i)
+        best: tuple[float, LowRankPredictor, LayerReport] | None = None
+        rank = lowest = round_up(store.shape.d_model // 8, INT8_BLOCK)
+        while rank <= max(lowest, store.shape.d_model // 2):
+            predictor = calibrate(*fit(up, bias, rank, data[i], seed), calibration[i], recall)
+            quality = report(predictor, test[i], held_out.shape[1])
+            cost = predictor.nbytes + quality.window_rows[WINDOW - 1] * store.shape.record_bytes
+            progress(_line(i, quality, cost))
+            if best is not None and cost >= best[0]:
+                break
+            best, rank = (cost, predictor, quality), rank * 2
+        assert best is not None
+        layers.append(best[1])
+        reports.append(best[2])
+    return PredictorSet(layers, reports)
+
+
+def _line(layer: int, quality: LayerReport, cost: float) -> str:
+    return (
+        f"layer {layer} rank {quality.rank}: active {quality.active:.2%}, predicted {quality.predicted:.2%}, "
+        f"recall {quality.recall:.2%}, DRAM {cost / 2**20:.2f} MiB"
+    )
+
+
+def up_projection(store: Store, layer: int) -> tuple[Tensor, Tensor]:
+    """A layer's up projection in float32, read from flash: weight [ffn, d_model], bias [ffn]."""
+    neurons = np.arange(store.shape.neurons)
+    buffer = aligned_buffer(len(neurons), store.shape.record_bytes)
+    NeuronFile(store, store.layouts[0]).read(layer, neurons, buffer, neurons)
+    up, _ = unpack_bundles(torch.from_numpy(buffer).view(store.dtype), store.shape.d_model)
+    bias = dense_model(store).flash.ffns[layer].up_bias
+    return up.float(), bias.float()
