@@ -240,6 +240,7 @@ def test_a_store_that_was_replaced_does_not_come_back(tiny_checkpoint: Path, tin
     ("owner", "stays"),
     [(f"{os.getppid()}-0", True), (f"{os.getpid()}-999", False), (f"{DEAD}", False), (f"{DEAD}-3", False),
      ("abc", True), ("", True), ("9" * 30, True)],
+    ids=["running", "another-thread", "dead", "dead-thread", "word", "empty", "huge"],
 )  # fmt: skip
 def test_only_what_dead_writers_left_goes(kind: str, owner: str, stays: bool, home: Path) -> None:
     (home / "a[b]*").touch()
