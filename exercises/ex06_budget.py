@@ -38,13 +38,15 @@ class Budget:
     layer_rows: tuple[int, ...]
 
 
-def parse_budget(budget: int | str, weight_bytes: int) -> int:
-    """Bytes meant by a number, "4GiB", "500 MB" or "50%" of the model's weights. Raises BudgetError if malformed."""
+def parse_budget(budget: int | float | str, weight_bytes: int) -> int:
+    """Bytes meant by a number, "4GiB", or "50%" and 0.5 of the model's weights. Raises BudgetError if malformed."""
+    if isinstance(budget, float) and 0 < budget <= 1:
+        return int(budget * weight_bytes)
     if isinstance(budget, int) and not isinstance(budget, bool):
         return budget
-    match = re.fullmatch(r"\s*(\d{1,20}(?:\.\d+)?)\s*(%|[kmg]?i?b|)\s*", str(budget).lower())
-    if match is None or match[2] not in {"%", *UNITS}:
-        raise BudgetError(f'budget {budget!r} is not understood: write bytes, "4GiB", "500MB" or "50%"')
+    match = isinstance(budget, str) and re.fullmatch(r"\s*(\d{1,20}(?:\.\d+)?)\s*(%|[kmg]?i?b|)\s*", budget.lower())
+    if not match or match[2] not in {"%", *UNITS}:
+        raise BudgetError(f'budget {budget!r} is not understood: write bytes, "4GiB", "500MB", "50%" or 0.5')
     return int(float(match[1]) * (weight_bytes / 100 if match[2] == "%" else UNITS[match[2]]))
 
 
@@ -78,7 +80,9 @@ def split_rows(total: int, needs: Sequence[float], neurons: int, spare: int) -> 
     raise NotImplementedError("exercise 6.1: delete this line and write split_rows, see the TODO above")
 
 
-def plan_budget(store: Store, stage: Stage, budget: int | str, predictor_bytes: int, needs: Sequence[float]) -> Budget:
+def plan_budget(
+    store: Store, stage: Stage, budget: int | float | str, predictor_bytes: int, needs: Sequence[float]
+) -> Budget:
     """Spend a budget. needs: rows that each layer's window would like.
 
     Raises BudgetError, naming the smallest budget that works, if it is too small.

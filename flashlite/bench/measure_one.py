@@ -11,6 +11,7 @@ import ctypes
 import gc
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +34,6 @@ from flashlite.engine.model import load
 from flashlite.engine.predictor_file import PredictorSet
 from flashlite.engine.product import BLOCK, WIDE, up_product
 from flashlite.engine.stages import LADDER, NAMES
-from flashlite.engine.timing import Timer
 from flashlite.errors import FlashliteError
 from flashlite.storage.store import PREDICTOR, Store
 
@@ -132,11 +132,11 @@ def measure_dense(task: Task, store: Store) -> dict[str, Any]:
 
 def _watch(model: OPTForCausalLM, spans: Sequence[tuple[nn.Module, nn.Module]]) -> list[float]:
     """The seconds spent so far from each first module to its last one, noted at the end of each call from now on."""
-    timer, seconds = Timer(), []
+    spent, seconds = [0.0], []
     for first, last in spans:
-        first.register_forward_pre_hook(lambda *_: timer.__enter__())
-        last.register_forward_hook(lambda *_: timer.__exit__(None, None, None))
-    model.register_forward_hook(lambda *_: seconds.append(timer.seconds))
+        first.register_forward_pre_hook(lambda *_: spent.append(spent.pop() - time.perf_counter()))
+        last.register_forward_hook(lambda *_: spent.append(spent.pop() + time.perf_counter()))
+    model.register_forward_hook(lambda *_: seconds.append(spent[0]))
     return seconds
 
 
