@@ -167,8 +167,9 @@ def train_predictors(
     """
     calibration, test = collect(store, held_out[::2]), collect(store, held_out[1::2] if len(held_out) > 1 else held_out)
     data, layers, reports = collect(store, train), [], []
+    ffns = dense_model(store).flash.ffns
     for i in range(store.layers):
-        up, bias = up_projection(store, i)
+        up, bias = up_projection(store, i), ffns[i].up_bias.float()
         best: tuple[float, LowRankPredictor, LayerReport] | None = None
         rank = lowest = round_up(store.shape.d_model // 8, INT8_BLOCK)
         while rank <= max(lowest, store.shape.d_model // 2):
@@ -192,11 +193,10 @@ def _line(layer: int, quality: LayerReport, cost: float) -> str:
     )
 
 
-def up_projection(store: Store, layer: int) -> tuple[Tensor, Tensor]:
-    """A layer's up projection in float32, read from flash: weight [ffn, d_model], bias [ffn]."""
+def up_projection(store: Store, layer: int) -> Tensor:
+    """A layer's up projection in float32, read from flash: [ffn, d_model]."""
     neurons = np.arange(store.shape.neurons)
     buffer = aligned_buffer(len(neurons), store.shape.record_bytes)
     NeuronFile(store, store.layouts[0]).read(layer, neurons, buffer, neurons)
     up, _ = unpack_bundles(torch.from_numpy(buffer).view(store.dtype), store.shape.d_model)
-    bias = dense_model(store).flash.ffns[layer].up_bias
-    return up.float(), bias.float()
+    return up.float()

@@ -16,7 +16,11 @@ EDGES = (0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, WIDE - 1, WIDE, WIDE + 1,
 @pytest.mark.parametrize("tokens", [1, 3])
 @pytest.mark.parametrize("n", EDGES)
 @pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 1e-4), (torch.bfloat16, 0.2)])
-def test_up_and_down_product(n: int, tokens: int, dtype: torch.dtype, allowed: float) -> None:
+@pytest.mark.parametrize("few", [0, product.FEW])  # weights that are multiplied without a choice among their rows
+def test_up_and_down_product(
+    n: int, tokens: int, dtype: torch.dtype, allowed: float, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(product, "FEW", few)
     generator = torch.Generator().manual_seed(n)
     x, rows, bias = (torch.randn(s, generator=generator).to(dtype) for s in ((tokens, 96), (n, 192), (n,)))
     h = up_product(x, rows[:, :96], bias)

@@ -13,7 +13,8 @@ from torch.nn.functional import embedding_bag
 
 from flashlite.storage.bundle import unpack_bundles
 
-WIDE, BLOCK = 1024, 64
+WIDE, BLOCK = 1024, 64  # rows that a bf16 product multiplies at a time
+FEW = 2**18  # weights; reading that many takes less time than choosing among their rows
 
 
 def ffn_product(x: Tensor, rows: Tensor, bias: Tensor, d_model: int) -> Tensor:
@@ -43,12 +44,14 @@ def up_product(x: Tensor, up: Tensor, bias: Tensor) -> Tensor:
 
 
 def down_product(h: Tensor, rows: Tensor, d_model: int) -> Tensor:
-    """h down: [tokens, d_model], where only the rows of neurons that fired are read.
+    """h down: [tokens, d_model], where only the rows of neurons that fired are read, if there are many rows.
 
     h: [tokens, n], activations; rows: [n, columns] without gaps, at least 2 * d_model columns, down in the second
     d_model of them. A weighted sum of some rows is what embedding_bag gives, but of whole rows: so rows are seen as
     units that divide both d_model and the padded row, a bag for each unit of the output.
     """
+    if h.dtype == torch.float32 and len(rows) * d_model <= FEW:
+        return h @ rows[:, d_model : 2 * d_model]
     unit = gcd(rows.shape[1], d_model)
     first, units = d_model // unit, rows.shape[1] // unit
     fired = (h.any(0) if len(h) > 1 else h[0]).nonzero()[:, 0]
