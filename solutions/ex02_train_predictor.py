@@ -22,7 +22,7 @@ from flashlite.engine.window import union_sizes
 from flashlite.storage.bundle import round_up, unpack_bundles
 from flashlite.storage.neurons import NeuronFile
 from flashlite.storage.store import Store
-from flashlite.training.evaluate import dense_model
+from flashlite.training.evaluate import streamed_model
 
 POSITIVE_WEIGHT = 4.0  # a missed neuron costs quality, a superfluous one only bytes
 STEPS, BATCH, LEARNING_RATE = 800, 512, 1e-3
@@ -45,7 +45,7 @@ class Activations:
 @torch.no_grad()
 def collect(store: Store, windows: Tensor) -> list[Activations]:
     """The activations of every layer on windows of tokens [windows, length]."""
-    model = dense_model(store)
+    model = streamed_model(store)
     file = NeuronFile(store, store.layouts[0])
     found: list[list[tuple[Tensor, np.ndarray]]] = [[] for _ in range(store.layers)]
     for i, ffn in enumerate(model.flash.ffns):
@@ -185,5 +185,5 @@ def up_projection(store: Store, layer: int) -> tuple[Tensor, Tensor]:
     buffer = aligned_buffer(len(neurons), store.shape.record_bytes)
     NeuronFile(store, store.layouts[0]).read(layer, neurons, buffer, neurons)
     up, _ = unpack_bundles(torch.from_numpy(buffer).view(store.dtype), store.shape.d_model)
-    bias = dense_model(store).flash.ffns[layer].up_bias
+    bias = streamed_model(store).flash.ffns[layer].up_bias
     return up.float(), bias.float()

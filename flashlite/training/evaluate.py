@@ -33,14 +33,14 @@ class PredictedFFN(nn.Module):
         return self.whole(x, self.predictor.mask(x))
 
 
-def dense_model(store: Store) -> OPTForCausalLM:
+def streamed_model(store: Store) -> OPTForCausalLM:
     """The exact model, each FFN streamed whole: any size can be evaluated in little DRAM."""
     return build(store, RESIDENT, "100%", "oracle")
 
 
 def predicted_model(store: Store, predictors: list[LowRankPredictor]) -> OPTForCausalLM:
     """The model in which only predicted neurons take part."""
-    model = dense_model(store)
+    model = streamed_model(store)
     for layer, predictor in zip(model.model.decoder.layers, predictors, strict=True):
         layer.fc1 = PredictedFFN(layer.fc1, predictor)
     return model
@@ -68,6 +68,6 @@ class Evaluation:
 def evaluate(store: Store, windows: Tensor) -> Evaluation:
     """Both perplexities on windows of tokens. Raises PredictorError if the store has no predictor."""
     predictors = PredictorSet.load(store.path / PREDICTOR, store.layers, store.shape)
-    dense = loss(dense_model(store), windows)
+    dense = loss(streamed_model(store), windows)
     predicted = loss(predicted_model(store, list(predictors.layers)), windows)
     return Evaluation(windows.numel(), math.exp(dense), math.exp(predicted))
