@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,26 +18,31 @@ from flashlite.cli.options import (
     PredictorOption,
     VerifyOption,
     WindowOption,
+    notes,
     open_store,
+    save_plot,
     screen,
     show_progress,
-    write_json,
+    shows_json,
 )  # fmt: skip
 from flashlite.course import plug
 from flashlite.errors import FlashliteError
+
+if TYPE_CHECKING:
+    from flashlite.bench.result import Result
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
     for command in (probe, bench, estimate):
-        app.command()(command)
+        app.command()(shows_json(command))
 
 
 def probe(
     folder: Annotated[Path, typer.Argument(help="a folder on the drive to measure")] = Path("."),
     json_file: JsonOption = None,
     plot: PlotOption = None,
-) -> None:
+) -> dict[str, Any]:
     """Measure what the drive can do: read sizes against reads in flight."""
     from flashlite import plots
     from flashlite.bench import tables
@@ -45,9 +51,8 @@ def probe(
     curve = measure(folder)
     screen.print(tables.curve_table(curve))
     print(f"sequential {curve.sequential_mb_s:.0f} MB/s; backend {curve.backend}, grid of {curve.alignment} bytes")
-    print(f"plot: {plots.save(plots.drive_curve(curve), plot or Path('.flashlite/probe.png'))}")
-    write_json(json_file, curve.to_json())
-    print(json.dumps(curve.to_json()))
+    save_plot(plots.drive_curve(curve), plot, "probe")
+    return curve.to_json()
 
 
 def bench(
@@ -69,32 +74,50 @@ def bench(
         int | None, typer.Option(help="to compare with the oracle; --tokens if not given", min=1)
     ] = None,
     verify_reads: VerifyOption = False,
+    wide: Annotated[bool, typer.Option("--wide", help="show all columns, in more than 80 characters")] = False,
     impl: ImplOption = "ref",
     json_file: JsonOption = None,
     plot: PlotOption = None,
-) -> None:
-    """Measure the ladder, each stage in a fresh process and checked against the dense model first."""
+) -> dict[str, Any]:
+    """Measure the ladder, each stage in a fresh process and checked against the dense model first.
+
+    When it is interrupted, it shows the stages that are complete.
+    """
     plugs, plugged = plug.plug_in(impl)
     from flashlite import plots
-    from flashlite.bench import tables
-    from flashlite.bench.ladder import bench as measure
+    from flashlite.bench import ladder
     from flashlite.engine.stages import parse_stages
 
-    result = measure(
-        open_store(model, dtype), stages=parse_stages(stages), tokens=tokens, prompt_tokens=prompt_tokens,
-        budget=dram_budget, window=window, predictor=predictor, rounds=rounds, capped=memory_cap, peers=peers,
-        slow_tokens=slow_tokens, check_tokens=check_tokens, verify_reads=verify_reads, progress=show_progress,
-        worker=plug.command(plugs, "flashlite.bench.measure_one"),
-    ) | {"impl": impl, "plugged": plugged}  # fmt: skip
+    numbers = parse_stages(stages)
+    try:
+        result = ladder.bench(
+            open_store(model, dtype), stages=numbers, tokens=tokens, prompt_tokens=prompt_tokens, budget=dram_budget,
+            window=window, predictor=predictor, rounds=rounds, capped=memory_cap, peers=peers, slow_tokens=slow_tokens,
+            check_tokens=check_tokens, verify_reads=verify_reads, progress=show_progress,
+            worker=plug.command(plugs, "flashlite.bench.measure_one"),
+        )  # fmt: skip
+    except ladder.Interrupted as interrupted:
+        if interrupted.result:
+            _show_ladder(interrupted.result, wide)
+        complete = len(interrupted.result.stages) if interrupted.result else 0
+        notes.print(f"interrupted: {complete} of {len(set(numbers))} stages are complete", highlight=False)
+        raise typer.Exit(130) from None
+    result = replace(result, impl=impl, plugged=plugged)
+    _show_ladder(result, wide)
+    save_plot(plots.ladder(result), plot, "bench")
+    return result.to_json()
+
+
+def _show_ladder(result: Result, wide: bool) -> None:
+    """The tables of a benchmark, and the lines around them."""
+    from flashlite.bench import tables
+
     first, *rest = tables.summary_lines(result)
     print(first)
-    screen.print(tables.ladder_table(result))
-    if peers:
-        screen.print(tables.peer_table(result))
-    print("\n".join(rest))
-    print(f"plot: {plots.save(plots.ladder(result), plot or Path('.flashlite/bench.png'))}")
-    write_json(json_file, result)
-    print(json.dumps(result))
+    screen.print(tables.ladder_table(result, wide))
+    if result.peers:
+        screen.print(tables.peer_table(result, wide))
+    print("\n".join([tables.LEGEND, *rest]))
 
 
 def estimate(
@@ -105,12 +128,11 @@ def estimate(
     against: Annotated[Path | None, typer.Option(help="a result of bench --json, to check the estimate with")] = None,
     json_file: JsonOption = None,
     plot: PlotOption = None,
-) -> None:
+) -> dict[str, Any]:
     """What a token of a model would take on this drive and on published ones, without running the model."""
     from flashlite import plots
     from flashlite.bench import tables
     from flashlite.bench.estimate import estimate as predict
-    from flashlite.drive.probe import Curve
     from flashlite.drive.probe import probe as measure
     from flashlite.drive.published import DRIVES, find_drive
 
@@ -118,25 +140,24 @@ def estimate(
     curves = {f"{d.kind}: {d.name}": d.curve() for d in drives}
     measured = _read_result(against, name, dtype) if against else None
     if measured:
-        curves = {tables.MEASURED_DRIVE: Curve.from_json(measured["curve"]), **curves}
+        curves = {tables.MEASURED_DRIVE: measured.curve, **curves}
     if not drive:
         curves = {"this drive": measure(folder), **curves}
     result = predict(name, curves, dtype)
     screen.print(tables.estimate_table(result, measured))
     print("\n".join(tables.drive_lines(drives)))
-    print(f"plot: {plots.save(plots.estimates(result, measured), plot or Path('.flashlite/estimate.png'))}")
-    write_json(json_file, result)
-    print(json.dumps(result))
+    save_plot(plots.estimates(result, measured), plot, "estimate")
+    return result
 
 
-def _read_result(path: Path, name: str, dtype: str) -> dict[str, Any]:
-    """A result of bench of the same model. Raises FlashliteError if it is none."""
+def _read_result(path: Path, name: str, dtype: str) -> Result:
+    """A result of bench of the same model. Raises FlashliteError if the file holds something else."""
+    from flashlite.bench.result import Result
+
     try:
-        result = json.loads(path.read_text())
-        if not isinstance(result, dict) or not {"curve", "stages", "model", "dtype"} <= result.keys():
-            raise ValueError("it holds no stages")
-        if (result["model"], result["dtype"]) != (name, dtype):
-            raise ValueError(f"it is of {result['model']} {result['dtype']}, not of {name} {dtype}")
-        return result
-    except (OSError, ValueError) as error:
-        raise FlashliteError(f"{path} is no result of bench --json: {error}") from None
+        result = Result.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, FlashliteError) as error:
+        raise FlashliteError(f"{path} is not a result of bench --json: {error}") from None
+    if (result.model, result.dtype) != (name, dtype):
+        raise FlashliteError(f"{path} is a result of {result.model} {result.dtype}, not of {name} {dtype}")
+    return result
