@@ -7,6 +7,7 @@ import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,16 +75,16 @@ class Disturbance(Record):
     @property
     def signs(self) -> list[str]:
         """What makes times untrustworthy, in words; empty on a quiet machine."""
-        return [
-            words
-            for seen, most, words in (
-                (self.cores_of_others, CORES_OF_OTHERS, "other processes used {:.1f} cores before the run"),
-                (self.dense_scatter, SCATTER, "the dense model's own tokens scatter by {:.0%}"),
-                (self.dense_drift, DRIFT, "the dense model's time changed by {:.0%} during the run"),
-            )
-            if seen is not None and seen > most
-            for words in [words.format(seen)]
-        ]
+        bounds = (
+            (self.cores_of_others, CORES_OF_OTHERS, "other processes used {:.1f} cores before the run"),
+            (self.dense_scatter, SCATTER, "the dense model's own tokens scatter by {:.0%}"),
+            (self.dense_drift, DRIFT, "the dense model's time changed by {:.0%} during the run"),
+        )
+        return [words.format(seen) for seen, most, words in bounds if seen is not None and seen > most]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, with the signs in words as well."""
+        return super().to_json() | {"signs": self.signs}
 
 
 def host() -> Host:

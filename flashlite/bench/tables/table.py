@@ -24,18 +24,20 @@ class Table:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The table for a terminal. Where that is too narrow, names of columns are broken between words, and no more;
         what is wider than the terminal even so goes beyond its edge."""
-        for broken in (False, True):
-            titles = ["\n".join(title.split()) if broken else title for title in self.columns]
-            cells = [[*titles[i].split("\n"), *(row[i] for row in self.rows)] for i in range(len(titles))]
-            widths = [max(map(len, column)) for column in cells]
-            if sum(widths) + 3 * len(widths) + 1 <= options.max_width:  # a border and two blanks for each column
-                break
+        titles = list(self.columns)
+        if self._width(titles) > options.max_width:
+            titles = ["\n".join(title.split()) for title in titles]
         table = rich.table.Table(title=self.title)
-        for i, (title, width) in enumerate(zip(titles, widths, strict=True)):
-            table.add_column(Text(title), justify="right" if i else "left", min_width=width, vertical="bottom")
+        for i, title in enumerate(titles):
+            table.add_column(Text(title), justify="right" if i else "left", vertical="bottom")
         for row in self.rows:
             table.add_row(*map(_coloured, row))
-        yield table
+        yield from console.render(table, options.update_width(max(options.max_width, self._width(titles))))
+
+    def _width(self, titles: Sequence[str]) -> int:
+        """Characters of a line of the table under these titles: each column has a border and two blanks."""
+        columns = [[*title.split("\n"), *(row[i] for row in self.rows)] for i, title in enumerate(titles)]
+        return 1 + sum(3 + max(map(len, column)) for column in columns)
 
     def markdown(self) -> str:
         """The table in Markdown, without its title."""
