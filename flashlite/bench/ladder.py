@@ -183,7 +183,8 @@ class _Benchmark:
     def _run_stage(self, stage: int) -> None:
         """One round of a stage, checked for exactness in the first."""
         task = replace(self.tasks[stage], check=0) if stage in self.runs else self.tasks[stage]
-        self.runs.setdefault(stage, []).append(run_worker(task, self.worker))
+        run = run_worker(task, self.worker)
+        self.runs.setdefault(stage, []).append(run)
 
     def _run_peer(self, task: PeerTask) -> None:
         self.peers.append(run_peer(task, self.worker))
