@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from flashlite.drive.probe import Curve
-from flashlite.drive.published import Drive
-from flashlite.engine.predictor_file import LayerReport
-from flashlite.engine.timing import CallCost
+if TYPE_CHECKING:  # so that a table of a drive needs no torch
+    from flashlite.drive.probe import Curve
+    from flashlite.drive.published import Drive
+    from flashlite.engine.predictor_file import LayerReport
+    from flashlite.engine.timing import CallCost
 
 LADDER_COLUMNS = (
     "stage", "I/O ms", "memory ms", "compute ms", "total ms", "predicted ms", "MB/token", "reads/token", "MB/s",
@@ -132,9 +134,22 @@ def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([head, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
+def numbers_table(columns: Sequence[str], title: str | None = None, text: int = 0) -> Table:
+    """An empty table of numbers, right-aligned and never cut, after `text` columns of text. Fits 80 characters."""
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for i, column in enumerate(columns):
+        if i < text:
+            table.add_column(column, overflow="fold")
+        else:
+            table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
 def curve_table(curve: Curve) -> Table:
     """MB/s by size of reads and reads in flight."""
-    table = Table("bytes", *(f"{depth} in flight" for depth in curve.depths), title="random reads, MB/s")
+    table = numbers_table(
+        ["bytes", *map(str, curve.depths)], "random reads, MB/s, by bytes of a read and reads in flight"
+    )
     for size, row in zip(curve.sizes, curve.mb_s, strict=True):
         table.add_row(str(size), *(f"{rate:.0f}" for rate in row))
     return table
@@ -142,7 +157,9 @@ def curve_table(curve: Curve) -> Table:
 
 def predictor_table(reports: list[LayerReport]) -> Table:
     """How good each layer's predictor is on held-out text."""
-    table = Table("layer", "rank", "active", "predicted", "ratio", "recall", "false negatives", "false positives")
+    table = numbers_table(
+        ["layer", "rank", "active", "predicted", "ratio", "recall", "false\nnegatives", "false\npositives"]
+    )
     for i, r in enumerate(reports):
         ratio = r.predicted / r.active if r.active else 0.0
         shares = (f"{share:.2%}" for share in (r.recall, r.false_negatives, r.false_positives))
@@ -200,7 +217,8 @@ MEASURED_DRIVE = "the drive of the measured run"
 def estimate_table(result: dict[str, Any], measured: dict[str, Any] | None = None) -> Table:
     """Milliseconds a token by drive and stage; what `bench` measured, if given, under the estimate for its drive."""
     stages = list(result["bytes_per_token"])
-    table = Table("ms a token", *(f"{i} {stage}" for i, stage in enumerate(stages)), title=estimate_title(result))
+    columns = ["ms a token", *(f"{i}\n{stage}" for i, stage in enumerate(stages))]
+    table = numbers_table(columns, estimate_title(result), text=1)
     for drive, times in result["drives"].items():
         table.add_row(drive, *(f"{times[stage]:.0f}" for stage in stages))
         if measured and drive == MEASURED_DRIVE:
