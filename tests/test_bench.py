@@ -77,7 +77,7 @@ def test_a_wrong_stage_shows_an_error_and_no_speed(store: Store, tmp_path: Path)
 
 
 def test_a_worker_that_fails_says_why(tmp_path: Path) -> None:
-    with pytest.raises(FlashliteError, match="is no store"):
+    with pytest.raises(FlashliteError, match="is not a store"):
         run_worker(StageTask(Setup(str(tmp_path / "none"), str(tmp_path), [1], 8), 5))
 
 

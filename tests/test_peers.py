@@ -143,7 +143,7 @@ def test_published_drives(drive: drives.Drive) -> None:
 
 
 def test_a_drive_that_nobody_published_is_refused() -> None:
-    with pytest.raises(FlashliteError, match=r"0 published drives are called 'floppy': SD card"):
+    with pytest.raises(FlashliteError, match=r"no published drive is called 'floppy': choose one of SD card"):
         drives.find_drive("floppy")
     with pytest.raises(FlashliteError, match="3 published drives are called 'nvme'"):
         drives.find_drive("nvme")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,11 +93,11 @@ def test_six_columns_fit_80_characters(path: Path) -> None:
 @pytest.mark.parametrize("width", [20, 80, 300])
 def test_no_number_is_cut_however_narrow_the_terminal(width: int, large: Result) -> None:
     for table in (tables.ladder_table(large, wide=True), tables.peer_table(large, wide=True)):
-        lines = [re.split("[│┃]", line)[1:-1] for line in shown(table, width)]
-        rows = [[cell.strip() for cell in line] for line in lines if line]
-        assert rows[-len(table.rows) :] == [list(row) for row in table.rows]
-        titles = [" ".join(filter(None, words)) for words in zip(*rows[: -len(table.rows)], strict=True)]
-        assert titles == list(table.columns)
+        lines = shown(table, width)
+        for row in table.rows:
+            numbers = r"\s+".join(map(re.escape, row[1:]))
+            assert any(re.search(rf"(^|\s){numbers}\s*$", line) for line in lines), row
+        assert {word for title in table.columns for word in title.split()} <= set("\n".join(lines).split())
 
 
 def test_wide_has_all_columns_and_the_readme_has_seven(mini: Result, large: Result) -> None:
@@ -107,12 +108,20 @@ def test_wide_has_all_columns_and_the_readme_has_seven(mini: Result, large: Resu
         assert alignment == "| --- |" + " ---: |" * 6
 
 
+def ends(line: str, cells: Sequence[str]) -> tuple[int, ...]:
+    """Where each cell of a line ends, but for the first."""
+    found, at = [], 0
+    for cell in cells:
+        at = line.index(cell, at) + len(cell)
+        found.append(at)
+    return tuple(found[1:])
+
+
 def test_numbers_are_right_aligned_with_the_same_digits(mini: Result) -> None:
     table = tables.ladder_table(mini)
     for column in range(1, 5):
         assert {len(row[column].partition(".")[2]) for row in table.rows} == {2}
-    body = [line for line in shown(table) if "pool" in line or "naive" in line]
-    assert [line.index(" │", 16) for line in body] == [body[0].index(" │", 16)] * 2
+    assert len({ends(line, row) for line, row in zip(shown(table)[-8:], table.rows, strict=False)}) == 1
     assert tables.numbers([0.184, 99.4]) == ["0.18", "99.40"]
     assert tables.numbers([0.184, 999.4]) == ["0.2", "999.4"]
     assert tables.numbers([0.184, 1000.4]) == ["0", "1000"]

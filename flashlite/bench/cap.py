@@ -23,11 +23,14 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flashlite.bench.process.run import run_worker
 from flashlite.bench.process.task import IdleTask, Setup
 from flashlite.bench.row import Record
-from flashlite.storage.store import Store
+
+if TYPE_CHECKING:  # so that a result can be read without torch
+    from flashlite.storage.store import Store
 
 log = logging.getLogger("flashlite")
 

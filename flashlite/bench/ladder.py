@@ -9,15 +9,19 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from flashlite.arguments import parse_budget
 from flashlite.bench.cap import CapReport, counted_base, fixed_base, memory_cap
+from flashlite.bench.cost import Speeds, Work, predicted_ms
 from flashlite.bench.machine import Ceiling, Disturbance, cores_of_others, drive, host, measure_ceiling
 from flashlite.bench.peers import PEERS, WEIGHTS, check_installed, export
 from flashlite.bench.process.run import WORKER, Step, run_steps, run_worker
 from flashlite.bench.process.task import CHECKPOINT, DenseTask, PeerTask, Setup, StageTask
-from flashlite.bench.result import Result, beside_prediction, mean_dense, median_run
-from flashlite.bench.row import DenseCost, PeerRow, StageRun
+from flashlite.bench.result import Result, mean_dense, median_run
+from flashlite.bench.row import DenseCost, MeasuredStage, PeerRow, StageRun
 from flashlite.drive.probe import Curve
-from flashlite.engine.budget import parse_budget, plan_budget
+from flashlite.engine.budget import plan_budget
+from flashlite.engine.ffn import FlashFFN
+from flashlite.engine.model import choose_stage
 from flashlite.engine.predictor_file import PredictorSet
 from flashlite.engine.stages import LADDER, NAMES
 from flashlite.errors import FlashliteError, KilledError
@@ -74,7 +78,7 @@ def bench(
     Raises FlashliteError, and shows no speed, if a stage doesn't give the dense model's tokens with the oracle; and
     Interrupted, with what is complete, in place of KeyboardInterrupt.
     """
-    _check(store, stages, prompt_tokens + tokens, budget, predictor)
+    _check(store, stages, prompt_tokens + tokens, budget, predictor, window)
     if peers:
         check_installed()
     others = cores_of_others()
@@ -96,7 +100,9 @@ def bench(
         return benchmark.result(others)
 
 
-def _check(store: Store, stages: Sequence[int], tokens: int, budget: int | str, predictor: str) -> None:
+def _check(
+    store: Store, stages: Sequence[int], tokens: int, budget: int | str, predictor: str, window: int
+) -> None:  # fmt: skip
     """Raise FlashliteError for what can't work, before anything is measured. tokens: of the whole text."""
     positions = store.config.max_position_embeddings
     if tokens >= positions:
@@ -106,7 +112,7 @@ def _check(store: Store, stages: Sequence[int], tokens: int, budget: int | str, 
         predictors = PredictorSet.load(store.path / PREDICTOR, store.layers, store.shape).layers
         nbytes = sum(each.nbytes for each in predictors)
     for stage in stages:
-        plan_budget(store, LADDER[NAMES[stage]], budget, nbytes if stage in sparse else 0, [1.0] * store.layers)
+        plan_budget(store, choose_stage(stage, window), budget, nbytes if stage in sparse else 0, [1.0] * store.layers)
 
 
 def _own_folder(store: Store, peers: bool) -> tempfile.TemporaryDirectory[str]:
@@ -220,6 +226,21 @@ class _Benchmark:
             disturbance=Disturbance(others, dense.scatter, drift), dense=dense,
             base=fixed_base(self.store, libraries, len(setup.prompt), setup.tokens), stages=rows, peers=self.peers,
         )  # fmt: skip
+
+
+def beside_prediction(run: StageRun, curve: Curve, rest_ms: float, record_bytes: int) -> MeasuredStage:
+    """A stage with the time that a token must take on this machine.
+
+    curve: what the drive gives; rest_ms: a token's time without its FFNs; record_bytes: bytes of a neuron.
+    """
+    stage = LADDER[run.name]
+    copied = 0.0 if stage.memory.spare == 0 or not stage.predictor else run.rows_moved * record_bytes
+    work = Work(
+        run.reads_per_token, run.bytes_per_token, run.batches_per_token, copied, run.product_bytes, overlapped=False
+    )
+    speeds = Speeds(run.product_bytes_a_second, run.copy_bytes_a_second, rest_ms)
+    predicted = predicted_ms(curve, work, speeds, ahead=stage.ffn is not FlashFFN)
+    return MeasuredStage(**vars(run), predicted_ms=predicted)
 
 
 def run_peer(task: PeerTask, worker: Sequence[str] = WORKER) -> PeerRow:

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import transformers
 
 from flashlite.bench.row import Record
 from flashlite.drive.direct import direct_alignment
@@ -89,6 +87,9 @@ class Disturbance(Record):
 
 def host() -> Host:
     """This machine."""
+    import torch  # which reading a result does without
+    import transformers
+
     system = f"{platform.system()} {platform.release()}"
     versions = platform.python_version(), torch.__version__, transformers.__version__
     return Host(_processor(), os.cpu_count() or 1, _total_memory(), system, *versions)

@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from flashlite.bench.cap import Base, CapReport
-from flashlite.bench.cost import Speeds, Work, predicted_ms
 from flashlite.bench.machine import Ceiling, Disturbance, Drive, Host
 from flashlite.bench.row import DenseCost, MeasuredStage, PeerRow, Record, StageRun
 from flashlite.drive.probe import Curve
-from flashlite.engine.ffn import FlashFFN
-from flashlite.engine.stages import LADDER
 from flashlite.errors import FlashliteError
 
 
@@ -74,21 +71,6 @@ def median_run(runs: list[StageRun]) -> StageRun:
         median, tokens_equal=runs[0].tokens_equal, max_logit_error=runs[0].max_logit_error,
         peak_rss_bytes=max(run.peak_rss_bytes for run in runs),
     )  # fmt: skip
-
-
-def beside_prediction(run: StageRun, curve: Curve, rest_ms: float, record_bytes: int) -> MeasuredStage:
-    """A stage with the time that a token must take on this machine.
-
-    curve: what the drive gives; rest_ms: a token's time without its FFNs; record_bytes: bytes of a neuron.
-    """
-    stage = LADDER[run.name]
-    copied = 0.0 if stage.memory.spare == 0 or not stage.predictor else run.rows_moved * record_bytes
-    work = Work(
-        run.reads_per_token, run.bytes_per_token, run.batches_per_token, copied, run.product_bytes, overlapped=False
-    )
-    speeds = Speeds(run.product_bytes_a_second, run.copy_bytes_a_second, rest_ms)
-    predicted = predicted_ms(curve, work, speeds, ahead=stage.ffn is not FlashFFN)
-    return MeasuredStage(**vars(run), predicted_ms=predicted)
 
 
 def mean_dense(runs: list[DenseCost]) -> DenseCost:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flashlite.bench.result import Result
 from flashlite.bench.tables.table import Table
-from flashlite.drive.probe import Curve
-from flashlite.drive.published import Drive
+
+if TYPE_CHECKING:  # so that tables need no torch
+    from flashlite.bench.result import Result
+    from flashlite.drive.probe import Curve
+    from flashlite.drive.published import Drive
 
 MEASURED_DRIVE = "the drive of the measured run"
 
 
 def curve_table(curve: Curve) -> Table:
     """MB/s by size of reads and reads in flight."""
-    columns = ["bytes", *(f"{depth} in flight" for depth in curve.depths)]
+    columns = ["bytes", *map(str, curve.depths)]
     rows = [[str(size), *(f"{rate:.0f}" for rate in row)] for size, row in zip(curve.sizes, curve.mb_s, strict=True)]
-    return Table(columns, rows, "random reads, MB/s")
+    return Table(columns, rows, "random reads, MB/s, by bytes of a read and reads in flight")
 
 
 def estimate_table(result: dict[str, Any], measured: Result | None = None) -> Table:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from flashlite.bench.result import Result
-from flashlite.bench.row import MeasuredStage, PeerCost, StageRow, StageRun
 from flashlite.bench.tables.summary import summary_lines
 from flashlite.bench.tables.table import BAD, GOOD, NEARLY, Table, numbers, sign
+
+if TYPE_CHECKING:  # so that tables need no torch
+    from flashlite.bench.result import Result
+    from flashlite.bench.row import MeasuredStage, PeerCost, StageRow, StageRun
 
 SHOWN = ("stage", "I/O ms", "memory ms", "total ms", "MB/token", "same tokens")  # in 80 characters
 PUBLISHED = ("stage", "I/O ms", "memory ms", "compute ms", "total ms", "MB/token", "same tokens")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flashlite.bench.tables.table import Table
-from flashlite.engine.predictor_file import LayerReport
-from flashlite.engine.timing import CallCost
+
+if TYPE_CHECKING:  # so that tables need no torch
+    from flashlite.engine.predictor_file import LayerReport
+    from flashlite.engine.timing import CallCost
 
 
 def predictor_table(reports: list[LayerReport]) -> Table:

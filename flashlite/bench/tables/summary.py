@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from flashlite.bench.cap import CapReport
-from flashlite.bench.machine import Ceiling
-from flashlite.bench.result import Result
-from flashlite.bench.row import MeasuredStage
+from typing import TYPE_CHECKING
+
 from flashlite.bench.tables.table import BAD, GOOD, NEARLY, number
+
+if TYPE_CHECKING:  # so that tables need no torch
+    from flashlite.bench.cap import CapReport
+    from flashlite.bench.machine import Ceiling
+    from flashlite.bench.result import Result
+    from flashlite.bench.row import MeasuredStage
 
 LEGEND = (
     f"same tokens: {GOOD} with the oracle predictor they are the dense model's, {BAD} they are not; %: how many of "

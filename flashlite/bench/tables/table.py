@@ -6,10 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import rich.table
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.text import Text
 
 GOOD, BAD, NEARLY = "✓", "✗", "≈"
+WIDEST = 1000  # characters that no table needs
 COLOURS = {GOOD: "green", BAD: "red", NEARLY: "yellow"}
 
 
@@ -22,22 +25,23 @@ class Table:
     title: str | None = None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """The table for a terminal. Where that is too narrow, names of columns are broken between words, and no more;
-        what is wider than the terminal even so goes beyond its edge."""
-        titles = list(self.columns)
-        if self._width(titles) > options.max_width:
-            titles = ["\n".join(title.split()) for title in titles]
-        table = rich.table.Table(title=self.title)
-        for i, title in enumerate(titles):
-            table.add_column(Text(title), justify="right" if i else "left", vertical="bottom")
+        """The table for a terminal. Where that is too narrow, names of columns are broken between words, and then the
+        text of the first column; what is wider even so goes beyond the terminal's edge."""
+        table, unbounded = self._drawn(broken=False), options.update_width(WIDEST)
+        if Measurement.get(console, unbounded, table).maximum > options.max_width:
+            table = self._drawn(broken=True)
+        least = Measurement.get(console, unbounded, table).minimum
+        yield from console.render(table, options.update_width(max(least, options.max_width)))
+
+    def _drawn(self, broken: bool) -> rich.table.Table:
+        """The table as rich draws it. broken: whether each word of a column's name has a line of its own."""
+        table = rich.table.Table(title=self.title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        for i, title in enumerate(self.columns):
+            words = Text("\n".join(title.split()) if broken and i else title)
+            table.add_column(words, justify="right" if i else "left", no_wrap=i > 0, vertical="bottom")
         for row in self.rows:
             table.add_row(*map(_coloured, row))
-        yield from console.render(table, options.update_width(max(options.max_width, self._width(titles))))
-
-    def _width(self, titles: Sequence[str]) -> int:
-        """Characters of a line of the table under these titles: each column has a border and two blanks."""
-        columns = [[*title.split("\n"), *(row[i] for row in self.rows)] for i, title in enumerate(titles)]
-        return 1 + sum(3 + max(map(len, column)) for column in columns)
+        return table
 
     def markdown(self) -> str:
         """The table in Markdown, without its title."""
