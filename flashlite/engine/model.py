@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import OPTForCausalLM
 
+from flashlite.arguments import stage_number
 from flashlite.drive.flash import Counters
 from flashlite.engine.budget import Budget, plan_budget
 from flashlite.engine.calls import Calls, check_process, refuse_copies
@@ -22,7 +23,7 @@ from flashlite.engine.ffn import FlashFFN, StreamedFFN
 from flashlite.engine.predictor import OraclePredictor, Predictor
 from flashlite.engine.predictor_file import PredictorSet
 from flashlite.engine.resident import ResidentWeights
-from flashlite.engine.stages import LADDER, NAMES, Stage, stage_number
+from flashlite.engine.stages import LADDER, NAMES, Stage
 from flashlite.engine.stream import Stream
 from flashlite.engine.timing import IO, REST, CallCost, Clock, Meter
 from flashlite.engine.window import Window
@@ -162,26 +163,29 @@ def load(
     if not isinstance(model, (str, Path, Store)):
         name = getattr(model, "name_or_path", "") or "opt-mini"
         raise FlashliteError(f"load() takes a name or a folder, not a {type(model).__name__}: write load({name!r})")
-    if not isinstance(window, int) or window < 1:
-        raise FlashliteError(f"a window of {window} tokens: use a whole number from 1, or stage='predictor' for none")
     if isinstance(dtype, torch.dtype):
         dtype = next((name for name, kind in DTYPES.items() if kind == dtype), str(dtype))
-    chosen = LADDER[NAMES[stage_number(stage)]]
-    if chosen.window:
-        chosen = replace(chosen, window=window)
+    chosen = choose_stage(stage, window)
     store = open_model(model, dtype)
     if verify_reads:
         store = VerifiedStore(store.path)
     return build(store, chosen, dram_budget, predictor)
 
 
+def choose_stage(stage: int | str, window: int) -> Stage:
+    """A stage of the ladder, by number or name, with a window of this many tokens if it has one. Raises FlashliteError
+    if there is no such stage or window."""
+    chosen = LADDER[NAMES[stage_number(stage)]]
+    if not isinstance(window, int) or window < 1:
+        raise FlashliteError(f"a window of {window} tokens: use a whole number from 1, or stage='predictor' for none")
+    return replace(chosen, window=window) if chosen.window else chosen
+
+
 def build(
     store: Store, stage: Stage, dram_budget: int | float | str, predictor: str | Sequence[Predictor]
 ) -> OPTForCausalLM:
     """`load` for a store that is open and a stage put together by hand."""
-    predictors, needs = _choose_predictors(store, stage, predictor)
-    nbytes = sum(p.nbytes for p in predictors or ())
-    budget = plan_budget(store, stage, dram_budget, nbytes, needs)
+    predictors, budget = plan(store, stage, dram_budget, predictor)
     engine = Engine(store, stage, budget, predictors)
     with torch.device("meta"):
         model = OPTForCausalLM(store.config)
@@ -191,6 +195,16 @@ def build(
     model.name_or_path = str(store.path)
     model.flash = engine
     return model
+
+
+def plan(
+    store: Store, stage: Stage, dram_budget: int | float | str, predictor: str | Sequence[Predictor]
+) -> tuple[Sequence[Predictor] | None, Budget]:
+    """The predictors of a model that is to be loaded, and how its budget is spent. Raises FlashliteError if the model
+    can't be loaded so; no weights are read to find out."""
+    predictors, needs = _choose_predictors(store, stage, predictor)
+    nbytes = sum(p.nbytes for p in predictors or ())
+    return predictors, plan_budget(store, stage, dram_budget, nbytes, needs)
 
 
 def _choose_predictors(
