@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from flashlite.bench.cap import memory_cap
-from flashlite.bench.cost import Speeds, Work, predicted_ms
+from flashlite.bench.cost import Speeds, Work, token_ms
 from flashlite.bench.machine import drive, host
 from flashlite.bench.measure_one import CHECKPOINT, Task
 from flashlite.bench.peers import PEERS, WEIGHTS, check_installed, export
@@ -254,7 +254,7 @@ def _row(
     copied = 0.0 if stage.memory.spare == 0 or not stage.predictor else row["rows_moved"] * store.shape.record_bytes
     work = Work(
         row["reads_per_token"], row["bytes_per_token"], row["batches_per_token"], copied, row["product_bytes"],
-        overlapped=False,
+        overlapped=stage.ffn is not FlashFFN,
     )  # fmt: skip
     speeds = Speeds(row["product_bytes_a_second"], row["copy_bytes_a_second"], dense["rest_ms"])
-    return row | {"predicted_ms": predicted_ms(curve, work, speeds, ahead=stage.ffn is not FlashFFN)}
+    return row | {"predicted_ms": token_ms(curve, work, speeds)}
