@@ -45,12 +45,22 @@ def pack(
     dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16; fp32 is exact for every published OPT")] = "fp32",
     layout: Annotated[str, typer.Option(help="bundled, split, or both")] = "bundled,split",
     force: Annotated[bool, typer.Option("--force", help="replace a store that exists")] = False,
+    impl: ImplOption = "ref",
 ) -> None:
-    """Write a model to flash in the form that streaming needs, one tensor at a time."""
+    """Write a model to flash in the form that streaming needs, one tensor at a time.
+
+    What exercises pack says so in its manifest, and never lands where the engine's own code would look for it.
+    """
+    plugged = plug.plug_in(impl)
+    from flashlite.storage.find import check_apart
     from flashlite.storage.pack import pack as pack_model
 
-    store = pack_model(model, out, dtype, tuple(layout.split(",")), force, show_progress)
+    if plugged.plugs:
+        check_apart(out)
+    layouts = tuple(layout.split(","))
+    store = pack_model(model, out, dtype, layouts, force, show_progress, packed_by=plugged.names)
     print(f"{store.path}: {store.layers} layers, {store.weight_bytes / 1e6:.1f} MB of weights as {store.dtype_name}")
+    plugged.show_calls()
 
 
 @app.command()
@@ -94,13 +104,24 @@ def train_predictor(
     recall: Annotated[float, typer.Option(help="share of firing neurons to predict", min=0.5, max=0.9999)] = 0.97,
     tokens: Annotated[int, typer.Option(help="most tokens to train on")] = 100_000,
     seed: int = 0,
+    steps: Annotated[int, typer.Option(help="of training, for each layer and rank", min=1)] = 800,
+    out: Annotated[Path | None, typer.Option(help="the file to write in place of the store's own predictor")] = None,
+    impl: ImplOption = "ref",
 ) -> None:
-    """Train the low-rank predictors that say which neurons will fire."""
+    """Train the low-rank predictors that say which neurons will fire.
+
+    What exercises train goes to --out, never into a store that the engine's own code packed.
+    """
+    plugged = plug.plug_in(impl)
     from flashlite.bench import tables
+    from flashlite.storage.find import check_apart
     from flashlite.storage.store import PREDICTOR, Store
     from flashlite.storage.tokenizer import read_files, token_windows
     from flashlite.training.train_predictor import train_predictors
 
+    target = out or store / PREDICTOR
+    if plugged.plugs:
+        check_apart(target)
     opened = Store(store)
     windows = token_windows(read_files([*text, *map(Path, context.args)]), opened, tokens)
     if held_out:
@@ -110,9 +131,10 @@ def train_predictor(
         if len(windows) <= share:
             raise FlashliteError(f"{windows.numel()} tokens are too few to train and to calibrate on: give more text")
         windows, test = windows[:-share], windows[-share:]
-    predictors = train_predictors(opened, windows, test, recall, seed, show_progress)
-    predictors.save(opened.path / PREDICTOR)
+    predictors = train_predictors(opened, windows, test, recall, seed, show_progress, steps)
+    predictors.save(target)
     screen.print(tables.predictor_table(list(predictors.reports)))
+    plugged.show_calls()
 
 
 @app.command("eval", context_settings=MORE_FILES)
@@ -160,7 +182,7 @@ def run(
     A prompt may hold any valid Unicode; one that isn't UTF-8 or fills the model's positions is refused. With --impl the
     code of exercises runs as any program of yours, without the limits that grading sets.
     """
-    plugs, _ = plug.plug_in(impl)
+    plugged = plug.plug_in(impl, model, dtype)
     import torch
     from transformers import TextStreamer
 
@@ -169,11 +191,11 @@ def run(
     from flashlite.engine.model import load
     from flashlite.storage.tokenizer import encode, load_tokenizer, settings_named
 
-    store = open_store(model, dtype)
+    store = open_store(plugged.model, dtype)
     tokenizer = load_tokenizer(store)
     ids = encode(tokenizer, prompt, store)
-    if plugs:
-        check_stage(store, stage, dram_budget, window, plug.command(plugs, "flashlite.bench.measure_one"))
+    if plugged.plugs:
+        check_stage(store, stage, dram_budget, window, plugged.command("flashlite.bench.measure_one"))
     longest = store.config.max_position_embeddings - ids.shape[1]
     flash_model = load(
         store, dram_budget=dram_budget, stage=stage, predictor=predictor, window=window, verify_reads=verify_reads
@@ -186,6 +208,7 @@ def run(
         )  # fmt: skip
     engine = flash_model.flash
     print(tables.token_line(engine.calls, engine.budget.total, time.perf_counter() - began))
+    plugged.show_calls()
 
 
 def main() -> None:

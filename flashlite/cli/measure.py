@@ -36,8 +36,10 @@ def probe(
     folder: Annotated[Path, typer.Argument(help="a folder on the drive to measure")] = Path("."),
     json_file: JsonOption = None,
     plot: PlotOption = None,
+    impl: ImplOption = "ref",
 ) -> None:
     """Measure what the drive can do: read sizes against reads in flight."""
+    plugged = plug.plug_in(impl)
     from flashlite import plots
     from flashlite.bench import tables
     from flashlite.drive.probe import probe as measure
@@ -47,6 +49,7 @@ def probe(
     print(f"sequential {curve.sequential_mb_s:.0f} MB/s; backend {curve.backend}, grid of {curve.alignment} bytes")
     print(f"plot: {plots.save(plots.drive_curve(curve), plot or Path('.flashlite/probe.png'))}")
     write_json(json_file, curve.to_json())
+    plugged.show_calls()
     print(json.dumps(curve.to_json()))
 
 
@@ -74,18 +77,18 @@ def bench(
     plot: PlotOption = None,
 ) -> None:
     """Measure the ladder, each stage in a fresh process and checked against the dense model first."""
-    plugs, plugged = plug.plug_in(impl)
+    plugged = plug.plug_in(impl, model, dtype)
     from flashlite import plots
     from flashlite.bench import tables
     from flashlite.bench.ladder import bench as measure
     from flashlite.engine.stages import parse_stages
 
     result = measure(
-        open_store(model, dtype), stages=parse_stages(stages), tokens=tokens, prompt_tokens=prompt_tokens,
+        open_store(plugged.model, dtype), stages=parse_stages(stages), tokens=tokens, prompt_tokens=prompt_tokens,
         budget=dram_budget, window=window, predictor=predictor, rounds=rounds, capped=memory_cap, peers=peers,
         slow_tokens=slow_tokens, check_tokens=check_tokens, verify_reads=verify_reads, progress=show_progress,
-        worker=plug.command(plugs, "flashlite.bench.measure_one"),
-    ) | {"impl": impl, "plugged": plugged}  # fmt: skip
+        worker=plugged.command("flashlite.bench.measure_one"),
+    ) | {"impl": impl, "plugged": plugged.lines, "calls": plugged.total()}  # fmt: skip
     first, *rest = tables.summary_lines(result)
     print(first)
     screen.print(tables.ladder_table(result))
@@ -93,6 +96,7 @@ def bench(
         screen.print(tables.peer_table(result))
     print("\n".join(rest))
     print(f"plot: {plots.save(plots.ladder(result), plot or Path('.flashlite/bench.png'))}")
+    plugged.show_calls()
     write_json(json_file, result)
     print(json.dumps(result))
 
@@ -105,8 +109,10 @@ def estimate(
     against: Annotated[Path | None, typer.Option(help="a result of bench --json, to check the estimate with")] = None,
     json_file: JsonOption = None,
     plot: PlotOption = None,
+    impl: ImplOption = "ref",
 ) -> None:
     """What a token of a model would take on this drive and on published ones, without running the model."""
+    plugged = plug.plug_in(impl)
     from flashlite import plots
     from flashlite.bench import tables
     from flashlite.bench.estimate import estimate as predict
@@ -125,6 +131,7 @@ def estimate(
     screen.print(tables.estimate_table(result, measured))
     print("\n".join(tables.drive_lines(drives)))
     print(f"plot: {plots.save(plots.estimates(result, measured), plot or Path('.flashlite/estimate.png'))}")
+    plugged.show_calls()
     write_json(json_file, result)
     print(json.dumps(result))
 
