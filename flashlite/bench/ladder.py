@@ -83,7 +83,7 @@ def _last_words(stderr: str) -> str:
 
 def bench(
     store: Store, *, stages: Sequence[int], tokens: int = 64, prompt_tokens: int = 32, budget: int | str = "50%",
-    window: int = 5, predictor: str = "trained", rounds: int = 3, capped: bool = False, peers: bool = False,
+    window: int | str = 5, predictor: str = "trained", rounds: int = 3, capped: bool = False, peers: bool = False,
     slow_tokens: int | None = None, check_tokens: int | None = None, verify_reads: bool = False,
     progress: Callable[[str], None] = lambda line: None, worker: Sequence[str] = WORKER,
 ) -> dict[str, Any]:  # fmt: skip
@@ -149,7 +149,7 @@ def _peer_tasks(store: Store, task: Task, slow: int, progress: Callable[[str], N
 
 
 def check_stage(
-    store: Store, stage: int, budget: int | str, window: int, worker: Sequence[str], tokens: int = 8
+    store: Store, stage: int, budget: int | str, window: int | str, worker: Sequence[str], tokens: int = 8
 ) -> None:
     """Raise FlashliteError unless a stage, run by this command, gives the dense model's tokens with the oracle."""
     with tempfile.TemporaryDirectory(prefix="flashlite-check-") as folder:

@@ -22,6 +22,7 @@ from flashlite.cli.options import (
     VerifyOption,
     WindowOption,
     open_store,
+    parse_window,
     screen,
     show_progress,
     write_json,
@@ -172,7 +173,7 @@ def run(
     stage: Annotated[int, typer.Option(help="of the ladder, 0 to 6")] = 5,
     dram_budget: BudgetOption = "50%",
     predictor: PredictorOption = "trained",
-    window: WindowOption = 5,
+    window: WindowOption = "5",
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16")] = None,
     verify_reads: VerifyOption = False,
     impl: ImplOption = "ref",
@@ -182,6 +183,7 @@ def run(
     A prompt may hold any valid Unicode; one that isn't UTF-8 or fills the model's positions is refused. With --impl the
     code of exercises runs as any program of yours, without the limits that grading sets.
     """
+    tokens = parse_window(window)
     plugged = plug.plug_in(impl, model, dtype)
     import torch
     from transformers import TextStreamer
@@ -195,10 +197,10 @@ def run(
     tokenizer = load_tokenizer(store)
     ids = encode(tokenizer, prompt, store)
     if plugged.plugs:
-        check_stage(store, stage, dram_budget, window, plugged.command("flashlite.bench.measure_one"))
+        check_stage(store, stage, dram_budget, tokens, plugged.command("flashlite.bench.measure_one"))
     longest = store.config.max_position_embeddings - ids.shape[1]
     flash_model = load(
-        store, dram_budget=dram_budget, stage=stage, predictor=predictor, window=window, verify_reads=verify_reads
+        store, dram_budget=dram_budget, stage=stage, predictor=predictor, window=tokens, verify_reads=verify_reads
     )
     began = time.perf_counter()
     with settings_named(store):

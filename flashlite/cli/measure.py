@@ -18,6 +18,7 @@ from flashlite.cli.options import (
     VerifyOption,
     WindowOption,
     open_store,
+    parse_window,
     screen,
     show_progress,
     write_json,
@@ -60,7 +61,7 @@ def bench(
     prompt_tokens: Annotated[int, typer.Option(min=1)] = 32,
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16")] = None,
     dram_budget: BudgetOption = "50%",
-    window: WindowOption = 5,
+    window: WindowOption = "5",
     predictor: PredictorOption = "trained",
     rounds: Annotated[int, typer.Option(help="processes for each stage", min=1)] = 3,
     memory_cap: Annotated[bool, typer.Option("--memory-cap", help="have the system enforce budget plus base")] = False,
@@ -77,6 +78,7 @@ def bench(
     plot: PlotOption = None,
 ) -> None:
     """Measure the ladder, each stage in a fresh process and checked against the dense model first."""
+    window_tokens = parse_window(window)
     plugged = plug.plug_in(impl, model, dtype)
     from flashlite import plots
     from flashlite.bench import tables
@@ -85,7 +87,7 @@ def bench(
 
     result = measure(
         open_store(plugged.model, dtype), stages=parse_stages(stages), tokens=tokens, prompt_tokens=prompt_tokens,
-        budget=dram_budget, window=window, predictor=predictor, rounds=rounds, capped=memory_cap, peers=peers,
+        budget=dram_budget, window=window_tokens, predictor=predictor, rounds=rounds, capped=memory_cap, peers=peers,
         slow_tokens=slow_tokens, check_tokens=check_tokens, verify_reads=verify_reads, progress=show_progress,
         worker=plugged.command("flashlite.bench.measure_one"),
     ) | {"impl": impl, "plugged": plugged.lines, "calls": plugged.total()}  # fmt: skip

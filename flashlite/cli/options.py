@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from flashlite.errors import FlashliteError
+
 screen, notes = Console(width=None if sys.stdout.isatty() else 160), Console(stderr=True)
 
 ModelArgument = Annotated[str, typer.Argument(help="opt-mini, a hub id, a checkpoint folder or a store")]
@@ -18,12 +20,22 @@ MORE_FILES = {"allow_extra_args": True}  # a shell expands --text *.py to severa
 JsonOption = Annotated[Path | None, typer.Option("--json", help="write the result to this file")]
 PlotOption = Annotated[Path | None, typer.Option("--plot", help="write the figure to this file")]
 BudgetOption = Annotated[str, typer.Option("--dram-budget", help='bytes, "4GiB", or a share of the weights')]
-WindowOption = Annotated[int, typer.Option("--window", help="tokens whose neurons stay in DRAM")]
+WindowOption = Annotated[
+    str, typer.Option("--window", help="tokens whose neurons stay in DRAM, or auto: as many as the budget has room for")
+]
 VerifyOption = Annotated[
     bool, typer.Option("--verify-reads", help="compare what is read with its checksums: about a tenth slower")
 ]
 PredictorOption = Annotated[str, typer.Option("--predictor", help="trained or oracle")]
 ImplOption = Annotated[str, typer.Option("--impl", help="whose code runs: ref, mine, solutions, or ref,ex03=mine")]
+
+
+def parse_window(text: str) -> int | str:
+    """What --window means: a number of tokens, or "auto". Raises FlashliteError if malformed."""
+    try:
+        return text if text == "auto" else int(text)
+    except ValueError:
+        raise FlashliteError(f"--window {text!r} is not understood: write a number of tokens, or auto") from None
 
 
 def show_progress(line: str) -> None:

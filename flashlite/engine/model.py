@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import OPTForCausalLM
 
 from flashlite.drive.flash import Counters
-from flashlite.engine.budget import Budget, plan_budget
+from flashlite.engine.budget import Budget, longest_window, plan_budget
 from flashlite.engine.ffn import Call, FlashFFN, StreamedFFN
 from flashlite.engine.guards import guard
 from flashlite.engine.predictor import OraclePredictor, Predictor
@@ -191,29 +191,35 @@ def load(
     dram_budget: int | str = "50%",
     stage: int | str = "pool",
     predictor: str | Sequence[Predictor] = "trained",
-    window: int = 5,
+    window: int | str = 5,
     dtype: str | None = None,
     verify_reads: bool = False,
 ) -> OPTForCausalLM:
     """A transformers OPT whose FFN weights stay on flash.
 
     model: `opt-mini`, a hub id, a checkpoint folder or a store; anything but a store is packed first, under
-    `storage.find.home()`.
-    dram_budget: bytes, "4GiB" or "50%" of the weights, for all but KV cache and interpreter. stage: of the ladder, by
-    name or number.
-    predictor: "trained", "oracle", or one Predictor a layer. window: tokens whose neurons stay in DRAM, for stages that
-    have a window. dtype: fp32 (default), bf16 or fp16. verify_reads: compare everything with its checksum when it is
-    read; see VerifiedStore for what that costs. Raises FlashliteError if anything is wrong.
+        `storage.find.home()`
+    dram_budget: bytes, "4GiB" or "50%" of the weights, for everything but the KV cache and the interpreter
+    stage: of the ladder, by name or number
+    predictor: "trained", "oracle", or one Predictor a layer
+    window: tokens whose neurons stay in DRAM, where a stage has a window, or "auto": as many as the budget has room for
+    dtype: fp32 (default), bf16 or fp16
+    verify_reads: compare everything with its checksum when it is read; see VerifiedStore for what that costs
+
+    Raises FlashliteError if anything is wrong.
     """
     check_process()
     store = open_model(model, dtype)
     if verify_reads:
         store = VerifiedStore(store.path)
     chosen = LADDER[NAMES[stage_number(stage)]]
-    if window < 1:
+    if isinstance(window, str) and window != "auto":
+        raise FlashliteError(f"a window of {window!r} tokens is not understood: use a number, or 'auto'")
+    if not isinstance(window, str) and window < 1:
         raise FlashliteError(f"a window of {window} tokens keeps nothing: use 1 or more, or stage='predictor'")
     if chosen.window:
-        chosen = replace(chosen, window=window)
+        tokens = longest_window(store, chosen, dram_budget) if isinstance(window, str) else window
+        chosen = replace(chosen, window=tokens)
     return build(store, chosen, dram_budget, predictor)
 
 
