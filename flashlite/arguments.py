@@ -49,6 +49,18 @@ def parse_stages(text: str) -> list[int]:
     return list(range(numbers[0], numbers[1] + 1)) if dash else numbers
 
 
+def parse_window(text: str) -> int | str:
+    """A window's tokens, or "auto" for as many as a budget has room for. Raises FlashliteError if the text is
+    malformed."""
+    try:
+        tokens = text if text == "auto" else int(text)
+    except ValueError:
+        raise FlashliteError(f"a window of {text!r} is not understood: write a number of tokens, or auto") from None
+    if isinstance(tokens, int) and tokens < 1:
+        raise FlashliteError(f"a window of {tokens} tokens keeps nothing: use 1 or more, or a stage without a window")
+    return tokens
+
+
 def parse_budget(budget: int | str, weight_bytes: int) -> int:
     """Bytes meant by a number, "4GiB", "500 MB" or "50%" of the model's weights. Raises BudgetError if malformed."""
     if isinstance(budget, int) and not isinstance(budget, bool):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from transformers import OPTForCausalLM
 
 from flashlite.bench.decoding import exactness, greedy
 from flashlite.bench.dense import load_dense
-from flashlite.bench.ladder import WORKER, prompt_ids, run_worker
+from flashlite.bench.ladder import prompt_ids, run_worker
 from flashlite.bench.measure_one import Task
 from flashlite.bench.row import per_token
 from flashlite.engine.model import load
@@ -59,14 +60,21 @@ def _take_turns(models: Sequence[OPTForCausalLM], prompt: list[int], tokens: lis
 
 
 def beside_reference(
-    store: Store, stage: int, worker: Sequence[str], *, tokens: int = 24, budget: int | str = "50%"
+    store: Store, stage: int, worker: Sequence[str], *, tokens: int = 24, budget: int | str = "50%",
+    window: int | str = 5, theirs: Path | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """A stage by the engine's own code and by what `worker` runs, each in a fresh process and checked for exactness.
+
+    store: the model; the dense model's tokens are those of its weights
+    stage, tokens, budget, window: what to measure, see `bench`
+    worker: the command that runs somebody else's code
+    theirs: the store that this command reads; the same unless given
 
     Two rows with the keys of `bench`. Raises FlashliteError if either is wrong.
     """
     with tempfile.TemporaryDirectory(prefix="flashlite-beside-") as folder:
-        task = Task(str(store.path), None, prompt_ids(store, 32), tokens, folder, budget)
+        task = Task(str(store.path), None, prompt_ids(store, 32), tokens, folder, budget, window)
         run_worker(task)
-        staged = replace(task, stage=stage, check=tokens)
-        return [{"stage": stage, "name": NAMES[stage], **run_worker(staged, command)} for command in (WORKER, worker)]
+        ours = replace(task, stage=stage, check=tokens)
+        runs = [run_worker(ours), run_worker(replace(ours, store=str(theirs or store.path)), worker)]
+    return [{"stage": stage, "name": NAMES[stage], **run} for run in runs]

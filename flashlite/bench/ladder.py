@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from flashlite.bench.cap import memory_cap
-from flashlite.bench.cost import Speeds, Work, predicted_ms
+from flashlite.bench.cost import Speeds, Work, token_ms
 from flashlite.bench.machine import drive, host
 from flashlite.bench.measure_one import CHECKPOINT, Task
 from flashlite.bench.peers import PEERS, WEIGHTS, check_installed, export
@@ -83,7 +83,7 @@ def _last_words(stderr: str) -> str:
 
 def bench(
     store: Store, *, stages: Sequence[int], tokens: int = 64, prompt_tokens: int = 32, budget: int | str = "50%",
-    window: int = 5, predictor: str = "trained", rounds: int = 3, capped: bool = False, peers: bool = False,
+    window: int | str = 5, predictor: str = "trained", rounds: int = 3, capped: bool = False, peers: bool = False,
     slow_tokens: int | None = None, check_tokens: int | None = None, verify_reads: bool = False,
     progress: Callable[[str], None] = lambda line: None, worker: Sequence[str] = WORKER,
 ) -> dict[str, Any]:  # fmt: skip
@@ -149,7 +149,7 @@ def _peer_tasks(store: Store, task: Task, slow: int, progress: Callable[[str], N
 
 
 def check_stage(
-    store: Store, stage: int, budget: int | str, window: int, worker: Sequence[str], tokens: int = 8
+    store: Store, stage: int, budget: int | str, window: int | str, worker: Sequence[str], tokens: int = 8
 ) -> None:
     """Raise FlashliteError unless a stage, run by this command, gives the dense model's tokens with the oracle."""
     with tempfile.TemporaryDirectory(prefix="flashlite-check-") as folder:
@@ -254,7 +254,7 @@ def _row(
     copied = 0.0 if stage.memory.spare == 0 or not stage.predictor else row["rows_moved"] * store.shape.record_bytes
     work = Work(
         row["reads_per_token"], row["bytes_per_token"], row["batches_per_token"], copied, row["product_bytes"],
-        overlapped=False,
+        overlapped=stage.ffn is not FlashFFN,
     )  # fmt: skip
     speeds = Speeds(row["product_bytes_a_second"], row["copy_bytes_a_second"], dense["rest_ms"])
-    return row | {"predicted_ms": predicted_ms(curve, work, speeds, ahead=stage.ffn is not FlashFFN)}
+    return row | {"predicted_ms": token_ms(curve, work, speeds)}

@@ -57,7 +57,7 @@ class Task:
     tokens: int
     folder: str
     budget: int | str = "50%"
-    window: int = 5
+    window: int | str = 5
     predictor: str = "trained"
     check: int = 0
     peer: str | None = None
@@ -166,7 +166,8 @@ def measure_stage(task: Task, stage: int, store: Store) -> dict[str, Any]:
     elif task.check:
         result |= exactness(model(predictor="oracle"), stage, task.prompt, tokens[: task.check], logits)
         _free()
-    fires = _fires(store, counted.at_a_time, task.window if chosen.window else 1) if chosen.predictor else None
+    window = task.window if chosen.window and isinstance(task.window, int) else 1  # "auto" needs a report anyway
+    fires = _fires(store, counted.at_a_time, window) if chosen.predictor else None
     return result | speeds(store, counted, fires)
 
 

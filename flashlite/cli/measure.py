@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from flashlite.arguments import Dtype, parse_stages
+from flashlite.arguments import Dtype, parse_stages, parse_window
+from flashlite.cli import unsolved
 from flashlite.cli.checks import check_stages
 from flashlite.cli.options import (
     BudgetOption,
@@ -31,7 +32,6 @@ from flashlite.cli.options import (
     show_table,
     write_json,
 )  # fmt: skip
-from flashlite.cli.unsolved import check_solved
 from flashlite.course import plug
 from flashlite.errors import FlashliteError
 
@@ -42,17 +42,22 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def probe(folder: FolderArgument = Path("."), json_file: JsonOption = None, plot: PlotOption = None) -> None:
+def probe(
+    folder: FolderArgument = Path("."), json_file: JsonOption = None, plot: PlotOption = None, impl: ImplOption = "ref"
+) -> None:
     """Measure what the drive can do: read sizes against reads in flight."""
+    check_outputs(json_file, plot)
+    unsolved.check_solved(impl, unsolved.PROBE)
+    plugged = plug.plug_in(impl)
     from flashlite.bench import tables
     from flashlite.drive.probe import check_folder
     from flashlite.drive.probe import probe as measure
 
-    check_outputs(json_file, plot)
     check_folder(folder)
     curve = measure(folder)
     show_table(tables.curve_table(curve))
     print(f"sequential {curve.sequential_mb_s:.0f} MB/s; backend {curve.backend}, grid of {curve.alignment} bytes")
+    plugged.show_calls()
     try:
         show_plot(lambda plots: plots.drive_curve(curve), plot, "probe")
     finally:
@@ -66,7 +71,7 @@ def bench(
     prompt_tokens: Annotated[int, typer.Option(min=1)] = 32,
     dtype: DtypeOption = None,
     dram_budget: BudgetOption = "50%",
-    window: WindowOption = 5,
+    window: WindowOption = "5",
     predictor: PredictorOption = "trained",
     rounds: Annotated[int, typer.Option(help="processes for each stage", min=1)] = 3,
     memory_cap: Annotated[bool, typer.Option("--memory-cap", help="have the system enforce budget plus base")] = False,
@@ -83,21 +88,21 @@ def bench(
     plot: PlotOption = None,
 ) -> None:
     """Measure the ladder, each stage in a fresh process and checked against the dense model first."""
-    numbers = parse_stages(stages)
-    check_solved(impl, numbers, cost_model=True)
-    plugs, plugged = plug.plug_in(impl)
+    numbers, window_tokens = parse_stages(stages), parse_window(window)
+    unsolved.check_solved(impl, unsolved.of_stages(numbers) | unsolved.COST_MODEL)
+    plugged = plug.plug_in(impl, model, dtype)
     from flashlite import plots
     from flashlite.bench import tables
     from flashlite.bench.ladder import bench as measure
 
-    store = open_store(model, dtype)
-    check_stages(store, numbers, dram_budget, predictor, window)
+    store = open_store(plugged.model, dtype)
+    check_stages(store, numbers, dram_budget, predictor, window_tokens)
     result = measure(
         store, stages=numbers, tokens=tokens, prompt_tokens=prompt_tokens,
-        budget=dram_budget, window=window, predictor=predictor, rounds=rounds, capped=memory_cap, peers=peers,
+        budget=dram_budget, window=window_tokens, predictor=predictor, rounds=rounds, capped=memory_cap, peers=peers,
         slow_tokens=slow_tokens, check_tokens=check_tokens, verify_reads=verify_reads, progress=show_progress,
-        worker=plug.command(plugs, "flashlite.bench.measure_one"),
-    ) | {"impl": impl, "plugged": plugged}  # fmt: skip
+        worker=plugged.command("flashlite.bench.measure_one"),
+    ) | {"impl": impl, "plugged": plugged.lines, "calls": plugged.total()}  # fmt: skip
     first, *rest = tables.summary_lines(result)
     print(first)
     screen.print(tables.ladder_table(result))
@@ -105,6 +110,7 @@ def bench(
         screen.print(tables.peer_table(result))
     print("\n".join(rest))
     print(f"plot: {plots.save(plots.ladder(result), plot or Path('.flashlite/bench.png'))}")
+    plugged.show_calls()
     write_json(json_file, result)
     print(json.dumps(result))
 
@@ -117,8 +123,12 @@ def estimate(
     against: Annotated[Path | None, typer.Option(help="a result of bench --json, to check the estimate with")] = None,
     json_file: JsonOption = None,
     plot: PlotOption = None,
+    impl: ImplOption = "ref",
 ) -> None:
     """What a token of a model would take on this drive and on published ones, without running the model."""
+    check_outputs(json_file, plot)
+    unsolved.check_solved(impl, unsolved.ESTIMATE)
+    plugged = plug.plug_in(impl)
     from flashlite.bench import tables
     from flashlite.drive.probe import Curve, check_folder
     from flashlite.drive.probe import probe as measure
@@ -126,7 +136,6 @@ def estimate(
     from flashlite.families.opt import check_published
 
     check_published(name)
-    check_outputs(json_file, plot)
     drives = [find_drive(drive)] if drive else DRIVES
     curves = {f"{d.kind}: {d.name}": d.curve() for d in drives}
     measured = _read_result(against, name, dtype) if against else None
@@ -141,6 +150,7 @@ def estimate(
     result = predict(name, curves, dtype)
     show_table(tables.estimate_table(result, measured))
     print("\n".join(tables.drive_lines(drives)))
+    plugged.show_calls()
     try:
         show_plot(lambda plots: plots.estimates(result, measured), plot, "estimate")
     finally:

@@ -20,7 +20,7 @@ from transformers import OPTForCausalLM
 
 from flashlite.arguments import stage_number
 from flashlite.drive.flash import Counters
-from flashlite.engine.budget import Budget, plan_budget
+from flashlite.engine.budget import Budget, longest_window, plan_budget
 from flashlite.engine.ffn import Call, FlashFFN, StreamedFFN
 from flashlite.engine.guards import guard
 from flashlite.engine.predictor import OraclePredictor, Predictor
@@ -192,34 +192,42 @@ def load(
     dram_budget: int | str = "50%",
     stage: int | str = "pool",
     predictor: str | Sequence[Predictor] = "trained",
-    window: int = 5,
+    window: int | str = 5,
     dtype: str | None = None,
     verify_reads: bool = False,
 ) -> OPTForCausalLM:
     """A transformers OPT whose FFN weights stay on flash.
 
     model: `opt-mini`, a hub id, a checkpoint folder or a store; anything but a store is packed first, under
-    `storage.find.home()`.
-    dram_budget: bytes, "4GiB" or "50%" of the weights, for all but KV cache and interpreter. stage: of the ladder, by
-    name or number.
-    predictor: "trained", "oracle", or one Predictor a layer. window: tokens whose neurons stay in DRAM, for stages that
-    have a window. dtype: fp32 (default), bf16 or fp16. verify_reads: compare everything with its checksum when it is
-    read; see VerifiedStore for what that costs. Raises FlashliteError if anything is wrong.
+        `storage.find.home()`
+    dram_budget: bytes, "4GiB" or "50%" of the weights, for everything but the KV cache and the interpreter
+    stage: of the ladder, by name or number
+    predictor: "trained", "oracle", or one Predictor a layer
+    window: tokens whose neurons stay in DRAM, where a stage has a window, or "auto": as many as the budget has room for
+    dtype: fp32 (default), bf16 or fp16
+    verify_reads: compare everything with its checksum when it is read; see VerifiedStore for what that costs
+
+    Raises FlashliteError if anything is wrong.
     """
     check_process()
     store = open_model(model, dtype)
     if verify_reads:
         store = VerifiedStore(store.path)
-    return build(store, choose_stage(stage, window), dram_budget, predictor)
+    return build(store, choose_stage(store, stage, window, dram_budget), dram_budget, predictor)
 
 
-def choose_stage(stage: int | str, window: int) -> Stage:
-    """A stage of the ladder, by number or name, with a window of this many tokens if it has one. Raises FlashliteError
-    if there is no such stage or window."""
+def choose_stage(store: Store, stage: int | str, window: int | str, dram_budget: int | str) -> Stage:
+    """A stage of the ladder as `load` is told to have it: by number or name, with a window if it has one. Raises
+    FlashliteError if there is no such stage or window."""
     chosen = LADDER[NAMES[stage_number(stage)]]
-    if window < 1:
+    if isinstance(window, str) and window != "auto":
+        raise FlashliteError(f"a window of {window!r} tokens is not understood: use a number, or 'auto'")
+    if not isinstance(window, str) and window < 1:
         raise FlashliteError(f"a window of {window} tokens keeps nothing: use 1 or more, or stage='predictor'")
-    return replace(chosen, window=window) if chosen.window else chosen
+    if not chosen.window:
+        return chosen
+    tokens = longest_window(store, chosen, dram_budget) if isinstance(window, str) else window
+    return replace(chosen, window=tokens)
 
 
 def build(store: Store, stage: Stage, dram_budget: int | str, predictor: str | Sequence[Predictor]) -> OPTForCausalLM:
