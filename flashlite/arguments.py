@@ -49,6 +49,21 @@ def parse_stages(text: str) -> list[int]:
     return list(range(numbers[0], numbers[1] + 1)) if dash else numbers
 
 
+def parse_window(text: str) -> int | str:
+    """A window's tokens, or "auto" for as many as a budget has room for. Raises FlashliteError if the text is
+    malformed."""
+    return check_window(int(text) if re.fullmatch(r"-?\d{1,9}", text) else text)
+
+
+def check_window(window: int | str) -> int | str:
+    """The window itself. Raises FlashliteError if it is neither a number of tokens nor "auto"."""
+    if window != "auto" and (type(window) is not int or window < 1):
+        raise FlashliteError(
+            f"a window of {window} tokens is not understood: use a whole number from 1, 'auto', or a stage without one"
+        )
+    return window
+
+
 def parse_budget(budget: int | float | str, weight_bytes: int) -> int:
     """Bytes meant by a number, "4GiB", or "50%" and 0.5 of the model's weights. Raises BudgetError if malformed."""
     if isinstance(budget, float) and 0 < budget <= 1:

@@ -159,7 +159,8 @@ def measure_stage(task: StageTask, store: Store) -> StageRun:
     elif task.check:
         exact = exactness(new_model(predictor="oracle"), task.stage, task.setup.prompt, tokens[: task.check], logits)
         free()
-    fires = _fires(store, timed.rows.at_a_time, task.window if stage.window else 1) if stage.predictor else None
+    window = task.window if stage.window and isinstance(task.window, int) else 1  # "auto" needs a report anyway
+    fires = _fires(store, timed.rows.at_a_time, window) if stage.predictor else None
     return StageRun(
         stage=task.stage, name=NAMES[task.stage], agreement=agreement(timed.decoding.chosen, tokens),
         tokens_equal=exact.tokens_equal if exact else None, max_logit_error=exact.max_logit_error if exact else None,

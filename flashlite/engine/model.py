@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers import OPTForCausalLM
 
-from flashlite.arguments import stage_number
+from flashlite.arguments import check_window, stage_number
 from flashlite.drive.flash import Counters
-from flashlite.engine.budget import Budget, plan_budget
+from flashlite.engine.budget import Budget, longest_window, plan_budget
 from flashlite.engine.calls import Calls, check_process, refuse_copies
 from flashlite.engine.ffn import FlashFFN, StreamedFFN
 from flashlite.engine.predictor import OraclePredictor, Predictor
@@ -142,7 +142,7 @@ def load(
     dram_budget: int | float | str = "50%",
     stage: int | str = "pool",
     predictor: str | Sequence[Predictor] = "trained",
-    window: int = 5,
+    window: int | str = 5,
     dtype: str | torch.dtype | None = None,
     verify_reads: bool = False,
 ) -> OPTForCausalLM:
@@ -153,7 +153,7 @@ def load(
     dram_budget: bytes, "4GiB", "50%" or 0.5 of the weights, for all but the KV cache and the interpreter
     stage: of the ladder, by name or number
     predictor: "trained", "oracle", or one Predictor a layer
-    window: tokens whose neurons stay in DRAM, for stages that have a window
+    window: tokens whose neurons stay in DRAM, where a stage has a window, or "auto": as many as the budget has room for
     dtype: fp32, bf16 or fp16
     verify_reads: compare everything with its checksum when it is read; see VerifiedStore for what that costs
 
@@ -165,20 +165,22 @@ def load(
         raise FlashliteError(f"load() takes a name or a folder, not a {type(model).__name__}: write load({name!r})")
     if isinstance(dtype, torch.dtype):
         dtype = next((name for name, kind in DTYPES.items() if kind == dtype), str(dtype))
-    chosen = choose_stage(stage, window)
+    stage_number(stage), check_window(window)  # so that what can't work is refused before anything is packed
     store = open_model(model, dtype)
     if verify_reads:
         store = VerifiedStore(store.path)
-    return build(store, chosen, dram_budget, predictor)
+    return build(store, choose_stage(store, stage, window, dram_budget), dram_budget, predictor)
 
 
-def choose_stage(stage: int | str, window: int) -> Stage:
-    """A stage of the ladder, by number or name, with a window of this many tokens if it has one. Raises FlashliteError
-    if there is no such stage or window."""
+def choose_stage(store: Store, stage: int | str, window: int | str, dram_budget: int | float | str) -> Stage:
+    """A stage of the ladder as `load` is told to have it: by number or name, with a window if it has one. Raises
+    FlashliteError if there is no such stage or window."""
     chosen = LADDER[NAMES[stage_number(stage)]]
-    if not isinstance(window, int) or window < 1:
-        raise FlashliteError(f"a window of {window} tokens: use a whole number from 1, or stage='predictor' for none")
-    return replace(chosen, window=window) if chosen.window else chosen
+    window = check_window(window)
+    if not chosen.window:
+        return chosen
+    tokens = longest_window(store, chosen, dram_budget) if isinstance(window, str) else window
+    return replace(chosen, window=tokens)
 
 
 def build(
