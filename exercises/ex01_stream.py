@@ -157,7 +157,7 @@ class Stream:
         self._under_way += tickets
 
     def _copy_out(self, landed: slice, part: np.ndarray, wanted: CopyOut) -> None:
-        """Copy those of the wanted neurons that are in a part that has landed."""
+        """Copy the wanted neurons among those of a part that has landed."""
         begin, end = np.searchsorted(wanted.neurons, (part[0], part[-1] + 1))
         rows = torch.from_numpy(wanted.rows[begin:end])
         source = torch.from_numpy(np.searchsorted(part, wanted.neurons[begin:end]))

@@ -46,9 +46,9 @@ def ffn_product(x: Tensor, rows: Tensor, bias: Tensor, d_model: int) -> Tensor:
 def up_product(x: Tensor, up: Tensor, bias: Tensor) -> Tensor:
     """x up^T + bias: [tokens, n]. x: [tokens, d_model]; up: [n, d_model]; bias: [n].
 
-    n differs from token to token, and torch compiles a bf16 product anew for every shape. This takes as long as a third
-    of the product, and half a megabyte stays in memory. So a bf16 product is put together from few shapes: as many wide
-    blocks as fit, then as many blocks as fit, and one last block that overlaps the rows before it.
+    n differs from token to token, and torch compiles a bf16 product anew for every shape. Compiling takes as long
+    as a third of the product, and half a megabyte stays in memory. So a bf16 product is put together from few shapes:
+    as many wide blocks as fit, then as many blocks as fit, and one last block that overlaps the rows before it.
     """
     n = len(up)
     if n < BLOCK or x.dtype == torch.float32:

@@ -127,9 +127,9 @@ class Window:
 
         active: [n] int64, sorted, no duplicates
 
-        The guessed neurons are in DRAM by now. Those that are right need no loading, and those that no token uses are
-        dropped. Afterwards the window is as if it had never been given the guess, except for one thing: tokens that
-        left to make room for it don't come back.
+        The guessed neurons are in DRAM by now. Neurons that were guessed rightly need no loading, and guessed neurons
+        that no token uses are dropped. Afterwards the window is as if it had never been given the guess, except for one
+        thing: tokens that left to make room for it don't come back.
         """
         guess = self._history.pop()
         self._uses[guess] -= 1

@@ -42,8 +42,8 @@ class StreamedFFN(nn.Module):
         keep: [tokens, ffn] bool, the neurons that take part; all unless given
         copy_out: neurons to copy elsewhere as they pass
 
-        A prompt's next part is read while one is multiplied. A single token's parts are read first and multiplied
-        then, as at every stage of the paper: its latency is I/O + memory + compute.
+        For a prompt, the next part is read while one is multiplied. For a single token, a part is read and then
+        multiplied, as at every stage of the paper: the latency is I/O + memory + compute.
         """
         if x.requires_grad or torch.is_autocast_enabled("cpu"):
             return unlike_training(self, x, keep, copy_out)

@@ -25,7 +25,7 @@ from flashlite.engine.window import NONE, Step
 from flashlite.errors import ReadError
 from flashlite.storage.neurons import NeuronFile, wait_all
 
-SURE = 0.8  # share of the new neurons of a guess that is read: those with the lowest scores are wrong most often
+SURE = 0.8  # share of a guess's new neurons that is read: the lowest scores are wrong most often
 FIRST = 2  # number of the first layer that reads early: layer 0's input tells too little of layer 1's
 
 

@@ -1,6 +1,6 @@
 """The resident weights, all but the FFNs': kept in DRAM, or at stage 0 read again for every token.
 
-The paper calls this selective persistence. (Paper: section 3.1)
+To keep them is the paper's selective persistence. (Paper: section 3.1)
 """
 
 from __future__ import annotations

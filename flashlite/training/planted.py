@@ -40,7 +40,7 @@ TAIL = 1.0  # standard deviation of the logarithm of a neuron's rate
 PREDICTED_OVER_ACTIVE = 3.0  # the paper's predictors name this many times as many neurons as fire
 SLOW, MEMORY = 0.6, 10.0  # share of the input's variance that changes slowly, and within how many tokens
 STANDS_OUT = 10.0  # the next token's logit; the logits' standard deviation is 1
-SMALL = 0.05  # the size of what each block adds to the residual stream, whose own size is 1
+SMALL = 0.05  # the size of a block's contribution to the residual stream
 TURN = 0.035  # share of the FFN norm's signs that turn from a layer to the next: inputs of neighbours have cosine 0.93
 SEQUENCES, LENGTH = 8, 64  # so many sequences to calibrate on, and as many again to test on; so many tokens in each
 STANDARD = Normal(0.0, 1.0)
@@ -93,9 +93,7 @@ class PlantedModel:
             return torch.zeros(shape)
         if part == "embed_positions":
             return SLOW**0.5 * self._slow(*shape) + self._text(shape[0])
-        if (
-            name == "model.decoder.final_layer_norm.weight"
-        ):  # random signs, so that the head doesn't repeat its input
+        if name == "model.decoder.final_layer_norm.weight":  # random signs: else the head repeats its input
             return (shape[0] * (1 - SLOW)) ** -0.5 * self._noise(name, shape).sign()
         if name.endswith("final_layer_norm.weight"):
             return self._signs(layer)
@@ -104,8 +102,8 @@ class PlantedModel:
         return self._scale(part, shape) * self._noise(name, shape)
 
     def _scale(self, part: str, shape: tuple[int, ...]) -> float:
-        """Standard deviation of a matrix's weights. Its output is as large as its input, or small in front of the
-        residual stream."""
+        """Standard deviation of a matrix's weights. A product with the matrix is as large as its input, or small if it
+        is added to the residual stream."""
         if part == "embed_tokens":
             return (1 - SLOW) ** 0.5
         if part == "fc2":
