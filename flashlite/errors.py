@@ -1,4 +1,4 @@
-"""What flashlite raises: one clear line that says what is wrong and what to do."""
+"""The errors that flashlite raises: each is one clear line that says what is wrong and what to do."""
 
 from __future__ import annotations
 
