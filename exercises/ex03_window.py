@@ -37,7 +37,7 @@ def union_sizes(mask: Tensor, length: int) -> tuple[float, ...]:
     #   s_agg(2) = (3 + 2) / 2 = 2.5     [0 1 2] and [1 2]
     #   s_agg(3) = 3                     [0 1 2]
     # Provided: only torch: | is the union of two bool tensors, .view splits a dimension.
-    # In the engine: flashlite train-predictor my-store --text flashlite/*/*.py --tokens 4096 --steps 40 --out
+    # In the engine: flashlite train-predictor my-store --text flashlite/*/*.py --tokens 2048 --steps 20 --out
     # predictor.safetensors --impl ref,ex03=mine
     raise NotImplementedError("exercise 3.1: delete this line and write union_sizes, see the TODO above")
 

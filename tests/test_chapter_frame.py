@@ -18,6 +18,7 @@ from flashlite.course.counting import FOLDER
 from flashlite.course.manifest import Course
 from flashlite.engine.stages import LADDER
 from flashlite.errors import FlashliteError
+from flashlite.storage.find import open_model
 from flashlite.storage.store import Store
 
 
@@ -105,6 +106,21 @@ def test_a_command_that_fails_is_its_line_and_no_table(
     assert "$ flashlite estimate opt-6.7b --drive 870 --impl ref,ex01=mine" in captured.out
     assert captured.err.startswith("flashlite: exercise 1.3: delete this line")
     assert FOLDER not in os.environ
+
+
+def test_what_your_code_packs_is_what_the_engine_then_reads(
+    clone: Course, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(clone.root)
+    monkeypatch.delenv(chapter.MODEL, raising=False)
+    text = (ROOT / "solutions/ex04_bundle.py").read_text()
+    assert text.count("[up, down.T]") == 1
+    (clone.root / "exercises/ex04_bundle.py").write_text(text.replace("[up, down.T]", "[down.T, up]"))
+    assert chapter.run_yours(open_model("opt-mini"), 4) is None
+    captured = capsys.readouterr()
+    assert "mine: 6 layers" in captured.out
+    assert "stage 4 (bundle) is wrong" in captured.err
+    assert list((clone.root / ".flashlite").iterdir()) == []
 
 
 def run_yours_cell(number: int) -> str:
