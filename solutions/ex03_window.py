@@ -73,7 +73,7 @@ class Window:
         self.size = 0
 
     @property
-    def resident(self) -> np.ndarray:
+    def held(self) -> np.ndarray:
         """The neurons in the window, sorted: [size] int64."""
         return np.flatnonzero(self._uses)
 
@@ -115,7 +115,7 @@ class Window:
 
     def clear(self) -> np.ndarray:
         """Empty the window. Returns the neurons that were in it."""
-        gone = self.resident
+        gone = self.held
         self._uses[:] = 0
         self._history.clear()
         self.size = 0

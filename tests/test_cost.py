@@ -56,7 +56,7 @@ def test_probe_measures_this_drive_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_malformed_curve_and_unwritable_folder_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FlashliteError, match="no curve"):
+    with pytest.raises(FlashliteError, match="not a curve"):
         Curve.from_json({"sizes": [1]})
     with pytest.raises(FlashliteError, match="cannot be probed"), scratch_file(tmp_path / "missing", 1):
         pass

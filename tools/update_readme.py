@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from flashlite.bench.result import Result
 from flashlite.bench.tables import ladder_markdown, peer_markdown, summary_lines
 
 ROOT = Path(__file__).parent.parent
@@ -14,12 +15,12 @@ ROOT = Path(__file__).parent.parent
 
 def updated(text: str) -> str:
     """The README with what the newest results say between their markers."""
-    scale = _result("bench-opt-6.7b-bf16")
+    scale = Result.from_json(_result("bench-opt-6.7b-bf16"))
     first, *rest = summary_lines(scale)
     verified = _result("verified-reads")
     plain_ms, verified_ms = verified["plain_ms"], verified["verified_ms"]
     texts = {
-        "results": ladder_markdown(_result("bench-opt-mini-fp32")),
+        "results": ladder_markdown(Result.from_json(_result("bench-opt-mini-fp32"))),
         "scale": "\n".join([f"{first}.", "", peer_markdown(scale), "", *(f"- {line}" for line in rest)]),
         "verified": f"A token of opt-mini then takes {verified_ms:.1f} ms instead of {plain_ms:.1f} at stage "
         f"{verified['stage']}, {verified_ms / plain_ms - 1:.0%} more.",

@@ -15,13 +15,14 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
-from typing import Any
 
 import torch
 from IPython.display import Markdown
 from torch import Tensor
 
 from flashlite.bench.machine import drive, host
+from flashlite.bench.result import Result
+from flashlite.bench.row import StageRow
 from flashlite.bench.tables import gain_markdown
 from flashlite.course.manifest import Exercise, find_course
 from flashlite.course.yours import run_yours
@@ -42,11 +43,11 @@ def begin(number: int) -> Store:
     store = open_model(os.environ.get(MODEL, "opt-mini"))
     machine, where = host(), drive(store.path / "manifest.json")
     print(
-        f"chapter {number} on {machine['processor']}, {machine['cores']} cores, "
-        f"{machine['memory_bytes'] / 2**30:.0f} GiB, drive {where['device']} (direct reads on a grid of "
-        f"{where['alignment']} bytes)\n"
-        f"{machine['system'].split()[0]}, Python {machine['python']}, torch {machine['torch']}, "
-        f"transformers {machine['transformers']}\n"
+        f"chapter {number} on {machine.processor}, {machine.cores} cores, "
+        f"{machine.memory_bytes / 2**30:.0f} GiB, drive {where.device} (direct reads on a grid of "
+        f"{where.alignment} bytes)\n"
+        f"{machine.system.split()[0]}, Python {machine.python}, torch {machine.torch}, "
+        f"transformers {machine.transformers}\n"
         f"{store.manifest['name']} {store.dtype_name}: {store.layers} layers, d_model {store.shape.d_model}, "
         f"{store.shape.neurons} neurons a layer, {store.weight_bytes / 1e6:.1f} MB of weights"
     )
@@ -78,10 +79,10 @@ def change(stage: int) -> Markdown:
     return table(columns, [[f"`{changed}`", f"`{old}`", f"`{new}`", meaning]], note=f"```python\n{line}\n```")
 
 
-def result(name: str) -> dict[str, Any] | None:
+def result(name: str) -> Result | None:
     """A result of `flashlite bench --json` that this clone keeps in results/, None if it has none of that name."""
     path = find_course().root / "results" / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return Result.from_json(json.loads(path.read_text())) if path.exists() else None
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], note: str = "") -> Markdown:
@@ -95,7 +96,7 @@ def _cell(value: object) -> str:
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
-def gain(rows: Sequence[dict[str, Any]]) -> Markdown:
+def gain(rows: Sequence[StageRow]) -> Markdown:
     """Two stages of `compare` beside each other, and the second in parts of the first."""
     return Markdown(gain_markdown(rows))
 

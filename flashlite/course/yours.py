@@ -20,13 +20,14 @@ from typing import Any
 
 from IPython.display import Markdown
 
+from flashlite.arguments import is_store
 from flashlite.bench.compare import beside_reference
 from flashlite.bench.tables import gain_markdown
 from flashlite.course import counting, plug
 from flashlite.course.checks import short
 from flashlite.course.manifest import Course, Exercise, find_course
 from flashlite.errors import FlashliteError
-from flashlite.storage.store import Store, is_store
+from flashlite.storage.store import Store
 
 MINE = "mine"  # the store that a chapter's `pack` writes
 Show = Callable[[Callable[..., Any]], object]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -44,11 +43,6 @@ def finish(axes: Axes, title: str, xlabel: str, ylabel: str, legend: bool = True
     figure = axes.get_figure()
     assert isinstance(figure, Figure)
     return figure
-
-
-def model_name(result: Mapping[str, Any]) -> str:
-    """What a result of `bench` is of; a model of made-up weights is called planted."""
-    return f"{result['model']} (planted)" if result.get("planted") else result["model"]
 
 
 def bytes_label(size: int) -> str:

@@ -7,10 +7,11 @@ import logging
 import os
 from pathlib import Path
 
+from flashlite.arguments import MANIFEST, is_store
 from flashlite.errors import FlashliteError, StoreError
 from flashlite.storage.checkpoint import find_checkpoint
 from flashlite.storage.pack import pack
-from flashlite.storage.store import FORMAT, MANIFEST, PACKED_BY, Store, is_store
+from flashlite.storage.store import FORMAT, PACKED_BY, Store
 
 log = logging.getLogger("flashlite")
 

@@ -157,7 +157,7 @@ def check_steps(
         expect(in_order(step.drop, f"{name}: drop"), right[i].drop, f"{name}: neurons to drop", drops)
         expect(in_order(step.load, f"{name}: load"), right[i].load, f"{name}: neurons to load", loads)
         expect(in_order(step.overflow, f"{name}: overflow"), union([]), f"{name}: neurons without room")
-        expect(window.resident, right[i].after, f"{name}: neurons in the window", residents)
+        expect(window.held, right[i].after, f"{name}: neurons in the window", residents)
         expect(window.size, len(right[i].after), f"{name}: window.size")
         require(np.array_equal(given, active), f"{name}: active was changed", "no change")
 
@@ -224,7 +224,7 @@ def test_what_finds_no_room_is_overflow() -> None:
         expect(in_order(step.load, f"{what}: load"), np.setdiff1d(new, overflow), f"{what}: neurons to load", mistakes)
         expect(in_order(step.drop, f"{what}: drop"), np.setdiff1d(before, after), f"{what}: neurons to drop")
         mistakes = {"What is overflow does not stay in the window.": np.union1d(after, overflow)}
-        expect(window.resident, after, f"{what}: neurons in the window", mistakes)
+        expect(window.held, after, f"{what}: neurons in the window", mistakes)
         expect(window.size, len(after), f"{what}: window.size")
         before = after
 
