@@ -83,6 +83,8 @@ def balanced_loss(scores: Tensor, fired: Tensor, positive_weight: float = POSITI
     #   scores = [[-2]],   fired = [[True]]        -> 4 * 2.1269 = 8.5077, a missed neuron
     #   scores = [[2]],    fired = [[False]]       -> 2.1269, a superfluous one
     # Provided: torch and torch.nn.functional as F are imported.
+    # In the engine: flashlite train-predictor my-store --text flashlite/*/*.py --tokens 2048 --steps 20 --out
+    # predictor.safetensors --impl ref,ex02=mine
     raise NotImplementedError("exercise 2.3: delete this line and write balanced_loss, see the TODO above")
 
 
@@ -140,6 +142,8 @@ def threshold_for(scores: Tensor, fired: Tensor, recall: float) -> float:
     #   one of four may be missed, so 1, 2 and 3 must be above t
     #   t = 0.99999994, the float32 just below 1 (t = 1 would miss the entry with score 1)
     # Provided: torch is imported; scores[fired] gives the scores of the fired entries, [n], as a copy.
+    # In the engine: flashlite train-predictor my-store --text flashlite/*/*.py --tokens 2048 --steps 20 --out
+    # predictor.safetensors --impl ref,ex02=mine
     raise NotImplementedError("exercise 2.4: delete this line and write threshold_for, see the TODO above")
 
 

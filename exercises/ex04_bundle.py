@@ -84,6 +84,7 @@ def pack_bundles(up: Tensor, down: Tensor, record_bytes: int) -> np.ndarray:
     #   row 0 holds 1 2 10 40 and 4 bytes of zeros
     #   row 1 holds 3 4 20 50 and 4 bytes of zeros
     #   row 2 holds 5 6 30 60 and 4 bytes of zeros
+    # In the engine: flashlite pack opt-mini mine --impl ref,ex04=mine
     raise NotImplementedError("exercise 4.1: delete this line and write pack_bundles, see the TODO above")
 
 
@@ -100,6 +101,7 @@ def unpack_bundles(rows: Tensor, d_model: int) -> tuple[Tensor, Tensor]:
     # be 0.
     # Example: d_model = 2, rows = [[1 2 10 40 0 0] [3 4 20 50 0 0]]:
     #   up = [[1 2] [3 4]], down = [[10 40] [20 50]]
+    # In the engine: flashlite bench --stage 4 --impl ref,ex04=mine
     raise NotImplementedError("exercise 4.2: delete this line and write unpack_bundles, see the TODO above")
 
 
@@ -122,4 +124,5 @@ def closest_friends(fired: Tensor) -> Tensor:
     # Example: 5 tokens, 4 neurons; the neurons that fire for each token are [0 1] [0 1] [1 2 3] [0 3] [1 2]
     #   neurons 0 and 1 fire together twice, 1 and 2 twice, every other pair once but for 0 and 2, which never do
     #   friends: 1 for neuron 0, 0 or 2 for neuron 1, 1 for neuron 2, and any of 0, 1, 2 for neuron 3
+    # In the engine: the last code cell of chapter 4
     raise NotImplementedError("exercise 4.3: delete this line and write closest_friends, see the TODO above")

@@ -113,6 +113,7 @@ class Pool:
         # Provided: self._note(neurons, rows) notes in both maps and the bias that neurons lie in rows.
         # self._fill_holes(holes) takes holes in ascending order, lowers self.num_used by their number and counts the
         # rows it moves. It must know the neuron of every used row that isn't a hole.
+        # In the engine: flashlite bench --stage 5 --impl ref,ex05=mine
         raise NotImplementedError("exercise 5.1: delete this line and write place, see the TODO above")
 
     def _note(self, neurons: np.ndarray, rows: np.ndarray) -> None:
@@ -142,6 +143,7 @@ class Pool:
         # with holes = [4 5] nothing moves
         # Provided: self._note(neurons, rows) notes in both maps and the bias that neurons lie in rows;
         # self._neuron_of_row says which neuron lies in a row.
+        # In the engine: flashlite bench --stage 5 --impl ref,ex05=mine
         raise NotImplementedError("exercise 5.2: delete this line and write _fill_holes, see the TODO above")
 
     def commit(self) -> None:
@@ -162,6 +164,7 @@ class Pool:
         #   x = [[1]]: hidden = relu([1*1 + 0, 1*2 - 3]) = [1 0], the product is [[1*10 + 0*20]] = [[10]]
         # Provided: ffn_product(x, rows, bias, d_model) computes this for rows of neurons and their biases, padding or
         # not; self._d_model.
+        # In the engine: flashlite bench --stage 5 --impl ref,ex05=mine
         raise NotImplementedError("exercise 5.3: delete this line and write product, see the TODO above")
 
     def activations(self, x: Tensor) -> Tensor:
