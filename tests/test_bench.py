@@ -76,7 +76,7 @@ def test_a_wrong_stage_shows_an_error_and_no_speed(store: Store, tmp_path: Path)
 
 
 def test_a_worker_that_fails_says_why(tmp_path: Path) -> None:
-    with pytest.raises(FlashliteError, match="is no store"):
+    with pytest.raises(FlashliteError, match="is not a store"):
         run_worker(Task(str(tmp_path / "none"), 5, [1], 8, str(tmp_path)))
 
 

@@ -38,7 +38,7 @@ def store_with_tokenizer(tiny_model: OPTForCausalLM, tmp_path_factory: pytest.Te
     ("args", "expected"),
     [
         (("verify", "nowhere"), "flashlite pack"),
-        (("pack", "nowhere/at-all", "out"), "no local folder"),
+        (("pack", "nowhere/at-all", "out"), "not a local folder"),
         (("run", "{store}", "--dram-budget", "10%"), "smallest that works"),
         (("run", "{store}", "--dram-budget", "much"), "not understood"),
         (("run", "{store}", "--stage", "9"), "unknown stage"),
@@ -49,7 +49,7 @@ def store_with_tokenizer(tiny_model: OPTForCausalLM, tmp_path_factory: pytest.Te
         (("bench", "{store}", "--tokens", "500"), "positions"),
         (("eval", "{store}", "--text", "missing.txt"), "cannot be read"),
         (("probe", "nowhere"), "cannot be probed"),
-        (("pack", "{store}", "out"), "checkpoint folder"),
+        (("pack", "{store}", "out"), "is a store, which is packed already"),
     ],
 )
 def test_foreseen_errors_are_one_line(
@@ -74,7 +74,7 @@ def test_no_traceback_from_a_real_process() -> None:
     )
     assert done.returncode == 1
     assert done.stderr.strip().splitlines() == [
-        "flashlite: nowhere is no store: make one with `flashlite pack MODEL nowhere`"
+        "flashlite: nowhere is not a store: make one with `flashlite pack MODEL nowhere`"
     ]
 
 
@@ -134,7 +134,7 @@ def test_verify_checks_the_predictor_too(
     assert call(monkeypatch, capsys, "verify", store)[0] == 0
     flip_last_bit(store / PREDICTOR)
     code, _, err = call(monkeypatch, capsys, "verify", store)
-    assert (code, err.strip()) == (1, f"flashlite: {store / PREDICTOR} was altered: train the predictor again")
+    assert (code, err.strip()) == (1, f"flashlite: {store / PREDICTOR} was altered; train the predictor again")
     (store / PREDICTOR).unlink()
     assert call(monkeypatch, capsys, "verify", store)[0] == 0
 

@@ -24,7 +24,7 @@ from transformers import OPTForCausalLM, PreTrainedTokenizerFast
 import flashlite
 from flashlite.bench import cap
 from flashlite.bench.decoding import greedy
-from flashlite.cli.main import main as cli
+from flashlite.cli import main as cli
 from flashlite.drive import aio as native
 from flashlite.drive import flash
 from flashlite.drive.direct import aligned_buffer

@@ -11,11 +11,12 @@ from transformers import OPTForCausalLM
 
 from flashlite.drive.direct import aligned_buffer
 from flashlite.engine.resident import ResidentWeights
+from flashlite.families.opt import OPT
 from flashlite.storage.bundle import unpack_bundles
 from flashlite.storage.neurons import NeuronFile
 from flashlite.storage.store import Store
 
-UP, DOWN = "model.decoder.layers.{}.fc1.weight", "model.decoder.layers.{}.fc2.weight"
+UP, DOWN = OPT.up, OPT.down
 
 
 def published_tensors(store: Store) -> Iterator[tuple[str, Tensor]]:
@@ -49,7 +50,7 @@ def dense_model(store: Store, weights: dict[str, Tensor]) -> OPTForCausalLM:
     with torch.device("meta"):
         model = OPTForCausalLM(store.config)
     missing = model.load_state_dict(weights, strict=False, assign=True).missing_keys
-    if set(missing) - {"lm_head.weight"}:
+    if set(missing) - {OPT.head}:
         raise ValueError(f"the store lacks {missing}")
     model.tie_weights()
     return model.requires_grad_(False).eval()

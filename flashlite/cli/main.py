@@ -42,7 +42,7 @@ course.register(app)
 def pack(
     model: ModelArgument,
     out: Annotated[Path, typer.Argument(help="the store to write, a folder")],
-    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16; fp32 is exact for every published OPT")] = "fp32",
+    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; the checkpoint's own if not given")] = None,
     layout: Annotated[str, typer.Option(help="bundled, split, or both")] = "bundled,split",
     force: Annotated[bool, typer.Option("--force", help="replace a store that exists")] = False,
 ) -> None:
@@ -79,7 +79,7 @@ def verify(store: Annotated[Path, typer.Argument(help="a store")]) -> None:
     opened = Store(store)
     opened.verify()
     if (opened.path / PREDICTOR).exists():
-        PredictorSet.load(opened.path / PREDICTOR, opened.layers, opened.shape)
+        PredictorSet.load(opened)
     print(f"{store} is complete and unaltered")
 
 
@@ -126,12 +126,11 @@ def evaluate(
     """Perplexity of the dense model and of the predicted one, and how good each layer's predictor is."""
     from flashlite.bench import tables
     from flashlite.engine.predictor_file import PredictorSet
-    from flashlite.storage.store import PREDICTOR
     from flashlite.storage.tokenizer import read_files, token_windows
     from flashlite.training.evaluate import evaluate as measure
 
     opened = open_store(store)
-    reports = PredictorSet.load(opened.path / PREDICTOR, opened.layers, opened.shape).reports
+    reports = PredictorSet.load(opened).reports
     result = measure(opened, token_windows(read_files([*text, *map(Path, context.args)]), opened, tokens))
     screen.print(tables.predictor_table(list(reports)))
     change = result.predicted_perplexity / result.dense_perplexity - 1

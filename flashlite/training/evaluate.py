@@ -15,7 +15,7 @@ from flashlite.engine.model import build
 from flashlite.engine.predictor import LowRankPredictor, Predictor
 from flashlite.engine.predictor_file import PredictorSet
 from flashlite.engine.stages import RESIDENT
-from flashlite.storage.store import PREDICTOR, Store
+from flashlite.storage.store import Store
 
 
 class PredictedFFN(nn.Module):
@@ -67,7 +67,7 @@ class Evaluation:
 
 def evaluate(store: Store, windows: Tensor) -> Evaluation:
     """Both perplexities on windows of tokens. Raises PredictorError if the store has no predictor."""
-    predictors = PredictorSet.load(store.path / PREDICTOR, store.layers, store.shape)
+    predictors = PredictorSet.load(store)
     dense = loss(dense_model(store), windows)
     predicted = loss(predicted_model(store, list(predictors.layers)), windows)
     return Evaluation(windows.numel(), math.exp(dense), math.exp(predicted))
