@@ -416,14 +416,51 @@ def test_oracle_needs_no_predictor(victim: Victim) -> None:
     assert victim.speak() == victim.tokens
 
 
-def test_predictor_of_another_model_is_only_its_own(tiny_store: Store, tmp_path: Path) -> None:
+def test_predictor_of_another_shape_is_refused(victim: Victim, tmp_path: Path) -> None:
     wide = make_model(ffn_dim=128)
     other = flashlite.pack(save_checkpoint(wide, tmp_path / "checkpoint"), tmp_path / "other")
     add_predictor(other, wide)
-    assert_refused(
-        lambda: PredictorSet.load(other.path / PREDICTOR, tiny_store.layers, tiny_store.shape), PredictorError,
-        "another model",
-    )  # fmt: skip
+    victim.alter(PREDICTOR, (other.path / PREDICTOR).read_bytes())
+    assert_refused(victim.check, PredictorError, "another model")
+
+
+def test_predictor_of_other_weights_is_refused(victim: Victim, tmp_path: Path) -> None:
+    model = make_model(1)
+    other = flashlite.pack(save_checkpoint(model, tmp_path / "checkpoint"), tmp_path / "other")
+    add_predictor(other, model)
+    victim.alter(PREDICTOR, (other.path / PREDICTOR).read_bytes())
+    for act in (victim.check, lambda: victim.speak(predictor="trained")):
+        assert_refused(
+            act, PredictorError, "was trained for other weights than this store's; train the predictor again"
+        )
+
+
+def of_format_2(victim: Victim, name: str) -> None:
+    """Make the manifest or the predictor what earlier versions wrote."""
+    if name == MANIFEST:
+        new = {"up_projections", "own_dtype"}
+        victim.seal({key: value for key, value in victim.manifest.items() if key not in new} | {"format": 2})
+    else:
+        content = victim.sound[PREDICTOR]
+        victim.alter(PREDICTOR, save(load(content), signed(load(content), json.dumps(_reports(content)), None)))
+
+
+@pytest.mark.parametrize("old", [(MANIFEST, PREDICTOR), (MANIFEST,), (PREDICTOR,)], ids="-".join)
+def test_stores_and_predictors_of_format_2_are_read_with_a_line(
+    old: tuple[str, ...], victim: Victim, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in old:
+        of_format_2(victim, name)
+    assert victim.speak(predictor="trained") == victim.tokens
+    line = "it can't be told whether it was trained for these weights; train the predictor again"
+    assert [message.partition(f"{PREDICTOR}: ")[2] for message in caplog.messages] == [line]
+
+
+def test_a_new_store_that_lacks_its_digest_is_damaged(victim: Victim) -> None:
+    for up_projections in (None, 5, ...):
+        manifest = victim.manifest | {"up_projections": up_projections}
+        victim.seal({key: value for key, value in manifest.items() if value is not ...})
+        assert_refused(lambda: Store(victim.path), StoreError, "its up_projections are not a digest")
 
 
 def test_an_altered_report_of_a_predictor_is_found(victim: Victim) -> None:

@@ -353,7 +353,9 @@ BAD_SIZES = [0, -1, 10**9, 10**12, 10**30, 64.0, 1e308, "64", True, [64], {}]
 def test_sizes_that_no_model_has_are_named(field: str, size: object, checkpoint: Path, copy: Path) -> None:
     """Refused before anything of that size is made."""
     edit(checkpoint / "config.json", lambda config: config.update({field: size}))
-    assert_one_line(CheckpointError, lambda: Checkpoint(checkpoint), rf"config\.json does not describe an OPT: {field} is")
+    assert_one_line(
+        CheckpointError, lambda: Checkpoint(checkpoint), rf"config\.json does not describe an OPT: {field} is"
+    )
     edit(copy / MANIFEST, lambda manifest: manifest["config"].update({field: size}))
     assert_one_line(StoreError, lambda: Store(copy), rf"manifest\.json is damaged .*{field} is")
 

@@ -14,7 +14,15 @@ from transformers import OPTConfig, OPTForCausalLM
 from flashlite.errors import CheckpointError
 from flashlite.families.opt import OPT, family_of
 from flashlite.storage.safetensors_file import DTYPES
-from flashlite.storage.weights import WEIGHT_FILES, choose_weights, open_weights, read_json, weight_files
+from flashlite.storage.side_files import CONFIG, side_files
+from flashlite.storage.weights import (
+    WEIGHT_FILES,
+    choose_weights,
+    open_weights,
+    read_json,
+    refuse_pointer,
+    weight_files,
+)  # fmt: skip
 
 LARGEST = {  # beyond any published OPT, and small enough to be thought through in no time
     "vocab_size": 2**20, "hidden_size": 2**16, "num_hidden_layers": 2**10, "ffn_dim": 2**18,
@@ -45,14 +53,16 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         _refuse_adapter(folder)
-        self.config = read_json(folder / "config.json")
+        self.config = read_json(folder / CONFIG)
         self.family = family_of(self.config)
+        for name in side_files(folder):
+            refuse_pointer(folder / name)
         _refuse_quantized(folder, self.config)
         try:
             self.opt = read_config(self.config)
             shapes = expected_shapes(self.opt)
         except (ValueError, TypeError) as error:
-            raise CheckpointError(f"{folder / 'config.json'} does not describe an OPT: {error}") from None
+            raise CheckpointError(f"{folder / CONFIG} does not describe an OPT: {error}") from None
         files = weight_files(folder, choose_weights(folder, self.config))
         self._places = self._find_tensors(files, shapes)
         self._settle_head()

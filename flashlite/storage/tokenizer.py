@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LONGEST_WINDOW = 512
+NO_SETTINGS = {  # but facts, which every config.json holds
+    "bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "output_attentions", "output_hidden_states",
+    "transformers_version", "_from_model_config",
+}  # fmt: skip
 
 
 def load_tokenizer(store: Store) -> PreTrainedTokenizerBase:
@@ -71,9 +75,9 @@ def settings_named(store: Store) -> Iterator[None]:
     except FlashliteError:
         raise
     except Exception as error:
-        if generation_config(store) == GenerationConfig.from_model_config(store.config):
-            raise
         where = _settings_file(store)
+        if where.name == CONFIG and not generation_config(store).to_diff_dict().keys() - NO_SETTINGS:
+            raise
         raise FlashliteError(f"generating failed, perhaps because of a setting in {where}: {_reason(error)}") from error
 
 

@@ -35,7 +35,8 @@ def read_json(path: Path) -> dict[str, Any]:
         except FileNotFoundError:
             raise CheckpointError(f"{path.parent} has no {path.name}: is it a checkpoint folder?") from None
         except ValueError as error:
-            raise CheckpointError(_other_content(path) or f"{path} is not valid JSON: {error}") from None
+            _refuse_other_content(path)
+            raise CheckpointError(f"{path} is not valid JSON: {error}") from None
 
 
 def choose_weights(folder: Path, config: dict[str, Any], names: Collection[str] | None = None) -> str:
@@ -165,26 +166,31 @@ def open_weights(path: Path) -> SafetensorsFile | PickledFile:
         try:
             _opened = (key, SafetensorsFile(path) if path.suffix == ".safetensors" else PickledFile(path))
         except Exception as error:  # a damaged pickle can raise nearly anything
-            raise CheckpointError(_other_content(path) or _unreadable(path, error)) from error
+            _refuse_other_content(path)
+            reason = str(error).split("\n")[0][:160]
+            why = f"it is truncated, damaged or not made of plain tensors ({reason})"
+            raise CheckpointError(f"{path} cannot be read as weights: {why}") from error
     return _opened[1]
 
 
-def _unreadable(path: Path, error: Exception) -> str:
-    reason = str(error).split("\n")[0][:160]
-    return f"{path} cannot be read as weights: it is truncated, damaged or not made of plain tensors ({reason})"
+def refuse_pointer(path: Path) -> None:
+    """Raise CheckpointError if a file is what a clone without git-lfs leaves in its place."""
+    if _begin(path).startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path} is a git-lfs pointer, not the file itself: run `git lfs pull` in {path.parent}")
 
 
-def _other_content(path: Path) -> str | None:
-    """What a file holds instead, where a download or a clone has often left something else."""
+def _refuse_other_content(path: Path) -> None:
+    """Raise CheckpointError if a file is what clones and downloads often leave in its place."""
+    refuse_pointer(path)
+    if _begin(path).lstrip().startswith(b"<"):
+        raise CheckpointError(f"{path} is a web page, not the file itself: download it again")
+
+
+def _begin(path: Path) -> bytes:
     if not path.is_file():  # a pipe might never end
-        return None
+        return b""
     with one_line(path, CheckpointError), path.open("rb") as file:
-        begin = file.read(64)
-    if begin.startswith(b"version https://git-lfs"):
-        return f"{path} is a git-lfs pointer, not the file itself: run `git lfs pull` in {path.parent}"
-    if begin.lstrip().startswith(b"<"):
-        return f"{path} is a web page, not the file itself: download it again"
-    return None
+        return file.read(64)
 
 
 def _drop_pages(tensor: Tensor) -> None:
