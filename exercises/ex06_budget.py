@@ -13,7 +13,6 @@ from flashlite.engine.predictor_file import PredictorSet
 from flashlite.engine.resident import ResidentWeights
 from flashlite.engine.window import largest_window
 from flashlite.errors import BudgetError
-from flashlite.storage.store import PREDICTOR
 
 if TYPE_CHECKING:
     from flashlite.engine.stages import Stage
@@ -121,7 +120,7 @@ def longest_window(store: Store, stage: Stage, budget: int | float | str) -> int
     By s_agg(k) on held-out text, as the trained predictors' reports have it, so at most as long as they know. Raises
     PredictorError if the store has no predictor, and BudgetError as `plan_budget` does.
     """
-    trained = PredictorSet.load(store.path / PREDICTOR, store.layers, store.shape)
+    trained = PredictorSet.load(store)
     nbytes, fewest = sum(predictor.nbytes for predictor in trained.layers), min(FEWEST_ROWS, store.shape.neurons)
     plan = plan_budget(store, stage, budget, nbytes, [1.0] * store.layers)
     by_window = zip(*(report.window_rows for report in trained.reports), strict=False)

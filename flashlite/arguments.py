@@ -21,11 +21,18 @@ STAGES = ("naive", "resident", "predictor", "window", "bundle", "pool", "overlap
 LAST_STAGE = len(STAGES) - 1
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 MANIFEST = "manifest.json"  # the file that makes a folder a store
+WEIGHT_FILES = (  # in the order in which transformers looks for them
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 
 
 def is_store(path: Path | str) -> bool:
-    """Whether a folder is a store."""
-    return os.path.isfile(Path(path) / MANIFEST)
+    """Whether a folder is a store, and not a checkpoint that happens to have a file of the manifest's name."""
+    weights = (Path(path) / name for name in WEIGHT_FILES)
+    return os.path.isfile(Path(path) / MANIFEST) and not any(map(os.path.isfile, weights))
 
 
 def stage_number(stage: int | str) -> int:

@@ -192,7 +192,7 @@ def train_predictors(
         assert best is not None
         layers.append(best[1])
         reports.append(best[2])
-    return PredictorSet(layers, reports)
+    return PredictorSet(layers, reports, store.up_projections)
 
 
 def _line(layer: int, quality: LayerReport, cost: float) -> str:

@@ -360,7 +360,7 @@ def test_record_that_does_not_fit_the_buffer_is_refused(
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ReadError, match=f"{tmp_path}/absent: cannot be opened: No such file or directory$"):
+    with pytest.raises(ReadError, match=f"{tmp_path}/absent cannot be opened: No such file or directory$"):
         FlashFile(tmp_path / "absent")
 
 

@@ -651,7 +651,7 @@ def test_store_without_predictor(copied_store: Path, tiny_model: OPTForCausalLM)
 
 
 def test_folders_that_are_no_model(home: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no local folder"):
+    with pytest.raises(CheckpointError, match="not a local folder"):
         load(tmp_path / "missing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(StoreError, match="neither a store nor a checkpoint"):

@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, OPTForCausalLM
 import flashlite
 from flashlite.bench.machine import host
 from flashlite.engine.predictor_file import LayerReport
-from flashlite.storage.checkpoint import BUNDLED_MODEL
+from flashlite.storage.hub import BUNDLED_MODEL
 from flashlite.storage.store import PREDICTOR
 from flashlite.storage.tokenizer import token_windows
 from flashlite.training.corpus import corpus
@@ -38,8 +38,8 @@ RECALL, TRAIN_TOKENS, HELD_OUT_TOKENS = 0.975, 100_000, 64 * 512
 
 CARD = """# opt-mini
 
-A real OPT in the published format (fp16 safetensors), small enough to ship: {parameters:.1f} M parameters, vocabulary
-4096 (byte-level BPE), d_model 512, 6 layers, ffn 2048, 8 heads, 512 positions. It loads with
+A real OPT in the published format (fp16 safetensors, used as fp32), small enough to ship: {parameters:.1f} M
+parameters, vocabulary 4096 (byte-level BPE), d_model 512, 6 layers, ffn 2048, 8 heads, 512 positions. It loads with
 `AutoModelForCausalLM.from_pretrained` and continues Python source.
 
 ## Data
@@ -131,6 +131,8 @@ def main() -> None:
     checkpoint = Path(sys.argv[1])
     for name in FILES:
         shutil.copyfile(checkpoint / name, BUNDLED_MODEL / name)
+    config = json.loads((checkpoint / "config.json").read_text()) | {"dtype": "float32"}  # in which the course uses it
+    (BUNDLED_MODEL / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (BUNDLED_MODEL / PREDICTOR).unlink(missing_ok=True)
     record = json.loads((checkpoint / "training.json").read_text())
     phases = phases_of(record)

@@ -25,7 +25,7 @@ from flashlite.engine.stages import LADDER, NAMES
 from flashlite.errors import FlashliteError, KilledError
 from flashlite.storage.safetensors_file import drop_from_cache
 from flashlite.storage.store import Store, ffn_file
-from flashlite.storage.tokenizer import load_tokenizer
+from flashlite.storage.tokenizer import first_token, load_tokenizer
 
 PROMPT = '''def read_table(path, separator=","):
     """Read a table of numbers from a text file.
@@ -51,7 +51,7 @@ def prompt_ids(store: Store, length: int) -> list[int]:
     if length >= store.config.max_position_embeddings:
         raise FlashliteError(f"a prompt of {length} tokens exceeds the model's {store.config.max_position_embeddings}")
     ids = load_tokenizer(store)(PROMPT, add_special_tokens=False)["input_ids"]
-    return [store.config.bos_token_id, *(ids * (length // len(ids) + 1))][:length]
+    return [*first_token(store), *(ids * (length // len(ids) + 1))][:length]
 
 
 def bench(

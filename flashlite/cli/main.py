@@ -64,7 +64,7 @@ def flashlite(
 def pack(
     model: ModelArgument,
     out: OutArgument,
-    dtype: Annotated[Dtype, typer.Option(help="of the weights; fp32 is exact for every published OPT")] = "fp32",
+    dtype: Annotated[Dtype | None, typer.Option(help="of the weights; the checkpoint's own if not given")] = None,
     layout: LayoutOption = "bundled,split",
     force: Annotated[bool, typer.Option("--force", help="replace a store that exists")] = False,
     impl: ImplOption = "ref",
@@ -117,7 +117,7 @@ def verify(store: StoreArgument) -> None:
     opened = Store(store)
     opened.verify()
     if (opened.path / PREDICTOR).exists():
-        PredictorSet.load(opened.path / PREDICTOR, opened.layers, opened.shape)
+        PredictorSet.load(opened)
     print(f"{store} is complete and unaltered")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flashlite.errors import ReadError, check_limit_of_files
+from flashlite.errors import ReadError, one_line
 
 log = logging.getLogger("flashlite")
 
@@ -58,21 +58,17 @@ def open_direct(path: Path) -> tuple[int, bool]:
     if not hasattr(os, "preadv"):
         raise ReadError(f"{path}: this system can't read to many places at once: use Linux or macOS, on Windows WSL")
     why = "this system has no direct ones"
-    if hasattr(os, "O_DIRECT"):
-        try:
-            return os.open(path, os.O_RDONLY | os.O_DIRECT), True
-        except OSError as error:
-            check_limit_of_files(path, error)
-            if error.errno != errno.EINVAL:
-                raise ReadError(f"{path}: cannot be opened: {os.strerror(error.errno or 0)}") from None
-        why = "this file system refuses direct ones"
-    if path.is_dir():
-        raise ReadError(f"{path}: cannot be opened: it is a folder")
-    try:
+    with one_line(path, ReadError, "cannot be opened"):
+        if hasattr(os, "O_DIRECT"):
+            try:
+                return os.open(path, os.O_RDONLY | os.O_DIRECT), True
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+            why = "this file system refuses direct ones"
+        if path.is_dir():
+            raise ReadError(f"{path} cannot be opened: it is a folder")
         fd = os.open(path, os.O_RDONLY)
-    except OSError as error:
-        check_limit_of_files(path, error)
-        raise ReadError(f"{path}: cannot be opened: {error.strerror}") from None
     if sys.platform == "darwin":  # untested here: macOS has no O_DIRECT but can turn its cache off
         import fcntl
 

@@ -31,7 +31,7 @@ from flashlite.errors import FlashliteError
 from flashlite.storage.find import open_model
 from flashlite.storage.neurons import NeuronFile
 from flashlite.storage.safetensors_file import DTYPES
-from flashlite.storage.store import PREDICTOR, Store
+from flashlite.storage.store import Store
 from flashlite.storage.tokenizer import generation_config
 from flashlite.storage.verified import VerifiedStore
 
@@ -223,7 +223,7 @@ def _choose_predictors(
     if not stage.predictor or predictor == "oracle":
         return None, equal
     if predictor == "trained":
-        trained = PredictorSet.load(store.path / PREDICTOR, store.layers, store.shape)
+        trained = PredictorSet.load(store)
         k = max(1, stage.window)
         return trained.layers, [report.window_rows[min(k, len(report.window_rows)) - 1] for report in trained.reports]
     if not isinstance(predictor, (list, tuple)):

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from flashlite.drive.direct import PAGE, aligned_buffer, direct_alignment
 from flashlite.drive.flash import FlashFile
+from flashlite.families.family import EMBEDDINGS
 from flashlite.storage.bundle import round_up
 from flashlite.storage.neurons import wait_all
 from flashlite.storage.store import RESIDENT, Group, Store
 
 CHUNK = 64 * 1024  # bytes in which a group is read
-EMBEDDINGS = "embeddings"
 
 
 class GroupBuffer:

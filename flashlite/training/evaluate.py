@@ -20,7 +20,7 @@ from flashlite.engine.predictor_file import LayerReport, PredictorSet
 from flashlite.engine.stages import RESIDENT
 from flashlite.engine.window import LONGEST_UNION, union_sizes
 from flashlite.storage.neurons import NeuronFile
-from flashlite.storage.store import PREDICTOR, Store
+from flashlite.storage.store import Store
 
 
 class PredictedFFN(nn.Module):
@@ -123,7 +123,7 @@ class Evaluation:
 def evaluate(store: Store, windows: Tensor) -> Evaluation:
     """Measure a store's predictors on windows of tokens [windows, length]; each layer's on what enters it in the dense
     model. Raises PredictorError if the store has none."""
-    predictors = PredictorSet.load(store.path / PREDICTOR, store.layers, store.shape).layers
+    predictors = PredictorSet.load(store).layers
     tallies, model = [Tally() for _ in predictors], streamed_model(store)
     watch(model, lambda i, x, fired: tallies[i].add(predictors[i].mask(x), fired, windows.shape[1]))
     dense = loss(model, windows)

@@ -31,9 +31,10 @@ from flashlite.engine.predictor import INT8_BLOCK, LowRankPredictor
 from flashlite.engine.predictor_file import LayerReport, PredictorSet
 from flashlite.families.opt import OPT, published_config
 from flashlite.storage.bundle import round_up
-from flashlite.storage.checkpoint import BUNDLED_MODEL
-from flashlite.storage.pack import copy_files, write_store
-from flashlite.storage.store import PREDICTOR, TOKENIZER, Store
+from flashlite.storage.hub import BUNDLED_MODEL
+from flashlite.storage.pack import write_store
+from flashlite.storage.side_files import copy_files
+from flashlite.storage.store import PREDICTOR, Store
 from flashlite.training.train_predictor import WINDOW, Activations, report
 
 ACTIVE = (0.0156, 0.0266, 0.0536)  # mean share of active neurons in the first, the middle and the last layer
@@ -45,6 +46,7 @@ SMALL = 0.05  # the size of a block's contribution to the residual stream
 TURN = 0.035  # share of the FFN norm's signs that turn from a layer to the next: inputs of neighbours have cosine 0.93
 SEQUENCES, LENGTH = 8, 64  # so many sequences to calibrate on, and as many again to test on; so many tokens in each
 STANDARD = Normal(0.0, 1.0)
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 
 class PlantedModel:
@@ -243,9 +245,9 @@ def synth(
     """
     planted = PlantedModel(name, seed)
 
-    def finish(folder: Path) -> dict[str, Any]:
-        PredictorSet(planted.predictors, planted.reports).save(folder / PREDICTOR)
-        copy_files(BUNDLED_MODEL, folder, TOKENIZER)  # any will do, because the text is noise
+    def finish(folder: Path, up_projections: str) -> dict[str, Any]:
+        PredictorSet(planted.predictors, planted.reports, up_projections).save(folder / PREDICTOR)
+        copy_files(BUNDLED_MODEL, folder, TOKENIZER)  # any one will do, because the text is noise
         layers = [asdict(layer) for layer in planted.reports]
         return {"planted": {"seed": seed, "window": WINDOW, **planted.figures(), "layers": layers}}
 
