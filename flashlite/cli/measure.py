@@ -50,11 +50,11 @@ def probe(folder: FolderArgument = Path("."), json_file: JsonOption = None, plot
     """Measure what the drive can do: read sizes against reads in flight."""
     from flashlite.bench import tables
     from flashlite.drive.probe import check_folder
-    from flashlite.drive.probe import probe as measure
+    from flashlite.drive.probe import probe as measure_drive
 
     check_outputs(json_file, plot)
     check_folder(folder)
-    curve = measure(folder)
+    curve = measure_drive(folder)
     show_table(tables.curve_table(curve))
     print(f"sequential {curve.sequential_mb_s:.0f} MB/s; backend {curve.backend}, grid of {curve.alignment} bytes")
     try:
@@ -149,7 +149,7 @@ def estimate(
     """What a token of a model would take on this drive and on published ones, without running the model."""
     from flashlite.bench import tables
     from flashlite.drive.probe import check_folder
-    from flashlite.drive.probe import probe as measure
+    from flashlite.drive.probe import probe as measure_drive
     from flashlite.drive.published import DRIVES, find_drive
     from flashlite.families.opt import check_published
 
@@ -162,7 +162,7 @@ def estimate(
         curves = {tables.MEASURED_DRIVE: measured.curve, **curves}
     if not drive:
         check_folder(folder)
-        curves = {"this drive": measure(folder), **curves}
+        curves = {"this drive": measure_drive(folder), **curves}
 
     from flashlite.bench.estimate import estimate as predict
 
