@@ -26,10 +26,10 @@ lint: .venv/ready
 	$(BIN)/mypy
 	$(BIN)/python tools/sync.py --check
 
-.venv/ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	touch $@
+.venv/ready: pyproject.toml constraints.txt tools/set_up.py
+	@command -v $(firstword $(PYTHON)) >/dev/null || { echo "make: there is no $(firstword $(PYTHON)): install \
+	Python 3.10 or newer, and write make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) tools/set_up.py .venv
 
 clean:
 	rm -rf .venv .flashlite

@@ -14,21 +14,22 @@ MOST_PARTS = 1024  # Linux takes no more buffers than this (IOV_MAX) in one vect
 IOVEC = np.dtype([("base", "u8"), ("length", "u8")])
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Reads:
-    """A batch of n vectored reads; read i fills the buffers `iovecs[first[i] : first[i] + count[i]]`.
+    """A batch of vectored reads; read i fills the buffers `iovecs[first[i] : first[i] + count[i]]`.
 
-    offset, nbytes: [n] int64, bytes; first, count: [n] int64; iovecs: [records] of IOVEC.
+    number: how many reads there are
+    offset, nbytes: [number] int64, bytes
+    first, count: [number] int64
+    iovecs: [records] of IOVEC
     """
 
+    number: int
     offset: np.ndarray
     nbytes: np.ndarray
     first: np.ndarray
     count: np.ndarray
     iovecs: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.offset)
 
 
 def merge_adjacent(offsets: np.ndarray, sizes: np.ndarray, most: int) -> np.ndarray:
@@ -58,12 +59,15 @@ def plan_reads(offsets: np.ndarray, sizes: np.ndarray, addresses: np.ndarray, la
 
     offsets, sizes: [records] int64, bytes in the file; addresses: [records] uint64, where each record goes in memory.
     """
-    if len(offsets) > 1 and (offsets[1:] < offsets[:-1]).any():
+    n = len(offsets)
+    if n > 1 and (offsets[1:] < offsets[:-1]).any():
         order = np.argsort(offsets, kind="stable")
         offsets, sizes, addresses = offsets[order], sizes[order], addresses[order]
-    iovecs = np.empty(len(offsets), IOVEC)
+    iovecs = np.empty(n, IOVEC)
     iovecs["base"], iovecs["length"] = addresses, sizes
     most = min(MOST_PARTS, max(1, largest // int(sizes.max(initial=1))))
     first = merge_adjacent(offsets, sizes, most)
-    nbytes = np.add.reduceat(sizes, first) if len(first) else np.zeros(0, np.int64)
-    return Reads(offsets[first], nbytes, first, np.diff(first, append=len(offsets)), iovecs)
+    if len(first) == n:  # nothing to merge, which is what most neurons of one token are
+        return Reads(n, offsets.copy(), sizes.copy(), first, np.ones(n, np.int64), iovecs)
+    count = np.append(first[1:], n) - first
+    return Reads(len(first), offsets[first], np.add.reduceat(sizes, first), first, count, iovecs)

@@ -41,17 +41,20 @@ def union_sizes(mask: Tensor, length: int) -> tuple[float, ...]:
 
 
 def largest_window(sizes: Sequence[float], rows: int) -> int:
-    """The most tokens whose neurons fit in a layer's rows of DRAM: the largest k with s_agg(k) <= rows, 0 if none.
+    """The most tokens whose neurons fit in DRAM: the largest k with s_agg(k) <= rows, 0 if not even one token's do.
 
-    sizes: s_agg(k) for k = 1, 2, ... as `union_sizes` gives it, never falling; rows: neurons that DRAM has room for.
+    sizes: s_agg(k) for k = 1, 2, ... as `union_sizes` gives it, of one layer or of several together; it never falls.
+    rows: how many neurons there is room for.
     """
     # TODO 3.4  the longest window that fits a budget (3 points, 5 minutes, paper section 3.1)
-    # Say how many tokens a window may have in the DRAM that a layer has. sizes[0] is s_agg(1), sizes[1] is s_agg(2) and
-    # so on: the mean number of neurons that k tokens use together. Return, as an int, the largest k with s_agg(k) <=
-    # rows: exactly full is still fitting. Return 0 if even one token is too large, and len(sizes) if all fit: nothing
-    # is known about longer windows.
+    # Say how many tokens a window may have in the DRAM that there is. sizes[0] is s_agg(1), sizes[1] is s_agg(2) and so
+    # on: the mean number of neurons that k tokens use together, in one layer or in all of them. Return, as an int, the
+    # largest k with s_agg(k) <= rows: exactly full is still fitting. Return 0 if even one token is too large, and
+    # len(sizes) if all fit: nothing is known about longer windows.
     # sizes is a sequence of floats that never falls, but neighbours may be equal. rows is the number of neurons that
-    # there is room for, 0 or more.
+    # there is room for, 0 or more. Leave sizes as it is.
+    # With `--window auto` the engine asks this function, once for all layers together, because one window holds for all
+    # of them.
     # Example: sizes = (10, 16.5, 20, 23)
     #   rows = 19 -> 2    rows = 20 -> 3    rows = 9 -> 0    rows = 99 -> 4
     # Provided: NumPy is imported as np.
@@ -80,7 +83,7 @@ class Window:
         self.size = 0
 
     @property
-    def resident(self) -> np.ndarray:
+    def held(self) -> np.ndarray:
         """The neurons in the window, sorted: [size] int64."""
         return np.flatnonzero(self._uses)
 
@@ -135,7 +138,7 @@ class Window:
 
     def clear(self) -> np.ndarray:
         """Empty the window. Returns the neurons that were in it."""
-        gone = self.resident
+        gone = self.held
         self._uses[:] = 0
         self._history.clear()
         self.size = 0

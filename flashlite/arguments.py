@@ -49,11 +49,28 @@ def parse_stages(text: str) -> list[int]:
     return list(range(numbers[0], numbers[1] + 1)) if dash else numbers
 
 
-def parse_budget(budget: int | str, weight_bytes: int) -> int:
-    """Bytes meant by a number, "4GiB", "500 MB" or "50%" of the model's weights. Raises BudgetError if malformed."""
+def parse_window(text: str) -> int | str:
+    """A window's tokens, or "auto" for as many as a budget has room for. Raises FlashliteError if the text is
+    malformed."""
+    return check_window(int(text) if re.fullmatch(r"-?\d{1,9}", text) else text)
+
+
+def check_window(window: int | str) -> int | str:
+    """The window itself. Raises FlashliteError if it is neither a number of tokens nor "auto"."""
+    if window != "auto" and (type(window) is not int or window < 1):
+        raise FlashliteError(
+            f"a window of {window} tokens is not understood: use a whole number from 1, 'auto', or a stage without one"
+        )
+    return window
+
+
+def parse_budget(budget: int | float | str, weight_bytes: int) -> int:
+    """Bytes meant by a number, "4GiB", or "50%" and 0.5 of the model's weights. Raises BudgetError if malformed."""
+    if isinstance(budget, float) and 0 < budget <= 1:
+        return int(budget * weight_bytes)
     if isinstance(budget, int) and not isinstance(budget, bool):
         return budget
-    match = re.fullmatch(r"\s*(\d{1,20}(?:\.\d+)?)\s*(%|[kmg]?i?b|)\s*", str(budget).lower())
-    if match is None or match[2] not in {"%", *UNITS}:
-        raise BudgetError(f'budget {budget!r} is not understood: write bytes, "4GiB", "500MB" or "50%"')
+    match = isinstance(budget, str) and re.fullmatch(r"\s*(\d{1,20}(?:\.\d+)?)\s*(%|[kmg]?i?b|)\s*", budget.lower())
+    if not match or match[2] not in {"%", *UNITS}:
+        raise BudgetError(f'budget {budget!r} is not understood: write bytes, "4GiB", "500MB", "50%" or 0.5')
     return int(float(match[1]) * (weight_bytes / 100 if match[2] == "%" else UNITS[match[2]]))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flashlite.drive.direct import aligned_buffer
 from flashlite.errors import PredictorError
-from flashlite.storage.neurons import NeuronFile
+from flashlite.storage.neurons import NeuronFile, wait_all
 
 INT8_BLOCK = 32  # torch's int8 product reads whole blocks, beyond the end of a matrix that is no multiple
 
@@ -121,7 +121,7 @@ class OraclePredictor:
 
     def __init__(self, file: NeuronFile, layer: int, bias: Tensor) -> None:
         self.nbytes = 0
-        self._file, self._begin, self._bias = file, file.begins[layer][0], bias
+        self._file, self._layer, self._bias = file, layer, bias
         self._row_bytes = file.pieces[0].nbytes  # of an up row, or of the bundle that begins with it
         rows = min(file.shape.neurons, max(1, self.BUFFER_BYTES // self._row_bytes))
         self._parts = np.array_split(np.arange(file.shape.neurons), -(-file.shape.neurons // rows))
@@ -132,6 +132,6 @@ class OraclePredictor:
         up = torch.from_numpy(buffer).view(x.dtype)[:, : self._file.shape.d_model]
         masks = []
         for part in self._parts:
-            self._file.file.read(self._begin + part * self._row_bytes, self._row_bytes, buffer, part - part[0])
+            wait_all(self._file.submit(self._layer, part, [buffer], part - part[0]))
             masks.append(torch.addmm(self._bias[torch.from_numpy(part)], x, up[: len(part)].T) > 0)
         return torch.cat(masks, 1)

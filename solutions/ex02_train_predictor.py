@@ -78,14 +78,23 @@ def initial_factors(up: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.enable_grad()
-def fit(up: Tensor, bias: Tensor, rank: int, data: Activations, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Train one predictor; returns its a [rank, d_model], b [ffn, rank], bias [ffn] in float32."""
+def fit(
+    up: Tensor, bias: Tensor, rank: int, data: Activations, seed: int, steps: int = STEPS
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Train one predictor; returns its a [rank, d_model], b [ffn, rank], bias [ffn] in float32.
+
+    up, bias: the layer's up projection, where training starts
+    rank: of the two thin matrices
+    data: what enters the layer, and what fires
+    seed: of the batches
+    steps: how many batches of BATCH tokens
+    """
     rng = np.random.default_rng(seed)
     parameters = [p.clone().requires_grad_() for p in (*initial_factors(up, rank), bias)]
     a, b, c = parameters
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, STEPS)
-    for _ in range(STEPS):
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
+    for _ in range(steps):
         batch = rng.integers(0, len(data.x), BATCH)
         scores = F.linear(F.linear(data.x[batch].float(), a), b, c)
         balanced_loss(scores, data.mask(batch)).backward()
@@ -132,21 +141,26 @@ def report(predictor: LowRankPredictor, data: Activations, length: int) -> Layer
 
 def train_predictors(
     store: Store, train: Tensor, held_out: Tensor, recall: float = 0.97, seed: int = 0,
-    progress: Callable[[str], None] = lambda line: None,
+    progress: Callable[[str], None] = lambda line: None, steps: int = STEPS,
 ) -> PredictorSet:  # fmt: skip
     """Train one predictor a layer on windows of tokens `train`, calibrate and report it on `held_out`, half each.
+
+    recall: share of the firing neurons to predict
+    progress: is told of each predictor
+    seed, steps: see `fit`
 
     Ranks start at an eighth of d_model and double while that saves DRAM: a larger predictor must pay for itself by the
     rows that its smaller active set frees in a window of 5.
     """
     calibration, test = collect(store, held_out[::2]), collect(store, held_out[1::2] if len(held_out) > 1 else held_out)
     data, layers, reports = collect(store, train), [], []
+    ffns = streamed_model(store).flash.ffns
     for i in range(store.layers):
-        up, bias = up_projection(store, i)
+        up, bias = up_projection(store, i), ffns[i].up_bias.float()
         best: tuple[float, LowRankPredictor, LayerReport] | None = None
         rank = lowest = round_up(store.shape.d_model // 8, INT8_BLOCK)
         while rank <= max(lowest, store.shape.d_model // 2):
-            predictor = calibrate(*fit(up, bias, rank, data[i], seed), calibration[i], recall)
+            predictor = calibrate(*fit(up, bias, rank, data[i], seed, steps), calibration[i], recall)
             quality = report(predictor, test[i], held_out.shape[1])
             cost = predictor.nbytes + quality.window_rows[WINDOW - 1] * store.shape.record_bytes
             progress(_line(i, quality, cost))
@@ -166,11 +180,10 @@ def _line(layer: int, quality: LayerReport, cost: float) -> str:
     )
 
 
-def up_projection(store: Store, layer: int) -> tuple[Tensor, Tensor]:
-    """A layer's up projection in float32, read from flash: weight [ffn, d_model], bias [ffn]."""
+def up_projection(store: Store, layer: int) -> Tensor:
+    """A layer's up projection in float32, read from flash: [ffn, d_model]."""
     neurons = np.arange(store.shape.neurons)
     buffer = aligned_buffer(len(neurons), store.shape.record_bytes)
     NeuronFile(store, store.layouts[0]).read(layer, neurons, buffer, neurons)
     up, _ = unpack_bundles(torch.from_numpy(buffer).view(store.dtype), store.shape.d_model)
-    bias = streamed_model(store).flash.ffns[layer].up_bias
-    return up.float(), bias.float()
+    return up.float()

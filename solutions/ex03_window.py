@@ -37,15 +37,17 @@ def union_sizes(mask: Tensor, length: int) -> tuple[float, ...]:
 
 
 def largest_window(sizes: Sequence[float], rows: int) -> int:
-    """The most tokens whose neurons fit in a layer's rows of DRAM: the largest k with s_agg(k) <= rows, 0 if none.
+    """The most tokens whose neurons fit in DRAM: the largest k with s_agg(k) <= rows, 0 if not even one token's do.
 
-    sizes: s_agg(k) for k = 1, 2, ... as `union_sizes` gives it, never falling; rows: neurons that DRAM has room for.
+    sizes: s_agg(k) for k = 1, 2, ... as `union_sizes` gives it, of one layer or of several together; it never falls.
+    rows: how many neurons there is room for.
     """
     # 3.4  Each token more in the window saves reads, so the longest one that fits is the best. sizes never falls, so
     # the answer is the place where rows would be inserted after its equals: a binary search, and no special case for
-    # none or all.
-    # Usual mistakes: returning the index, which is k - 1; < instead of <=; an error or len(sizes) + 1 where all fit;
-    # the first of equal sizes instead of the last.
+    # none or all. Sizes are means: a text that turns to something new needs more for a while, and then the oldest
+    # tokens leave early.
+    # Usual mistakes: returning the index, which is k - 1; < instead of <=; rounding the sizes down; an error or
+    # len(sizes) + 1 where all fit; the first of equal sizes instead of the last.
     return int(np.searchsorted(sizes, rows, side="right"))
 
 
@@ -71,7 +73,7 @@ class Window:
         self.size = 0
 
     @property
-    def resident(self) -> np.ndarray:
+    def held(self) -> np.ndarray:
         """The neurons in the window, sorted: [size] int64."""
         return np.flatnonzero(self._uses)
 
@@ -113,7 +115,7 @@ class Window:
 
     def clear(self) -> np.ndarray:
         """Empty the window. Returns the neurons that were in it."""
-        gone = self.resident
+        gone = self.held
         self._uses[:] = 0
         self._history.clear()
         self.size = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ from conftest import ROOT, call, copy_course
 import flashlite
 from flashlite.arguments import DTYPE_NAMES, STAGES, parse_stages
 from flashlite.cli import options
-from flashlite.cli.unsolved import COST_MODEL, STAGES_OF
+from flashlite.cli.unsolved import ESTIMATE, PACK, STAGES_OF, TRAIN
 from flashlite.course.manifest import Course
 from flashlite.errors import FlashliteError
 from flashlite.storage.bundle import FFNShape, pieces
@@ -60,7 +61,7 @@ MODELS = {
 SHARED = [  # of commands that load a model
     (("--dtype", "nonsense"), "'nonsense' is not one of 'fp32', 'bf16', 'fp16'"),
     (("--predictor", "nonsense"), "'nonsense' is not one of 'trained', 'oracle'"),
-    (("--window", "0"), "--window"), (("--window", "-3"), "--window"), (("--window", "2.5"), "--window"),
+    (("--window", "0"), "keeps nothing"), (("--window", "-3"), "keeps nothing"), (("--window", "2.5"), "write a"),
     (("--dram-budget", "much"), "is not understood"), (("--dram-budget", "-5%"), "is not understood"),
     (("--dram-budget", "0"), "holds nothing"), (("--dram-budget", "0%"), "holds nothing"),
     (("--impl", "yours"), "is not understood at 'yours'"),
@@ -99,6 +100,13 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     (("probe", "/no/such/dir"), "cannot be probed"), (("probe", "a file"), "cannot be probed"),
     (("probe", "/proc"), "cannot be probed"),
     *((("estimate", "opt-6.7b", *arguments), words) for arguments, words in OUTPUTS + FIGURES),
+    (("estimate", "opt-6.7b", "--impl", "mine"), "exercise 0.2: delete"),
+    (("probe", "--impl", "ref,ex00=mine"), "exercise 0.1: delete"),
+    (("pack", "opt-mini", "out", "--impl", "mine"), "exercise 4.1: delete"),
+    (("train-predictor", "store", "--text", "a file", "--impl", "ref,ex02=mine"), "exercise 2.2: delete"),
+    (("train-predictor", "store", "--text", "a file", "--out", "empty"), "empty is a folder"),
+    (("train-predictor", "store", "--text", "a file", "--out", "a file/x"), "is not a folder"),
+    (("train-predictor", "store", "--text", "a file", "--steps", "0"), "--steps"),
     (("estimate", "opt-7b"), "choose one of opt-125m"), (("estimate", "opt-6.7b", "nowhere"), "cannot be probed"),
     (("estimate", "opt-6.7b", "--drive", "nonsense"), "no published drive is called 'nonsense'"),
     (("estimate", "opt-6.7b", "--drive", "Samsung"), "4 published drives are called 'Samsung'"),
@@ -130,6 +138,11 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     (("eval", "store", "--text", "a file", "--tokens", "-5"), "--tokens"),
     *((("eval", "store", "--text", "a file", *arguments), words) for arguments, words in OUTPUTS),
 ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def opt_mini(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return flashlite.pack("opt-mini", tmp_path_factory.mktemp("arguments") / "opt-mini", layouts=("bundled",))
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +221,32 @@ def test_exercises_that_a_stage_needs_are_those_that_it_calls(stage: int, tiny_s
         sys.setprofile(None)
         threading.setprofile(None)  # type: ignore[arg-type]
     assert called == {id for id, stages in STAGES_OF.items() if stage in parse_stages(stages)}
-    assert {e.id for e in course.exercises if e.module == "flashlite.bench.cost"} == COST_MODEL
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needed"),
+    [
+        (("pack", "{checkpoint}", "{out}/store"), PACK),
+        (("pack", "{checkpoint}", "{out}/split", "--layout", "split"), set()),
+        (("estimate", "opt-125m", "--drive", "870", "--plot", "{out}/estimate.png"), ESTIMATE),
+        (
+            ("train-predictor", "{store}", "--text", "course.toml", "--tokens", "6000", "--steps", "1",
+             "--out", "{out}/predictor"),
+            TRAIN,
+        ),
+    ],
+    ids=["pack", "pack split", "estimate", "train-predictor"],
+)  # fmt: skip
+def test_exercises_that_a_command_needs_are_those_that_it_calls(
+    arguments: tuple[str, ...], needed: set[str], tiny_checkpoint: Path, opt_mini: Store, tmp_path: Path
+) -> None:
+    filled = [part.format(checkpoint=tiny_checkpoint, store=opt_mini.path, out=tmp_path) for part in arguments]
+    done = subprocess.run(
+        [sys.executable, "-m", "flashlite", *filled, "--impl", "solutions"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert set(re.findall(r"^(\d\.\d) +\w.* [1-9]\d*$", done.stdout, re.M)) == needed
 
 
 @pytest.mark.parametrize("device", ["/dev/null", "/dev/stdout"])

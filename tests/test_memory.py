@@ -69,9 +69,9 @@ def break_off(store: Store, stage: int) -> None:
     layer = model.flash.ffns[2]
     if stage == 6:
         layer.guess(torch.zeros(1, store.shape.d_model))
-        assert model.flash.ahead.file.under_way
+        assert model.flash.early_file.file.under_way
     else:
-        model.flash.stream._submit(2, [torch.arange(64).numpy()], 0)
+        model.flash.stream.begin(2, torch.arange(64).numpy(), at_once=2)
         assert model.flash.file.file.under_way
 
 

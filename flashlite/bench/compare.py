@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from transformers import OPTForCausalLM
 
 from flashlite.bench.decoding import agreement, exactness, feed, greedy, per_token
 from flashlite.bench.dense import load_dense
 from flashlite.bench.ladder import prompt_ids
-from flashlite.bench.process.run import WORKER, run_worker
+from flashlite.bench.process.run import run_worker
 from flashlite.bench.process.task import DenseTask, Setup, StageTask
 from flashlite.bench.row import StageRow
 from flashlite.engine.model import load
@@ -63,14 +65,21 @@ def _take_turns(models: Sequence[OPTForCausalLM], prompt: list[int], tokens: lis
 
 
 def beside_reference(
-    store: Store, stage: int, worker: Sequence[str], *, tokens: int = 24, budget: int | str = "50%"
-) -> list[StageRow]:
+    store: Store, stage: int, worker: Sequence[str], *, tokens: int = 24, budget: int | str = "50%",
+    window: int | str = 5, theirs: Path | None = None,
+) -> list[StageRow]:  # fmt: skip
     """A stage by the engine's own code and by what `worker` runs, each in a fresh process and checked for exactness.
+
+    store: the model; the dense model's tokens are those of its weights
+    stage, tokens, budget, window: what to measure, see `bench`
+    worker: the command that runs somebody else's code
+    theirs: the store that this command reads; the same unless given
 
     Returns two rows. Raises FlashliteError if either is wrong.
     """
     with tempfile.TemporaryDirectory(prefix="flashlite-beside-") as folder:
         setup = Setup(str(store.path), folder, prompt_ids(store, 32), tokens)
         run_worker(DenseTask(setup))
-        task = StageTask(setup, stage, budget, check=tokens)
-        return [run_worker(task, command) for command in (WORKER, worker)]
+        ours = StageTask(setup, stage, budget, window, check=tokens)
+        other = replace(ours, setup=replace(setup, store=str(theirs or store.path)))
+        return [run_worker(ours), run_worker(other, worker)]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from flashlite.arguments import parse_budget
 from flashlite.bench.cap import CapReport, counted_base, fixed_base, memory_cap
-from flashlite.bench.cost import Speeds, Work, predicted_ms
+from flashlite.bench.cost import Speeds, Work, token_ms
 from flashlite.bench.machine import Ceiling, Disturbance, cores_of_others, drive, host, measure_ceiling
 from flashlite.bench.peers import PEERS, WEIGHTS, check_installed, export
 from flashlite.bench.process.run import WORKER, Step, run_steps, run_worker
@@ -58,7 +58,7 @@ def prompt_ids(store: Store, length: int) -> list[int]:
 
 def bench(
     store: Store, *, stages: Sequence[int], tokens: int = 64, prompt_tokens: int = 32, budget: int | str = "50%",
-    window: int = 5, predictor: str = "trained", rounds: int = 3, capped: bool = False, peers: bool = False,
+    window: int | str = 5, predictor: str = "trained", rounds: int = 3, capped: bool = False, peers: bool = False,
     slow_tokens: int | None = None, check_tokens: int | None = None, verify_reads: bool = False,
     progress: Callable[[str], None] = lambda line: None, worker: Sequence[str] = WORKER,
 ) -> Result:  # fmt: skip
@@ -101,7 +101,7 @@ def bench(
 
 
 def _check(
-    store: Store, stages: Sequence[int], tokens: int, budget: int | str, predictor: str, window: int
+    store: Store, stages: Sequence[int], tokens: int, budget: int | str, predictor: str, window: int | str
 ) -> None:  # fmt: skip
     """Raise FlashliteError for what can't work, before anything is measured. tokens: of the whole text."""
     positions = store.config.max_position_embeddings
@@ -112,7 +112,13 @@ def _check(
         predictors = PredictorSet.load(store.path / PREDICTOR, store.layers, store.shape).layers
         nbytes = sum(each.nbytes for each in predictors)
     for stage in stages:
-        plan_budget(store, choose_stage(stage, window), budget, nbytes if stage in sparse else 0, [1.0] * store.layers)
+        plan_budget(
+            store,
+            choose_stage(store, stage, window, budget),
+            budget,
+            nbytes if stage in sparse else 0,
+            [1.0] * store.layers,
+        )
 
 
 def _own_folder(store: Store, peers: bool) -> tempfile.TemporaryDirectory[str]:
@@ -131,7 +137,7 @@ def _own_folder(store: Store, peers: bool) -> tempfile.TemporaryDirectory[str]:
 
 
 def check_stage(
-    store: Store, stage: int, budget: int | str, window: int, worker: Sequence[str], tokens: int = 8
+    store: Store, stage: int, budget: int | str, window: int | str, worker: Sequence[str], tokens: int = 8
 ) -> None:
     """Raise FlashliteError unless a stage, run by this command, gives the dense model's tokens with the oracle."""
     with tempfile.TemporaryDirectory(prefix="flashlite-check-") as folder:
@@ -236,11 +242,11 @@ def beside_prediction(run: StageRun, curve: Curve, rest_ms: float, record_bytes:
     stage = LADDER[run.name]
     copied = 0.0 if stage.memory.spare == 0 or not stage.predictor else run.rows_moved * record_bytes
     work = Work(
-        run.reads_per_token, run.bytes_per_token, run.batches_per_token, copied, run.product_bytes, overlapped=False
-    )
+        run.reads_per_token, run.bytes_per_token, run.batches_per_token, copied, run.product_bytes,
+        overlapped=stage.ffn is not FlashFFN,
+    )  # fmt: skip
     speeds = Speeds(run.product_bytes_a_second, run.copy_bytes_a_second, rest_ms)
-    predicted = predicted_ms(curve, work, speeds, ahead=stage.ffn is not FlashFFN)
-    return MeasuredStage(**vars(run), predicted_ms=predicted)
+    return MeasuredStage(**vars(run), predicted_ms=token_ms(curve, work, speeds))
 
 
 def run_peer(task: PeerTask, worker: Sequence[str] = WORKER) -> PeerRow:

@@ -9,6 +9,7 @@ import copy
 import gc
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -44,7 +45,6 @@ from flashlite.engine.model import Engine, load
 from flashlite.engine.predictor_file import PredictorSet
 from flashlite.engine.product import BLOCK, WIDE, up_product
 from flashlite.engine.stages import LADDER, NAMES
-from flashlite.engine.timing import Timer
 from flashlite.errors import FlashliteError
 from flashlite.storage.store import PREDICTOR, Store
 
@@ -94,11 +94,11 @@ def measure_dense(task: DenseTask, store: Store) -> DenseCost:
 
 def _watch(model: OPTForCausalLM, spans: Sequence[tuple[nn.Module, nn.Module]]) -> list[float]:
     """The seconds spent so far from each first module to its last one, noted at the end of each call from now on."""
-    timer, seconds = Timer(), []
+    spent, seconds = [0.0], []
     for first, last in spans:
-        first.register_forward_pre_hook(lambda *_: timer.__enter__())
-        last.register_forward_hook(lambda *_: timer.__exit__(None, None, None))
-    model.register_forward_hook(lambda *_: seconds.append(timer.seconds))
+        first.register_forward_pre_hook(lambda *_: spent.append(spent.pop() - time.perf_counter()))
+        last.register_forward_hook(lambda *_: spent.append(spent.pop() + time.perf_counter()))
+    model.register_forward_hook(lambda *_: seconds.append(spent[0]))
     return seconds
 
 
@@ -159,7 +159,8 @@ def measure_stage(task: StageTask, store: Store) -> StageRun:
     elif task.check:
         exact = exactness(new_model(predictor="oracle"), task.stage, task.setup.prompt, tokens[: task.check], logits)
         free()
-    fires = _fires(store, timed.rows.at_a_time, task.window if stage.window else 1) if stage.predictor else None
+    window = task.window if stage.window and isinstance(task.window, int) else 1  # "auto" needs a report anyway
+    fires = _fires(store, timed.rows.at_a_time, window) if stage.predictor else None
     return StageRun(
         stage=task.stage, name=NAMES[task.stage], agreement=agreement(timed.decoding.chosen, tokens),
         tokens_equal=exact.tokens_equal if exact else None, max_logit_error=exact.max_logit_error if exact else None,

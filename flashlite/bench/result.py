@@ -33,7 +33,7 @@ class Result(Record):
     memory_cap: CapReport
     prompt_tokens: int
     new_tokens: int
-    window: int
+    window: int | str
     rounds: int
     host: Host
     drive: Drive

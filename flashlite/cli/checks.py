@@ -104,7 +104,7 @@ def check_figure(plot: Path, name: str) -> None:
 
 
 def check_stages(
-    store: Store, stages: Sequence[int], dram_budget: int | str, predictor: str = "trained", window: int = 5
+    store: Store, stages: Sequence[int], dram_budget: int | str, predictor: str = "trained", window: int | str = 5
 ) -> None:
     """Raise FlashliteError if a stage can't be loaded so; of budgets, for the stage that needs most. No weights are
     read, but the store is open, so torch is imported."""
@@ -113,7 +113,7 @@ def check_stages(
     too_small: list[BudgetError] = []
     for stage in stages:
         try:
-            plan(store, choose_stage(stage, window), dram_budget, predictor)
+            plan(store, choose_stage(store, stage, window, dram_budget), dram_budget, predictor)
         except BudgetError as error:
             too_small.append(error)
     if too_small:

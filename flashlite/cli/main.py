@@ -10,9 +10,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from flashlite.arguments import Dtype
-from flashlite.cli import checks, course, measure, run
+from flashlite.cli import checks, course, measure, run, unsolved
 from flashlite.cli.options import (
     MORE_FILES,
+    ImplOption,
     JsonOption,
     LayoutOption,
     ModelArgument,
@@ -66,13 +67,24 @@ def pack(
     dtype: Annotated[Dtype, typer.Option(help="of the weights; fp32 is exact for every published OPT")] = "fp32",
     layout: LayoutOption = "bundled,split",
     force: Annotated[bool, typer.Option("--force", help="replace a store that exists")] = False,
+    impl: ImplOption = "ref",
 ) -> None:
-    """Write a model to flash in the form that streaming needs, one tensor at a time."""
+    """Write a model to flash in the form that streaming needs, one tensor at a time.
+
+    What exercises pack says so in its manifest, and never lands where the engine's own code would look for it.
+    """
     checks.check_new_folder(out, force, "choose another name, or replace it with --force")
+    unsolved.check_solved(impl, unsolved.PACK if "bundled" in layout else set())
+    plugged = plug.plug_in(impl)
+    from flashlite.storage.find import check_apart
     from flashlite.storage.pack import pack as pack_model
 
-    store = pack_model(model, out, dtype, tuple(layout.split(",")), force, show_progress)
+    if plugged.plugs:
+        check_apart(out)
+    layouts = tuple(layout.split(","))
+    store = pack_model(model, out, dtype, layouts, force, show_progress, packed_by=plugged.names)
     print(f"{store.path}: {store.layers} layers, {store.weight_bytes / 1e6:.1f} MB of weights as {store.dtype_name}")
+    plugged.show_calls()
 
 
 @app.command()
@@ -120,16 +132,27 @@ def train_predictor(
     recall: Annotated[float, typer.Option(help="share of firing neurons to predict", min=0.5, max=0.9999)] = 0.97,
     tokens: Annotated[int, typer.Option(help="most tokens to train on", min=1)] = 100_000,
     seed: SeedOption = 0,
+    steps: Annotated[int, typer.Option(help="of training, for each layer and rank", min=1)] = 800,
+    out: Annotated[Path | None, typer.Option(help="the file to write in place of the store's own predictor")] = None,
+    impl: ImplOption = "ref",
 ) -> None:
-    """Train the low-rank predictors that say which neurons will fire, and write them into the store."""
-    texts = [*text, *map(Path, context.args)]
+    """Train the low-rank predictors that say which neurons will fire, and write them into the store.
+
+    What exercises train goes to --out, never into a store that the engine's own code packed.
+    """
+    texts, target = [*text, *map(Path, context.args)], out or store / "predictor.safetensors"
     checks.check_texts([*texts, *(held_out or [])])
-    checks.check_writable(store / "predictor.safetensors", f"a predictor in {store}")
+    checks.check_file(target, str(target))
+    unsolved.check_solved(impl, unsolved.TRAIN)
+    plugged = plug.plug_in(impl)
     from flashlite.bench import tables
-    from flashlite.storage.store import PREDICTOR, Store
+    from flashlite.storage.find import check_apart
+    from flashlite.storage.store import Store
     from flashlite.storage.tokenizer import read_files, token_windows
     from flashlite.training.train_predictor import train_predictors
 
+    if plugged.plugs:
+        check_apart(target)
     opened = Store(store)
     windows = token_windows(read_files(texts), opened, tokens)
     if held_out:
@@ -139,9 +162,10 @@ def train_predictor(
         if len(windows) <= share:
             raise FlashliteError(f"{windows.numel()} tokens are too few to train and to calibrate on: give more text")
         windows, test = windows[:-share], windows[-share:]
-    predictors = train_predictors(opened, windows, test, recall, seed, show_progress)
-    predictors.save(opened.path / PREDICTOR)
+    predictors = train_predictors(opened, windows, test, recall, seed, show_progress, steps)
+    predictors.save(target)
     show_table(tables.predictor_table(list(predictors.reports)))
+    plugged.show_calls()
 
 
 @app.command("eval", context_settings=MORE_FILES)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flashlite.arguments import Dtype, parse_stages
+from flashlite.arguments import Dtype, parse_stages, parse_window
+from flashlite.cli import unsolved
 from flashlite.cli.checks import check_stages
 from flashlite.cli.options import (
     BudgetOption,
@@ -32,7 +33,6 @@ from flashlite.cli.options import (
     show_table,
     words_beside_json,
 )  # fmt: skip
-from flashlite.cli.unsolved import check_solved
 from flashlite.course import plug
 from flashlite.errors import FlashliteError
 
@@ -46,17 +46,22 @@ def register(app: typer.Typer) -> None:
         app.command()(words_beside_json(command))
 
 
-def probe(folder: FolderArgument = Path("."), json_file: JsonOption = None, plot: PlotOption = None) -> None:
+def probe(
+    folder: FolderArgument = Path("."), json_file: JsonOption = None, plot: PlotOption = None, impl: ImplOption = "ref"
+) -> None:
     """Measure what the drive can do: read sizes against reads in flight."""
+    check_outputs(json_file, plot)
+    unsolved.check_solved(impl, unsolved.PROBE)
+    plugged = plug.plug_in(impl)
     from flashlite.bench import tables
     from flashlite.drive.probe import check_folder
     from flashlite.drive.probe import probe as measure_drive
 
-    check_outputs(json_file, plot)
     check_folder(folder)
     curve = measure_drive(folder)
     show_table(tables.curve_table(curve))
     print(f"sequential {curve.sequential_mb_s:.0f} MB/s; backend {curve.backend}, grid of {curve.alignment} bytes")
+    plugged.show_calls()
     try:
         show_plot(lambda plots: plots.drive_curve(curve), plot, "probe")
     finally:
@@ -70,7 +75,7 @@ def bench(
     prompt_tokens: Annotated[int, typer.Option(min=1)] = 32,
     dtype: DtypeOption = None,
     dram_budget: BudgetOption = "50%",
-    window: WindowOption = 5,
+    window: WindowOption = "5",
     predictor: PredictorOption = "trained",
     rounds: Annotated[int, typer.Option(help="processes for each stage", min=1)] = 3,
     memory_cap: Annotated[bool, typer.Option("--memory-cap", help="have the system enforce budget plus base")] = False,
@@ -91,26 +96,27 @@ def bench(
 
     When it is interrupted, it shows the stages that are complete.
     """
-    numbers = parse_stages(stages)
+    numbers, window_tokens = parse_stages(stages), parse_window(window)
     check_outputs(json_file, plot)
-    check_solved(impl, numbers, cost_model=True)
-    plugs, plugged = plug.plug_in(impl)
+    unsolved.check_solved(impl, unsolved.of_stages(numbers) | unsolved.COST_MODEL)
+    plugged = plug.plug_in(impl, model, dtype)
     from flashlite.bench import ladder
 
-    store = open_store(model, dtype)
-    check_stages(store, numbers, dram_budget, predictor, window)
+    store = open_store(plugged.model, dtype)
+    check_stages(store, numbers, dram_budget, predictor, window_tokens)
     try:
         result = ladder.bench(
-            store, stages=numbers, tokens=tokens, prompt_tokens=prompt_tokens, budget=dram_budget, window=window,
+            store, stages=numbers, tokens=tokens, prompt_tokens=prompt_tokens, budget=dram_budget, window=window_tokens,
             predictor=predictor, rounds=rounds, capped=memory_cap, peers=peers, slow_tokens=slow_tokens,
             check_tokens=check_tokens, verify_reads=verify_reads, progress=show_progress,
-            worker=plug.command(plugs, "flashlite.bench.measure_one"),
+            worker=plugged.command("flashlite.bench.measure_one"),
         )  # fmt: skip
     except ladder.Interrupted as interrupted:
         _show_complete(interrupted.result, len(set(numbers)), wide)
         raise typer.Exit(130) from None
-    result = replace(result, impl=impl, plugged=plugged)
+    result = replace(result, impl=impl, plugged=plugged.lines, calls=plugged.total())
     _show_ladder(result, wide)
+    plugged.show_calls()
     try:
         show_plot(lambda plots: plots.ladder(result), plot, "bench")
     finally:
@@ -145,8 +151,12 @@ def estimate(
     against: Annotated[Path | None, typer.Option(help="a result of bench --json, to check the estimate with")] = None,
     json_file: JsonOption = None,
     plot: PlotOption = None,
+    impl: ImplOption = "ref",
 ) -> None:
     """What a token of a model would take on this drive and on published ones, without running the model."""
+    check_outputs(json_file, plot)
+    unsolved.check_solved(impl, unsolved.ESTIMATE)
+    plugged = plug.plug_in(impl)
     from flashlite.bench import tables
     from flashlite.drive.probe import check_folder
     from flashlite.drive.probe import probe as measure_drive
@@ -154,7 +164,6 @@ def estimate(
     from flashlite.families.opt import check_published
 
     check_published(name)
-    check_outputs(json_file, plot)
     drives = [find_drive(drive)] if drive else DRIVES
     curves = {f"{d.kind}: {d.name}": d.curve() for d in drives}
     measured = _read_result(against, name, dtype) if against else None
@@ -169,6 +178,7 @@ def estimate(
     result = predict(name, curves, dtype)
     show_table(tables.estimate_table(result, measured))
     print("\n".join(tables.drive_lines(drives)))
+    plugged.show_calls()
     try:
         show_plot(lambda plots: plots.estimates(result, measured), plot, "estimate")
     finally:

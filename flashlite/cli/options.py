@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 from rich.console import Console
 
-from flashlite.arguments import LAST_STAGE, Dtype, PredictorKind, parse_stages
+from flashlite.arguments import LAST_STAGE, Dtype, PredictorKind, parse_stages, parse_window
 from flashlite.cli import checks
 from flashlite.errors import FlashliteError
 
@@ -75,7 +75,13 @@ StagesOption = Annotated[
     str,
     typer.Option("--stages", "--stage", help="a range or a list: 0-6, or 0,3,5", callback=checked(parse_stages)),
 ]
-WindowOption = Annotated[int, typer.Option("--window", help="tokens whose neurons stay in DRAM", min=1)]
+WindowOption = Annotated[
+    str,
+    typer.Option(
+        "--window", help="tokens whose neurons stay in DRAM, or auto: as many as the budget has room for",
+        callback=checked(parse_window),
+    ),
+]  # fmt: skip
 SeedOption = Annotated[int, typer.Option("--seed", help="of all that is random", min=0, max=2**63 - 1)]
 VerifyOption = Annotated[
     bool, typer.Option("--verify-reads", help="compare what is read with its checksums: about a tenth slower")

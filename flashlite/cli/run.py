@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from flashlite.arguments import parse_window
 from flashlite.cli.checks import check_stages
 from flashlite.cli.options import (
     BudgetOption,
@@ -19,7 +20,7 @@ from flashlite.cli.options import (
     WindowOption,
     open_store,
 )  # fmt: skip
-from flashlite.cli.unsolved import check_solved
+from flashlite.cli.unsolved import check_solved, of_stages
 from flashlite.course import plug
 
 
@@ -30,7 +31,7 @@ def run(
     stage: StageOption = 5,
     dram_budget: BudgetOption = "50%",
     predictor: PredictorOption = "trained",
-    window: WindowOption = 5,
+    window: WindowOption = "5",
     dtype: DtypeOption = None,
     verify_reads: VerifyOption = False,
     impl: ImplOption = "ref",
@@ -40,8 +41,9 @@ def run(
     A prompt may hold any valid Unicode; one that isn't UTF-8 or fills the model's positions is refused. With --impl the
     code of exercises runs as any program of yours, without the limits that grading sets.
     """
-    check_solved(impl, [stage])
-    plugs, _ = plug.plug_in(impl)
+    tokens = parse_window(window)
+    check_solved(impl, of_stages([stage]))
+    plugged = plug.plug_in(impl, model, dtype)
     import torch
     from transformers import TextStreamer
 
@@ -50,16 +52,16 @@ def run(
     from flashlite.engine.model import load
     from flashlite.storage.tokenizer import encode, load_tokenizer, settings_named
 
-    store = open_store(model, dtype)
+    store = open_store(plugged.model, dtype)
     tokenizer = load_tokenizer(store)
     ids = encode(tokenizer, prompt, store)
-    if plugs:
-        check_stages(store, [stage], dram_budget, predictor, window)
-        check_stage(store, stage, dram_budget, window, plug.command(plugs, "flashlite.bench.measure_one"))
+    if plugged.plugs:
+        check_stages(store, [stage], dram_budget, predictor, tokens)
+        check_stage(store, stage, dram_budget, tokens, plugged.command("flashlite.bench.measure_one"))
     positions = store.config.max_position_embeddings
     longest = positions - ids.shape[1]
     flash_model = load(
-        store, dram_budget=dram_budget, stage=stage, predictor=predictor, window=window, verify_reads=verify_reads
+        store, dram_budget=dram_budget, stage=stage, predictor=predictor, window=tokens, verify_reads=verify_reads
     )
     began, streamer = time.perf_counter(), TextStreamer(tokenizer)
     try:
@@ -75,3 +77,4 @@ def run(
         print(f"[the text fills all {positions} positions of the model]")
     engine = flash_model.flash
     print(tables.token_line(engine.calls, engine.budget.total, time.perf_counter() - began))
+    plugged.show_calls()

@@ -12,22 +12,30 @@ from flashlite.course.manifest import Exercise, find_course
 from flashlite.course.plug import choose
 from flashlite.errors import FlashliteError
 
-STAGES_OF = {  # the stages of the ladder that call an exercise's function; tests/test_arguments.py traces them
+STAGES_OF = {  # the stages of the ladder that call an exercise's function; tests/test_arguments.py holds all of these
     "0.1": "0-6", "1.1": "0-6", "1.2": "2-6", "2.1": "2-6", "2.2": "2-6", "2.5": "2-5", "3.2": "2-6", "3.3": "3-6",
     "4.2": "2-6", "5.1": "5-6", "5.2": "5-6", "5.3": "5", "6.1": "2-6",
 }  # fmt: skip
-COST_MODEL = {"0.2", "0.3"}  # what `bench` calls besides
+COST_MODEL = {"0.2", "0.3"}
+PROBE, PACK = {"0.1"}, {"4.1"}
+ESTIMATE = COST_MODEL | {"1.1", "1.3", "2.5", "4.2"}
+TRAIN = {"0.1", "1.1", "1.2", "2.2", "2.3", "2.4", "3.1", "4.2"}
 
 
-def check_solved(impl: str, stages: Iterable[int], cost_model: bool = False) -> None:
-    """Raise FlashliteError if `--impl` names a file in which an exercise is a stub that will be called: by one of these
-    stages of the ladder, or by the cost model."""
+def of_stages(stages: Iterable[int]) -> set[str]:
+    """The exercises, by id, that at least one of these stages of the ladder calls."""
+    return {exercise for exercise, of in STAGES_OF.items() if not set(stages).isdisjoint(parse_stages(of))}
+
+
+def check_solved(impl: str, called: set[str]) -> None:
+    """Raise FlashliteError if one of the exercises that will be called, by id, is a stub in the file that `--impl`
+    names for it."""
     if impl == "ref":
         return
-    course, called = find_course(), {id for id, of in STAGES_OF.items() if not set(stages).isdisjoint(parse_stages(of))}
+    course = find_course()
     plugs = choose(course, impl)
     for exercise in course.exercises:
-        if exercise.module in plugs and exercise.id in called | (COST_MODEL if cost_model else set()):
+        if exercise.id in called and exercise.module in plugs:
             _check(exercise, Path(plugs[exercise.module].file), impl)
 
 

@@ -62,7 +62,7 @@ class Serial:
             self._fd, self._reads = fd, reads
 
         def wait(self) -> np.ndarray:
-            return np.array([_read_one(self._fd, self._reads, i) for i in range(len(self._reads))], np.int64)
+            return np.array([_read_one(self._fd, self._reads, i) for i in range(self._reads.number)], np.int64)
 
     def submit(self, fd: int, reads: Reads) -> Batch:
         return self._Batch(fd, reads)
@@ -88,8 +88,8 @@ class Threads:
         def read_part(part: range) -> list[int]:
             return [_read_one(fd, reads, i) for i in part]
 
-        share = -(-len(reads) // self.depth) or 1
-        ranges = [range(i, min(i + share, len(reads))) for i in range(0, len(reads), share)]
+        share = -(-reads.number // self.depth) or 1
+        ranges = [range(i, min(i + share, reads.number)) for i in range(0, reads.number, share)]
         parts = [Job(partial(read_part, part)) for part in ranges]
         try:
             for part in parts:

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flashlite.arguments import parse_budget
+from flashlite.engine.predictor_file import PredictorSet
 from flashlite.engine.resident import ResidentWeights
+from flashlite.engine.window import largest_window
 from flashlite.errors import BudgetError
+from flashlite.storage.store import PREDICTOR
 
 if TYPE_CHECKING:
     from flashlite.engine.stages import Stage
@@ -23,8 +26,11 @@ BUFFER_SHARE = 1 / 8  # of what is left for neurons
 class Budget:
     """A split of the DRAM budget, all in bytes but for rows.
 
-    total: the budget; resident, predictors, buffers: what each part takes; stream_rows: rows of each of the two read
-    buffers; layer_rows: most neurons of each layer that stay in DRAM.
+    total: the budget
+    resident, predictors, buffers: what each part takes
+    stream_rows: rows of each of the two read buffers
+    layer_rows: most neurons of each layer that stay in DRAM
+    rows: what is left for neurons, the layers' own rows and the stage's spare copies
     """
 
     total: int
@@ -33,6 +39,7 @@ class Budget:
     buffers: int
     stream_rows: int
     layer_rows: tuple[int, ...]
+    rows: int
 
 
 def split_rows(total: int, needs: Sequence[float], neurons: int, spare: int) -> tuple[int, ...]:
@@ -57,7 +64,9 @@ def split_rows(total: int, needs: Sequence[float], neurons: int, spare: int) -> 
     return rows
 
 
-def plan_budget(store: Store, stage: Stage, budget: int | str, predictor_bytes: int, needs: Sequence[float]) -> Budget:
+def plan_budget(
+    store: Store, stage: Stage, budget: int | float | str, predictor_bytes: int, needs: Sequence[float]
+) -> Budget:
     """Spend a budget. needs: rows that each layer's window would like.
 
     Raises BudgetError, naming the smallest budget that works, if it is too small.
@@ -80,5 +89,20 @@ def plan_budget(store: Store, stage: Stage, budget: int | str, predictor_bytes: 
     share = BUFFER_SHARE if stage.predictor else 1.0
     most = (left - fewest * (store.layers + stage.memory.spare)) // 2 if stage.predictor else left // 2
     stream_rows = max(fewest, min(largest, int(left * share) // 2, most))
-    rows = split_rows(left - 2 * stream_rows, needs, neurons, stage.memory.spare) if stage.predictor else ()
-    return Budget(total, resident, predictor_bytes, 2 * stream_rows * record, stream_rows, rows)
+    rows = left - 2 * stream_rows if stage.predictor else 0
+    layer_rows = split_rows(rows, needs, neurons, stage.memory.spare) if stage.predictor else ()
+    return Budget(total, resident, predictor_bytes, 2 * stream_rows * record, stream_rows, layer_rows, rows)
+
+
+def longest_window(store: Store, stage: Stage, budget: int | float | str) -> int:
+    """The most tokens whose neurons fit a budget on average, but at least 1: what window="auto" means.
+
+    By s_agg(k) on held-out text, as the trained predictors' reports have it, so at most as long as they know. Raises
+    PredictorError if the store has no predictor, and BudgetError as `plan_budget` does.
+    """
+    trained = PredictorSet.load(store.path / PREDICTOR, store.layers, store.shape)
+    nbytes, fewest = sum(predictor.nbytes for predictor in trained.layers), min(FEWEST_ROWS, store.shape.neurons)
+    plan = plan_budget(store, stage, budget, nbytes, [1.0] * store.layers)
+    by_window = zip(*(report.window_rows for report in trained.reports), strict=False)
+    needs = [[max(fewest, rows) for rows in layers] for layers in by_window]
+    return max(1, largest_window([sum(need) + stage.memory.spare * max(need) for need in needs], plan.rows))

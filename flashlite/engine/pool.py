@@ -18,6 +18,11 @@ from flashlite.engine.product import BLOCK, down_product, ffn_product, up_produc
 from flashlite.storage.bundle import FFNShape, round_up
 
 
+def _bits(weights: Tensor) -> np.ndarray:
+    """The same memory as integers: NumPy has no bf16, and copies a few elements faster than torch."""
+    return weights.view({2: torch.int16, 4: torch.int32}[weights.itemsize]).numpy()
+
+
 @dataclass(frozen=True)
 class Landing:
     """Where reads of new neurons must land: neuron i of `load` in buffer[rows[i]]."""
@@ -65,7 +70,8 @@ class Pool:
         self._buffer = aligned_buffer(capacity, shape.record_bytes)
         self._buffer.fill(0)  # takes the memory now: the first prompt would wait for every page of it
         self._matrix = torch.from_numpy(self._buffer).view(dtype)  # the same memory as weights
-        self._layer_bias, self._bias = bias, torch.zeros(capacity, dtype=dtype)  # by neuron, by row
+        self._bias = torch.zeros(capacity, dtype=dtype)  # by row
+        self._bias_of_row, self._bias_of_neuron = _bits(self._bias), _bits(bias)
         self._neuron_of_row = np.full(capacity, -1, np.int64)  # true for rows below num_used
         self._row_of_neuron = np.full(shape.neurons, -1, np.int64)  # -1: not in the pool
         self.num_used = self.moved = 0
@@ -84,16 +90,16 @@ class Pool:
         appended = np.arange(self.num_used, self.num_used + len(load) - len(refilled))
         rows = np.concatenate([refilled, appended])
         self.num_used += len(appended)
-        self._settle(load, rows)
+        self._note(load, rows)
         if len(free) > len(load):
             self._fill_holes(free[len(load) :])
         return Landing(self._buffer, rows)
 
-    def _settle(self, neurons: np.ndarray, rows: np.ndarray) -> None:
+    def _note(self, neurons: np.ndarray, rows: np.ndarray) -> None:
         """Note that neuron neurons[i] is in row rows[i], in both maps and the row's bias. neurons, rows: [n] int64."""
         self._row_of_neuron[neurons] = rows
         self._neuron_of_row[rows] = neurons
-        self._bias[torch.from_numpy(rows)] = self._layer_bias[torch.from_numpy(neurons)]
+        self._bias_of_row[rows] = self._bias_of_neuron[neurons]
 
     def _fill_holes(self, holes: np.ndarray) -> None:
         """Shrink the used rows to a gapless block: holes below its new end take the rows left above it.
@@ -105,7 +111,7 @@ class Pool:
         above[holes[holes >= end] - end] = False
         tail, targets = end + np.flatnonzero(above), holes[holes < end]
         self._buffer[targets] = self._buffer[tail]
-        self._settle(self._neuron_of_row[tail], targets)
+        self._note(self._neuron_of_row[tail], targets)
         self.moved += len(targets)
         self.num_used = end
 

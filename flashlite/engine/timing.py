@@ -1,43 +1,62 @@
-"""Where a token's time goes: waiting for flash, managing memory, multiplying."""
+"""Where a call's time goes: every moment of it is charged to one part. (Paper: section 2.1)"""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from types import TracebackType
+
+from flashlite.drive.flash import Counters
+
+REST, IO, MEMORY, PRODUCT = range(4)  # parts of a call; REST is all that is none of the others
 
 
-class Timer:
-    """Sums the seconds spent inside `with timer:`. Timers must not be nested."""
+class Clock:
+    """Sums the seconds of each part: `switch(part)` charges what has passed since the last switch to the part before.
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def __enter__(self) -> None:
-        self._began = time.perf_counter()
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.seconds += time.perf_counter() - self._began
-
-
-class Timing:
-    """The timers of one model; product is the FFN's multiplications alone, a part of compute."""
+    IO is waiting for flash, MEMORY managing neurons in DRAM, PRODUCT the FFNs' multiplications.
+    """
 
     def __init__(self) -> None:
-        self.io, self.memory, self.product = Timer(), Timer(), Timer()
+        self.seconds = [0.0] * 4
+        self._part, self._since = REST, 0.0
 
-    def seconds(self) -> tuple[float, float, float]:
-        """Sums so far: I/O, memory management, FFN products."""
-        return self.io.seconds, self.memory.seconds, self.product.seconds
+    def start(self) -> None:
+        """A call begins: the time before it is nobody's."""
+        self._part, self._since = REST, time.perf_counter()
+
+    def switch(self, part: int) -> None:
+        """From now on time is charged to this part."""
+        now = time.perf_counter()
+        self.seconds[self._part] += now - self._since
+        self._part, self._since = part, now
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """What an engine has spent so far.
+
+    seconds: by part of the clock
+    read: everything that was read from flash
+    prefetched: bytes read before the layer that needs them knew its input
+    wasted: those of them that it then didn't need
+    """
+
+    seconds: tuple[float, ...]
+    read: Counters
+    prefetched: int
+    wasted: int
+
+
+@dataclass(frozen=True, slots=True)
 class CallCost:
     """What one call of the model cost: times in ms, and what was read from flash.
 
-    compute_ms is all that is neither waiting for flash nor managing neurons in DRAM; product_ms is the part of it that
-    the FFN's products take. prefetched: bytes read ahead of the layer that needs them; wasted: those of them that it
-    then didn't need.
+    tokens: new ones of each sequence
+    io_ms, memory_ms: waiting for flash, managing neurons in DRAM
+    compute_ms: all the rest of total_ms
+    product_ms: the part of compute_ms that the FFNs' products take
+    records, reads, bytes: as Counters has them
+    prefetched, wasted: as Meter has them
     """
 
     tokens: int
@@ -51,3 +70,15 @@ class CallCost:
     bytes: int
     prefetched: int
     wasted: int
+
+    @classmethod
+    def between(cls, before: Meter, after: Meter, tokens: int) -> CallCost:
+        """What a call cost of that many tokens, by what the meter showed before and after it."""
+        rest, io, memory, product = [1e3 * (b - a) for a, b in zip(before.seconds, after.seconds, strict=True)]
+        read = after.read - before.read
+        return cls(
+            tokens=tokens, io_ms=io, memory_ms=memory, compute_ms=rest + product,
+            total_ms=rest + io + memory + product, product_ms=product,
+            records=read.records, reads=read.reads, bytes=read.bytes,
+            prefetched=after.prefetched - before.prefetched, wasted=after.wasted - before.wasted,
+        )  # fmt: skip

@@ -31,9 +31,10 @@ def union_sizes(mask: Tensor, length: int) -> tuple[float, ...]:
 
 
 def largest_window(sizes: Sequence[float], rows: int) -> int:
-    """The most tokens whose neurons fit in a layer's rows of DRAM: the largest k with s_agg(k) <= rows, 0 if none.
+    """The most tokens whose neurons fit in DRAM: the largest k with s_agg(k) <= rows, 0 if not even one token's do.
 
-    sizes: s_agg(k) for k = 1, 2, ... as `union_sizes` gives it, never falling; rows: neurons that DRAM has room for.
+    sizes: s_agg(k) for k = 1, 2, ... as `union_sizes` gives it, of one layer or of several together; it never falls.
+    rows: how many neurons there is room for.
     """
     return int(np.searchsorted(sizes, rows, side="right"))
 
@@ -60,7 +61,7 @@ class Window:
         self.size = 0
 
     @property
-    def resident(self) -> np.ndarray:
+    def held(self) -> np.ndarray:
         """The neurons in the window, sorted: [size] int64."""
         return np.flatnonzero(self._uses)
 
@@ -96,7 +97,7 @@ class Window:
 
     def clear(self) -> np.ndarray:
         """Empty the window. Returns the neurons that were in it."""
-        gone = self.resident
+        gone = self.held
         self._uses[:] = 0
         self._history.clear()
         self.size = 0

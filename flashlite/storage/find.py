@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from flashlite.arguments import MANIFEST, is_store
 from flashlite.errors import FlashliteError, StoreError
 from flashlite.storage.checkpoint import find_checkpoint
 from flashlite.storage.pack import pack
-from flashlite.storage.store import FORMAT, Store
+from flashlite.storage.store import FORMAT, PACKED_BY, Store
+
+log = logging.getLogger("flashlite")
 
 
 def home() -> Path:
@@ -28,6 +31,8 @@ def open_model(model: str | Path | Store, dtype: str | None = None) -> Store:
     """A store: `model` itself if it is one, else its packed form under `home()`, which is written if need be."""
     if isinstance(model, Store) or is_store(model):
         store = model if isinstance(model, Store) else Store(model)
+        if by := store.manifest.get(PACKED_BY):
+            log.warning("flashlite: %s was packed by %s in place of the engine's own code", store.path, by)
         if dtype is not None and dtype != store.dtype_name:
             raise StoreError(f"{store.path} was packed as {store.dtype_name}, not {dtype}: pack the checkpoint again")
         return store
@@ -35,7 +40,7 @@ def open_model(model: str | Path | Store, dtype: str | None = None) -> Store:
         raise StoreError(f"{model} is neither a store nor a checkpoint: it has no {MANIFEST} and no config.json")
     packed = home() / "stores" / f"{_packed_name(model)}-{dtype or 'fp32'}"
     if is_store(packed):
-        return Store(packed)
+        return _of_the_engine(Store(packed))
     try:
         return pack(model, packed, dtype or "fp32")
     except StoreError as error:
@@ -44,6 +49,24 @@ def open_model(model: str | Path | Store, dtype: str | None = None) -> Store:
         if isinstance(error.__cause__, OSError):
             raise StoreError(f"{error}; set FLASHLITE_HOME to a folder where it can") from error.__cause__
         raise
+
+
+def _of_the_engine(store: Store) -> Store:
+    """The store itself. Raises StoreError if other code than the engine's own packed it."""
+    if by := store.manifest.get(PACKED_BY):
+        raise StoreError(f"{store.path} was packed by {by}, not by the engine's own code: remove it")
+    return store
+
+
+def check_apart(path: Path) -> None:
+    """Raise StoreError where code in place of the engine's must not write: under `home()`, and in a store that the
+    engine's own code packed, or over one."""
+    place = path.absolute().resolve()
+    if home().resolve() in (place, *place.parents):
+        raise StoreError(f"{path} is among the models that the engine packed: choose a place outside of {home()}")
+    for folder in (place, *place.parents):
+        if is_store(folder) and PACKED_BY not in Store(folder).manifest:
+            raise StoreError(f"{folder} is a store of the engine's own: choose another place for what exercises write")
 
 
 def _packed_name(model: str | Path) -> str:

@@ -26,6 +26,7 @@ from flashlite.storage.store import (
     COPIED,
     FORMAT,
     MANIFEST,
+    PACKED_BY,
     PREDICTOR,
     RESIDENT,
     Store,
@@ -43,17 +44,25 @@ def pack(
     layouts: tuple[str, ...] = LAYOUTS,
     replace: bool = False,
     progress: Callable[[str], None] = lambda step: None,
+    packed_by: str = "",
 ) -> Store:
     """Write a checkpoint to `out` as a store, one tensor at a time, and open it.
 
-    model: `opt-mini`, a checkpoint folder or a hub id; dtype: fp32, bf16 or fp16. Raises CheckpointError or StoreError,
-    and then leaves nothing behind.
+    model: `opt-mini`, a checkpoint folder or a hub id
+    out: the store's folder
+    dtype: fp32, bf16 or fp16
+    layouts: how neurons lie on flash, one or both of LAYOUTS
+    replace: whether a store in the same place is replaced
+    progress: is told of each layer
+    packed_by: files whose code runs in place of the engine's, which the manifest then says
+
+    Raises CheckpointError or StoreError, and then leaves nothing behind.
     """
     checkpoint = Checkpoint(find_checkpoint(model))
 
     def copy_rest(folder: Path) -> dict[str, Any]:
         copy_files(checkpoint.folder, folder, (*COPIED, PREDICTOR))
-        return {}
+        return {PACKED_BY: packed_by} if packed_by else {}
 
     return write_store(checkpoint, Path(str(model)).name, out, dtype, layouts, copy_rest, replace, progress)
 

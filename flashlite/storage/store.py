@@ -36,6 +36,7 @@ FORMAT = 2
 LARGEST_GRID = 2**20  # bytes
 RESIDENT, PREDICTOR = "resident.safetensors", "predictor.safetensors"
 CHECKSUMS = "checksums.safetensors"
+PACKED_BY = "packed_by"  # in a manifest: the files whose code packed the store in place of the engine's
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
 COPIED = (*TOKENIZER, "generation_config.json")  # as they are in the checkpoint
 

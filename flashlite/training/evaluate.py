@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -39,8 +39,8 @@ class PredictedFFN(nn.Module):
 
 
 def streamed_model(store: Store) -> OPTForCausalLM:
-    """The exact model, each FFN streamed whole: any size can be evaluated in little DRAM."""
-    return build(store, RESIDENT, "100%", "oracle")
+    """The exact model, each FFN streamed whole from a layout that the store has: any size fits in little DRAM."""
+    return build(store, replace(RESIDENT, layout=store.layouts[0]), "100%", "oracle")
 
 
 def predicted_model(store: Store, predictors: list[LowRankPredictor]) -> OPTForCausalLM:

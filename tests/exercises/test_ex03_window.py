@@ -157,7 +157,7 @@ def check_steps(
         expect(in_order(step.drop, f"{name}: drop"), right[i].drop, f"{name}: neurons to drop", drops)
         expect(in_order(step.load, f"{name}: load"), right[i].load, f"{name}: neurons to load", loads)
         expect(in_order(step.overflow, f"{name}: overflow"), union([]), f"{name}: neurons without room")
-        expect(window.resident, right[i].after, f"{name}: neurons in the window", residents)
+        expect(window.held, right[i].after, f"{name}: neurons in the window", residents)
         expect(window.size, len(right[i].after), f"{name}: window.size")
         require(np.array_equal(given, active), f"{name}: active was changed", "no change")
 
@@ -224,7 +224,7 @@ def test_what_finds_no_room_is_overflow() -> None:
         expect(in_order(step.load, f"{what}: load"), np.setdiff1d(new, overflow), f"{what}: neurons to load", mistakes)
         expect(in_order(step.drop, f"{what}: drop"), np.setdiff1d(before, after), f"{what}: neurons to drop")
         mistakes = {"What is overflow does not stay in the window.": np.union1d(after, overflow)}
-        expect(window.resident, after, f"{what}: neurons in the window", mistakes)
+        expect(window.held, after, f"{what}: neurons in the window", mistakes)
         expect(window.size, len(after), f"{what}: window.size")
         before = after
 
@@ -333,9 +333,19 @@ def test_largest_window_that_fits_exactly() -> None:
 @pytest.mark.points("3.4", 1)
 def test_largest_window_if_none_or_all_fit() -> None:
     sizes = rising_sizes()
-    for count in (8, 3):
-        found = largest_window(sizes[:count], int(sizes[7]) + 100)
+    for count in (8, 3, 1):
+        given = sizes[:count]
+        found = largest_window(given, int(sizes[7]) + 100)
         expect(found, count, f"window if all {count} sizes fit", {"Nothing is known about longer windows.": count + 1})
-        require(isinstance(found, int), f"the window is a {type(found).__name__}", "an int")
+        require(type(found) is int, f"the window is a {type(found).__name__}", "an int")
+        require(given == sizes[:count], "sizes was changed", "no change")
     for rows in (0, 1):
         expect(largest_window(sizes, rows), 0, f"window with {rows} rows", {"Not even one token fits.": 1})
+    expect(largest_window((0.0, 0.0, 4.5), 0), 2, "window without rows, where two tokens use no neuron")
+    for k in range(1, 8):
+        below, above = float(int(sizes[k - 1])), float(int(sizes[k - 1])) + 0.25
+        what = f"window with {below:.0f} rows, s_agg({k}) = {above}"
+        rounded = [below] * k + [below + 9]
+        mistakes = {"A part of a neuron needs a row as well: the sizes must not be rounded.": k}
+        expect(largest_window([below - 1] * (k - 1) + [above, below + 9], int(below)), k - 1, what, mistakes)
+        expect(largest_window(rounded, int(below) - 1), 0, f"window with one row less than s_agg(1) = {below}")

@@ -64,7 +64,7 @@ class StageTask(Task[StageRun]):
 
     stage: its number
     budget: DRAM budget, as `load` takes it
-    window: tokens whose neurons stay in DRAM
+    window: tokens whose neurons stay in DRAM, or "auto"
     predictor: trained or oracle
     check: how many tokens to compare with the dense model's, by the oracle predictor; stages that have no predictor
         are compared for all tokens
@@ -73,7 +73,7 @@ class StageTask(Task[StageRun]):
 
     stage: int
     budget: int | str = "50%"
-    window: int = 5
+    window: int | str = 5
     predictor: str = "trained"
     check: int = 0
     verify_reads: bool = False
