@@ -183,10 +183,10 @@ def evaluate(
     check_outputs(json_file, None)
     from flashlite.bench import tables
     from flashlite.storage.tokenizer import read_files, token_windows
-    from flashlite.training.evaluate import evaluate as measure
+    from flashlite.training.evaluate import evaluate as measure_predictors
 
     opened = open_store(store)
-    result = measure(opened, token_windows(read_files(texts), opened, tokens))
+    result = measure_predictors(opened, token_windows(read_files(texts), opened, tokens))
     show_table(tables.predictor_table(list(result.layers)))
     change = result.predicted_perplexity / result.dense_perplexity - 1
     print(

@@ -55,10 +55,10 @@ def probe(
     plugged = plug.plug_in(impl)
     from flashlite.bench import tables
     from flashlite.drive.probe import check_folder
-    from flashlite.drive.probe import probe as measure
+    from flashlite.drive.probe import probe as measure_drive
 
     check_folder(folder)
-    curve = measure(folder)
+    curve = measure_drive(folder)
     show_table(tables.curve_table(curve))
     print(f"sequential {curve.sequential_mb_s:.0f} MB/s; backend {curve.backend}, grid of {curve.alignment} bytes")
     plugged.show_calls()
@@ -159,7 +159,7 @@ def estimate(
     plugged = plug.plug_in(impl)
     from flashlite.bench import tables
     from flashlite.drive.probe import check_folder
-    from flashlite.drive.probe import probe as measure
+    from flashlite.drive.probe import probe as measure_drive
     from flashlite.drive.published import DRIVES, find_drive
     from flashlite.families.opt import check_published
 
@@ -171,7 +171,7 @@ def estimate(
         curves = {tables.MEASURED_DRIVE: measured.curve, **curves}
     if not drive:
         check_folder(folder)
-        curves = {"this drive": measure(folder), **curves}
+        curves = {"this drive": measure_drive(folder), **curves}
 
     from flashlite.bench.estimate import estimate as predict
 
