@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import json
 import random
@@ -41,6 +42,8 @@ def grade_command(
     time_limit: Annotated[float, typer.Option(help="seconds for one exercise")] = TIME_LIMIT,
 ) -> None:
     """Grade exercises. The exit code is 0 only if every one of them passes."""
+    if importlib.util.find_spec("pytest") is None:
+        raise FlashliteError("grading needs pytest: pip install pytest")
     course = find_course()
     exercises, seed = chosen_exercises(course, which), random.randrange(100_000) if seed is None else seed
     if classroom is not None:

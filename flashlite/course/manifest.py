@@ -11,11 +11,6 @@ from typing import Any
 
 from flashlite.errors import FlashliteError
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # comes with pytest there
-
 MANIFEST = "course.toml"
 STUBS = "exercises/stubs.json"  # SHA-256 of each exercise file as it was handed out
 
@@ -117,8 +112,20 @@ def find_course(start: Path | None = None) -> Course:
 def read_course(root: Path) -> Course:
     """The course in a folder. Raises FlashliteError if its manifest is malformed."""
     try:
-        content: dict[str, Any] = tomllib.loads((root / MANIFEST).read_text(encoding="utf-8"))
+        content = _parse_toml((root / MANIFEST).read_text(encoding="utf-8"))
         chapters = {int(number): title for number, title in content["chapters"].items()}
         return Course(root, chapters, tuple(Exercise(**entry) for entry in content["exercise"]))
-    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise FlashliteError(f"{root / MANIFEST} is malformed: {error}") from None
+
+
+def _parse_toml(text: str) -> dict[str, Any]:
+    """What a TOML text says. Raises ValueError, and FlashliteError where nothing is installed that reads it."""
+    try:
+        if sys.version_info >= (3, 11):
+            import tomllib
+        else:
+            import tomli as tomllib  # comes with pytest there
+    except ModuleNotFoundError:
+        raise FlashliteError("the course needs pytest: pip install pytest") from None
+    return tomllib.loads(text)
