@@ -27,7 +27,7 @@ log = logging.getLogger("flashlite")
 
 FILE_FORMAT, OLDEST_FILE = 3, 2  # of files that are written, and of the oldest that are read, which name no weights
 RETRAIN = "; train the predictor again"
-TENSORS = ("a", "a_scale", "b", "b_scale", "bias")
+FIELDS = ("a", "a_scale", "b", "b_scale", "bias")
 LARGEST_FIGURE = 2**20  # in a report: more than any layer has neurons
 
 
@@ -68,7 +68,7 @@ class PredictorSet:
         """Write one safetensors file that appears only when complete, with a checksum of its content."""
         tensors: dict[str, Tensor] = {}
         for i, layer in enumerate(self.layers):
-            parts = zip(TENSORS, (layer.a.values, layer.a.scale, layer.b.values, layer.b.scale, layer.bias), strict=True)
+            parts = zip(FIELDS, (layer.a.values, layer.a.scale, layer.b.values, layer.b.scale, layer.bias), strict=True)
             tensors |= {f"layers.{i}.{name}": tensor.contiguous() for name, tensor in parts}
         reports = json.dumps([vars(report) for report in self.reports])
         content = save_tensors(tensors, signed(tensors, reports, self.up_projections))
@@ -110,7 +110,7 @@ class PredictorSet:
         weights = None if metadata["format"] == str(OLDEST_FILE) else metadata["up_projections"]
         if metadata != signed(tensors, metadata["reports"], weights):
             raise PredictorError(f"{path} was altered{RETRAIN}")
-        parts = [[tensors[f"layers.{i}.{name}"] for name in TENSORS] for i in range(store.layers)]
+        parts = [[tensors[f"layers.{i}.{name}"] for name in FIELDS] for i in range(store.layers)]
         reports = [_report(content) for content in json.loads(metadata["reports"])]
         if len(reports) != store.layers or any(not _fit(part, store.shape) for part in parts):
             raise PredictorError(f"{path} was trained for another model{RETRAIN}")
