@@ -365,7 +365,7 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_directory_is_named(tmp_path: Path, backend: Backend) -> None:
-    with pytest.raises(ReadError, match=f"{tmp_path}: "):
+    with pytest.raises(ReadError, match=f"{tmp_path} cannot be opened: it is a folder"):
         read_one(FlashFile(tmp_path, backend), 0, 1)
 
 
