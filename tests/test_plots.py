@@ -44,7 +44,16 @@ def bars(axes: Any) -> list[Rectangle]:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (0.123, "0.12"), (4.392, "4.39"), (42.55, "42.5"), (466.4, "466"), (13316.9, "13,317"), (-2, "-2.00")],
+    [
+        (0.0, "0"),
+        (0.123, "0.12"),
+        (4.392, "4.39"),
+        (42.55, "42.5"),
+        (466.4, "466"),
+        (13316.9, "13,317"),
+        (52, "52"),
+        (-2.0, "-2.00"),
+    ],
 )
 def test_numbers_have_the_same_digits_everywhere(value: float, text: str) -> None:
     assert spoken(value) == text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from matplotlib.ticker import LogLocator
 
 MARKERS = "osv^D*PX"
 DASHES = ("-", "--", "-.", ":")
+BAR = 0.5  # height of a stacked bar, of the distance to the next
 LONGEST_BESIDE = 24  # characters of a name in a legend at the right
 FILLS = (("0.25", ""), ("0.55", "//"), ("0.85", ".."), ("1.0", "xx"), ("0.7", "--"))
 
@@ -59,7 +61,9 @@ def outside_legend(figure: Figure, axes: Axes, columns: int = 2) -> None:
 
 
 def spoken(value: float) -> str:
-    """A measured number as all figures write it: three digits, and whole ones with commas from 1000 on."""
+    """A number as all figures write it: a count in full, what was measured in three digits, both with commas."""
+    if isinstance(value, Integral):
+        return f"{value:,}"
     size = abs(value)
     decimals = 0 if size >= 100 or size == 0 else 1 if size >= 10 else 2
     return f"{value:,.{decimals}f}"
@@ -161,24 +165,31 @@ def stacked(
 ) -> Figure:
     """Horizontal bars made of parts, a number on each; every row has the same parts, in the same order.
 
-    numbers: format of a part. A part that is too narrow for its number has it above.
+    numbers: format of a part. Parts that are too narrow for their numbers have them above and below, in turns.
     """
-    axes = new_axes(axes, width=8.5, height=1.1 + 0.56 * len(rows))
+    axes = new_axes(axes, width=8.5, height=1.1 + 0.55 * len(rows))
     names, left = list(rows), np.zeros(len(rows))
     widest = max(sum(parts.values()) for parts in rows.values())
+    narrow = [0] * len(rows)  # parts of each row so far that were too narrow
     for i, part in enumerate(next(iter(rows.values()))):
         widths = np.array([parts[part] for parts in rows.values()])
         shade, hatch = FILLS[i % len(FILLS)]
-        axes.barh(names, widths, 0.56, left=left, color=shade, hatch=hatch, edgecolor="black", lw=0.6, label=part)
-        for y, (begin, width) in enumerate(zip(left, widths, strict=True)):
-            inside = width > 0.06 * widest
-            box = {"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none"} if inside else None
-            axes.text(begin + width / 2, y if inside else y - 0.31, numbers.format(width), ha="center",
-                      va="center" if inside else "bottom", fontsize=8, bbox=box)  # fmt: skip
+        axes.barh(names, widths, BAR, left=left, color=shade, hatch=hatch, edgecolor="black", lw=0.6, label=part)
+        for y, (middle, width) in enumerate(zip(left + widths / 2, widths, strict=True)):
+            fits = width > 0.06 * widest
+            narrow[y] += not fits
+            _write_number(axes, numbers.format(width), middle, y, 0 if fits else 1 if narrow[y] % 2 else -1)
         left += widths
-    axes.set_ylim(len(rows) - 0.5, -0.75)
+    axes.set_ylim(len(rows) - 0.4, -0.7)
     axes.margins(x=0.02)
     return finish(axes, title, xlabel, "")
+
+
+def _write_number(axes: Axes, text: str, x: float, y: int, side: int) -> None:
+    """Write a number into the bar y (side 0), above it (1) or below it (-1)."""
+    box = None if side else {"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none"}
+    upright = {0: "center", 1: "bottom", -1: "top"}[side]
+    axes.text(x, y - side * (BAR / 2 + 0.02), text, ha="center", va=upright, fontsize=8, bbox=box)
 
 
 def heat(
