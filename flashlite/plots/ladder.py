@@ -11,15 +11,17 @@ from matplotlib.figure import Figure
 from flashlite.plots.style import FILLS, finish, model_name, new_axes, outside_legend, plt, spoken_bytes
 
 PARTS = (("io_ms", "waiting for flash"), ("memory_ms", "managing memory"), ("compute_ms", "computing"))
-SMALL = 0.2  # of the highest bar: a ladder that ends below it gets a second panel, of the stages below
-ZOOMED = 0.35
+SMALL = 0.2  # of the highest bar: a ladder with a bar below it gets a second panel,
+LOW = 0.35  # of the bars below this
 
 
 def parts(rows: Sequence[dict[str, Any]], title: str, axes: Axes | None = None) -> Figure:
     """Stacked bars of a token's time, a bar a row of `bench` or `compare`, with the bytes that it read."""
     axes = new_axes(axes, width=4.2 + 0.9 * len(rows), height=4)
     _draw(axes, rows, rows)
-    return finish(axes, title, "", "one token, ms")
+    figure = finish(axes, title, "", "one token, ms", legend=False)
+    outside_legend(figure, axes, columns=3)
+    return figure
 
 
 def ladder(result: dict[str, Any]) -> Figure:
@@ -28,24 +30,22 @@ def ladder(result: dict[str, Any]) -> Figure:
     If the last stages are too low to be seen beside the first, a second panel shows them alone.
     """
     stages, dense = result["stages"], result["dense"]["total_ms"]
-    highest = max(row["total_ms"] for row in stages)
-    low = [row for row in stages if row["total_ms"] < ZOOMED * highest]
-    share = result["budget_bytes"] / result["weight_bytes"]
-    title = f"{model_name(result)} in {share:.0%} of its memory: one token's time and reads"
-    if min(row["total_ms"] for row in stages) >= SMALL * highest:
-        axes = new_axes(width=9.6, height=4)
-        _predictions(axes, stages, dense)
-        _draw(axes, stages, stages)
-        return finish(axes, title, "", "one token, ms")
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(11, 4.4), width_ratios=[len(stages), len(low)], layout="constrained"
-    )
-    for axes, rows in ((left, stages), (right, low)):
+    highest, lowest = (pick(row["total_ms"] for row in stages) for pick in (max, min))
+    panels = {"": stages}
+    if lowest < SMALL * highest:
+        panels = {"all stages": stages, "the lower ones, larger": [r for r in stages if r["total_ms"] < LOW * highest]}
+    figure, grid = plt.subplots(
+        1, len(panels), figsize=(8 + 1.6 * len(panels), 4.4), width_ratios=list(map(len, panels.values())),
+        squeeze=False, layout="constrained",
+    )  # fmt: skip
+    *_, last = panels.values()
+    for axes, (name, rows) in zip(grid[0], panels.items(), strict=True):
         _predictions(axes, rows, dense)
-        _draw(axes, rows, labelled=[row for row in rows if axes is right or row not in low])
-        finish(axes, "all stages" if axes is left else "the lower ones, larger", "", "one token, ms", legend=False)
-    figure.suptitle(title, fontsize=11)
-    outside_legend(figure, left, columns=5)
+        _draw(axes, rows, labelled=[row for row in rows if rows is last or row not in last])
+        finish(axes, name, "", "one token, ms", legend=False)
+    share = result["budget_bytes"] / result["weight_bytes"]
+    figure.suptitle(f"{model_name(result)} in {share:.0%} of its memory: one token's time and reads", fontsize=11)
+    outside_legend(figure, grid[0][0], columns=5)
     return figure
 
 

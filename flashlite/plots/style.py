@@ -50,14 +50,15 @@ def finish(axes: Axes, title: str, xlabel: str, ylabel: str, legend: bool = True
     return figure
 
 
-def outside_legend(figure: Figure, axes: Axes, columns: int = 2) -> None:
-    """A legend outside of the axes, where it can't cover a point: at the right, or in columns below if a name is long
-    or there are several panels."""
+def outside_legend(figure: Figure, axes: Axes, columns: int | None = None) -> None:
+    """A legend outside of the axes, where it can't cover a point: in columns below them, or at the right if there is a
+    single panel, all names are short and no columns were asked for."""
     handles, names = axes.get_legend_handles_labels()
-    if names and len(figure.axes) == 1 and max(map(len, names)) <= LONGEST_BESIDE:
+    beside = columns is None and len(figure.axes) == 1 and max(map(len, names), default=0) <= LONGEST_BESIDE
+    if names and beside:
         figure.legend(handles, names, fontsize=8, loc="outside right upper")
     elif names:
-        figure.legend(handles, names, fontsize=8, loc="outside lower center", ncols=columns)
+        figure.legend(handles, names, fontsize=8, loc="outside lower center", ncols=columns or 2)
 
 
 def spoken(value: float) -> str:
