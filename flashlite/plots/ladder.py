@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flashlite.plots.style import FILLS, finish, model_name, new_axes, outside_legend, plt, spoken_bytes
+from flashlite.plots.style import FILLS, WHITE, finish, model_name, new_axes, outside_legend, plt, spoken_bytes
 
 PARTS = (("io_ms", "waiting for flash"), ("memory_ms", "managing memory"), ("compute_ms", "computing"))
 SMALL = 0.2  # of the highest bar: a ladder with a bar below it gets a second panel,
@@ -61,7 +61,7 @@ def _draw(axes: Axes, rows: Sequence[dict[str, Any]], labelled: Sequence[dict[st
             label = f"{spoken_bytes(row['bytes_per_token'])}\n{row['reads_per_token']:,.0f} reads"
             top = max(top, row.get("predicted_ms", 0.0))
             axes.annotate(label, (name, top), (0, 5), textcoords="offset points", ha="center", fontsize=8, zorder=6,
-                          bbox={"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none"})  # fmt: skip
+                          bbox=WHITE)  # fmt: skip
     axes.margins(y=0.2)
     axes.tick_params(axis="x", labelsize=9)
 

@@ -19,6 +19,7 @@ from matplotlib.ticker import LogLocator
 
 MARKERS = "osv^D*PX"
 DASHES = ("-", "--", "-.", ":")
+WHITE = {"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none"}  # behind a number, so that no line strikes it
 BAR = 0.5  # height of a stacked bar, of the distance to the next
 LONGEST_BESIDE = 24  # characters of a name in a legend at the right
 FILLS = (("0.25", ""), ("0.55", "//"), ("0.85", ".."), ("1.0", "xx"), ("0.7", "--"))
@@ -128,7 +129,8 @@ def bars(values: Mapping[str, float], title: str, xlabel: str, axes: Axes | None
     names = list(values)
     axes.barh(names, list(values.values()), color="0.55", edgecolor="black", lw=0.6)
     for i, value in enumerate(values.values()):
-        axes.annotate(spoken(value), (value, i), (4, 0), textcoords="offset points", va="center", fontsize=9)
+        axes.annotate(spoken(value), (value, i), (4, 0), textcoords="offset points", va="center", fontsize=9,
+                      bbox=WHITE)  # fmt: skip
     axes.invert_yaxis()
     axes.margins(x=0.16)
     return finish(axes, title, xlabel, "", legend=False)
@@ -150,7 +152,7 @@ def dots(
     for y, values in enumerate(rows.values()):
         for value in values.values():
             axes.annotate(spoken(value), (value, y), (8, 0), textcoords="offset points", va="center", fontsize=9,
-                          bbox={"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none"})  # fmt: skip
+                          bbox=WHITE)  # fmt: skip
     axes.set_yticks(range(len(rows)), list(rows))
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xscale("log")
@@ -188,9 +190,8 @@ def stacked(
 
 def _write_number(axes: Axes, text: str, x: float, y: int, side: int) -> None:
     """Write a number into the bar y (side 0), above it (1) or below it (-1)."""
-    box = None if side else {"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none"}
     upright = {0: "center", 1: "bottom", -1: "top"}[side]
-    axes.text(x, y - side * (BAR / 2 + 0.02), text, ha="center", va=upright, fontsize=8, bbox=box)
+    axes.text(x, y - side * (BAR / 2 + 0.02), text, ha="center", va=upright, fontsize=8, bbox=None if side else WHITE)
 
 
 def heat(
