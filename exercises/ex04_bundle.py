@@ -65,9 +65,6 @@ def pieces(layout: str, shape: FFNShape) -> tuple[Piece, ...]:
     }[layout]
 
 
-LAYOUTS = ("split", "bundled")
-
-
 def pack_bundles(up: Tensor, down: Tensor, record_bytes: int) -> np.ndarray:
     """Neurons as rows [up | down | zeros].
 

@@ -27,7 +27,11 @@ class CheckpointError(FlashliteError):
 
 
 class BudgetError(FlashliteError):
-    """A DRAM budget is malformed or too small; the text names the smallest that works."""
+    """A DRAM budget is malformed or too small; the text names the smallest that works, and `smallest` has its bytes."""
+
+    def __init__(self, text: str, smallest: int = 0) -> None:
+        super().__init__(text)
+        self.smallest = smallest
 
 
 class PredictorError(FlashliteError):

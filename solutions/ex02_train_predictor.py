@@ -13,16 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from flashlite.drive.direct import aligned_buffer
-from flashlite.engine.predictor import INT8_BLOCK, LowRankPredictor, OraclePredictor
+from flashlite.engine.predictor import INT8_BLOCK, LowRankPredictor
 from flashlite.engine.predictor_file import LayerReport, PredictorSet
-from flashlite.engine.window import union_sizes
 from flashlite.storage.bundle import round_up, unpack_bundles
 from flashlite.storage.neurons import NeuronFile
 from flashlite.storage.store import Store
-from flashlite.training.evaluate import dense_model
+from flashlite.training.evaluate import Tally, streamed_model, watch
 
 POSITIVE_WEIGHT = 4.0  # a missed neuron costs quality, a superfluous one only bytes
 STEPS, BATCH, LEARNING_RATE = 800, 512, 1e-3
@@ -45,17 +44,9 @@ class Activations:
 @torch.no_grad()
 def collect(store: Store, windows: Tensor) -> list[Activations]:
     """The activations of every layer on windows of tokens [windows, length]."""
-    model = dense_model(store)
-    file = NeuronFile(store, store.layouts[0])
+    model = streamed_model(store)
     found: list[list[tuple[Tensor, np.ndarray]]] = [[] for _ in range(store.layers)]
-    for i, ffn in enumerate(model.flash.ffns):
-        oracle = OraclePredictor(file, i, ffn.up_bias)
-
-        def keep(module: nn.Module, args: tuple[Tensor, ...], i: int = i, oracle: OraclePredictor = oracle) -> None:
-            fired = np.packbits(oracle.mask(args[0]).numpy(), axis=1)
-            found[i].append((args[0].half(), fired))
-
-        ffn.register_forward_pre_hook(keep)
+    watch(model, lambda i, x, fired: found[i].append((x.half(), np.packbits(fired.numpy(), axis=1))))
     for window in windows.split(4):
         model.model(window)
     return [
@@ -134,13 +125,9 @@ def calibrate(a: Tensor, b: Tensor, bias: Tensor, data: Activations, recall: flo
 
 def report(predictor: LowRankPredictor, data: Activations, length: int) -> LayerReport:
     """How good a predictor is on these activations, whose texts have `length` tokens each."""
-    fired = data.mask(slice(None))
-    mask = torch.cat([predictor.mask(x) for x in data.x.float().split(4096)])
-    hits, active, predicted = int((mask & fired).sum()), int(fired.sum()), int(mask.sum())
-    recall = hits / max(1, active)
-    wrong = (predicted - hits) / max(1, fired.numel() - active)
-    shares = (active / fired.numel(), predicted / fired.numel())
-    return LayerReport(predictor.rank, *shares, recall, 1 - recall, wrong, union_sizes(mask, length))
+    tally = Tally()
+    tally.add(torch.cat([predictor.mask(x) for x in data.x.float().split(4096)]), data.mask(slice(None)), length)
+    return tally.report(predictor.rank)
 
 
 def train_predictors(
@@ -185,5 +172,5 @@ def up_projection(store: Store, layer: int) -> tuple[Tensor, Tensor]:
     buffer = aligned_buffer(len(neurons), store.shape.record_bytes)
     NeuronFile(store, store.layouts[0]).read(layer, neurons, buffer, neurons)
     up, _ = unpack_bundles(torch.from_numpy(buffer).view(store.dtype), store.shape.d_model)
-    bias = dense_model(store).flash.ffns[layer].up_bias
+    bias = streamed_model(store).flash.ffns[layer].up_bias
     return up.float(), bias.float()

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flashlite.arguments import parse_budget
 from flashlite.engine.resident import ResidentWeights
 from flashlite.errors import BudgetError
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from flashlite.engine.stages import Stage
     from flashlite.storage.store import Store
 
-UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 FEWEST_ROWS = 16  # of a layer's neurons, and of a read buffer
 LARGEST_BUFFER = 2 * 2**20  # bytes; one pass of a stream
 BUFFER_SHARE = 1 / 8  # of what is left for neurons
@@ -35,16 +34,6 @@ class Budget:
     buffers: int
     stream_rows: int
     layer_rows: tuple[int, ...]
-
-
-def parse_budget(budget: int | str, weight_bytes: int) -> int:
-    """Bytes meant by a number, "4GiB", "500 MB" or "50%" of the model's weights. Raises BudgetError if malformed."""
-    if isinstance(budget, int) and not isinstance(budget, bool):
-        return budget
-    match = re.fullmatch(r"\s*(\d{1,20}(?:\.\d+)?)\s*(%|[kmg]?i?b|)\s*", str(budget).lower())
-    if match is None or match[2] not in {"%", *UNITS}:
-        raise BudgetError(f'budget {budget!r} is not understood: write bytes, "4GiB", "500MB" or "50%"')
-    return int(float(match[1]) * (weight_bytes / 100 if match[2] == "%" else UNITS[match[2]]))
 
 
 def split_rows(total: int, needs: Sequence[float], neurons: int, spare: int) -> tuple[int, ...]:
@@ -86,9 +75,11 @@ def plan_budget(store: Store, stage: Stage, budget: int | str, predictor_bytes: 
     least_rows = 2 * fewest + (fewest * (store.layers + stage.memory.spare) if stage.predictor else 0)
     smallest = resident + predictor_bytes + least_rows * record
     if total < smallest:
+        percent = f"{1000 * smallest // store.weight_bytes / 10 + 0.1:.1f}%"  # the next tenth, so that writing it works
         raise BudgetError(
-            f"a budget of {total} bytes is too small: the smallest that works is {smallest} bytes "
-            f"({100 * smallest / store.weight_bytes:.1f}% of the model), {resident} of them for resident weights"
+            f"a budget of {total} bytes is too small: the smallest that works is {smallest} bytes, {resident} of them "
+            f'for resident weights: write --dram-budget {percent}, in Python dram_budget="{percent}"',
+            smallest,
         )
     left = (total - resident - predictor_bytes) // record
     largest = min(neurons, max(1, LARGEST_BUFFER // record))

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import OPTConfig, OPTForCausalLM
 
 import flashlite
-from flashlite.cli.main import main as cli
+from flashlite.cli import main as cli
 from flashlite.course.manifest import Course, read_course
 from flashlite.engine.predictor import LowRankPredictor
 from flashlite.engine.predictor_file import LayerReport, PredictorSet

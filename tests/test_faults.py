@@ -24,7 +24,7 @@ from transformers import OPTForCausalLM
 
 import flashlite
 from flashlite.bench.decoding import forced
-from flashlite.cli.main import main as cli
+from flashlite.cli import main as cli
 from flashlite.drive import aio as native
 from flashlite.drive import backends, direct, flash
 from flashlite.drive.aio import PAUSES, NativeAio

@@ -53,8 +53,8 @@ def test_a_stub_stops_with_one_line_that_names_the_exercise(clone: Course, store
     done = call(clone, "run", store.path, "--stage", 3)
     assert done.returncode == 1
     assert "flashlite: exercise 3.2: delete this line and write step" in done.stderr
+    assert "(exercises/ex03_window.py:" in done.stderr
     assert "Traceback" not in done.stderr
-    assert "ex03 → exercises/ex03_window.py (untouched)" in done.stdout
 
 
 @pytest.mark.parametrize("command", ["bench", "run"])

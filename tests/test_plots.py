@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from flashlite import plots
+from flashlite.bench.result import Result
+from flashlite.bench.row import PeerRow
 from flashlite.plots.style import plt, spoken, spoken_bytes
 
 ROOT = Path(__file__).parent.parent
 
 
-def result(name: str) -> dict[str, Any]:
-    return json.loads((ROOT / f"results/{name}.json").read_text())
+def result(name: str) -> Result:
+    return Result.from_json(json.loads((ROOT / f"results/{name}.json").read_text()))
 
 
 @pytest.fixture(autouse=True)
@@ -69,19 +72,19 @@ def test_peers_are_dots_whose_kinds_differ() -> None:
     figure = plots.peers(measured)
     assert not bars(figure.axes[0])
     kinds = series(figure)
-    assert sorted(kinds["flashlite, by stage"]) == sorted(row["total_ms"] for row in measured["stages"])
-    assert sorted(kinds["what people use today"]) == sorted(row["total_ms"] for row in measured["peers"])
-    assert kinds["all in DRAM, no cap"] == [measured["dense"]["total_ms"]]
+    assert sorted(kinds["flashlite, by stage"]) == sorted(row.total_ms for row in measured.stages)
+    assert sorted(kinds["what people use today"]) == sorted(peer.cost.total_ms for peer in measured.peers if peer.cost)
+    assert kinds["all in DRAM, no cap"] == [measured.dense.total_ms]
     marks = [(line.get_marker(), line.get_markerfacecolor()) for line in figure.axes[0].lines]
     assert len({mark for mark, _ in marks}) == len({face for _, face in marks}) == 3
 
 
 def test_a_peer_that_was_killed_is_named_and_has_no_dot() -> None:
     measured = result("bench-opt-6.7b-bf16")
-    measured["peers"] = [{"name": row["name"], "killed": True} for row in measured["peers"]]
-    figure = plots.peers(measured)
+    peers = [PeerRow(peer.name, None) for peer in measured.peers]
+    figure = plots.peers(replace(measured, peers=peers))
     rows = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert [f"{row['name']}: out of memory" for row in measured["peers"]] == rows[:3]
+    assert [f"{peer.name}: out of memory" for peer in peers] == rows[:3]
     assert "what people use today" not in series(figure)
 
 
@@ -89,7 +92,8 @@ def test_estimates_are_dots_in_seconds_and_no_line_joins_drives() -> None:
     stages = {"naive": 13.3e9, "pool": 0.2e9}
     drives = {"the drive of the measured run": {"naive": 5000.0, "pool": 500.0},
               "SD card: A2": {"naive": 240_000.0, "pool": 5000.0}}  # fmt: skip
-    run = {"stages": [{"name": "naive", "total_ms": 4500.0}]}
+    run = result("bench-opt-mini-fp32")
+    run = replace(run, stages=[replace(run.stages[0], total_ms=4500.0)])
     figure = plots.estimates({"model": "opt-6.7b", "drives": drives, "bytes_per_token": stages}, run)
     lines = {str(line.get_label()): line for line in figure.axes[0].lines}
     assert list(lines["0 naive"].get_xdata()) == [5.0, 240.0]
@@ -112,9 +116,9 @@ def test_low_stages_have_a_panel_of_their_own_and_their_labels_are_only_there() 
     figure = plots.ladder(measured)
     left, right = figure.axes
     assert [text.get_text() for text in left.get_xticklabels()][-2:] == ["5 pool", "6 overlap"]
-    low = [row for row in measured["stages"] if row["total_ms"] < 0.35 * measured["stages"][0]["total_ms"]]
-    assert [text.get_text() for text in right.get_xticklabels()] == [f"{row['stage']} {row['name']}" for row in low]
-    assert len(left.texts) + len(right.texts) == len(measured["stages"])
+    low = [row for row in measured.stages if row.total_ms < 0.35 * measured.stages[0].total_ms]
+    assert [text.get_text() for text in right.get_xticklabels()] == [row.title for row in low]
+    assert len(left.texts) + len(right.texts) == len(measured.stages)
     assert all(text.get_bbox_patch().get_facecolor()[:3] == (1, 1, 1) for text in right.texts), "no line through it"
 
 
@@ -125,7 +129,7 @@ def test_a_ladder_without_low_stages_is_one_panel() -> None:
 
 
 def test_parts_of_a_token_differ_by_hatch_as_well_as_by_shade() -> None:
-    figure = plots.parts(result("bench-opt-mini-fp32")["stages"], "title")
+    figure = plots.parts(result("bench-opt-mini-fp32").stages, "title")
     looks = {(patch.get_facecolor(), patch.get_hatch()) for patch in bars(figure.axes[0])}
     assert len({shade for shade, _ in looks}) == len({hatch for _, hatch in looks}) == 3
 

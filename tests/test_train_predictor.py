@@ -12,7 +12,7 @@ from transformers import OPTForCausalLM
 from flashlite.engine.window import union_sizes
 from flashlite.storage.store import Store
 from flashlite.training import train_predictor
-from flashlite.training.evaluate import dense_model, loss, predicted_model
+from flashlite.training.evaluate import loss, predicted_model, streamed_model
 from flashlite.training.train_predictor import (
     balanced_loss,
     collect,
@@ -101,6 +101,6 @@ def test_trained_predictors_reach_the_recall_and_keep_the_loss(
         assert report.recall + report.false_negatives == pytest.approx(1)
         assert report.predicted >= report.active * report.recall
         assert list(report.window_rows) == sorted(report.window_rows)
-    dense = loss(dense_model(tiny_store), held_out)
+    dense = loss(streamed_model(tiny_store), held_out)
     assert loss(predicted_model(tiny_store, list(predictors.layers)), held_out) == pytest.approx(dense, rel=0.05)
     assert any("rank" in line for line in lines)

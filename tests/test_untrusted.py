@@ -28,7 +28,7 @@ from tokenizers import Tokenizer, models
 from transformers import OPTForCausalLM, PreTrainedTokenizerFast
 
 import flashlite
-from flashlite.cli.main import main as cli
+from flashlite.cli import main as cli
 from flashlite.engine import predictor
 from flashlite.engine.predictor_file import PredictorSet
 from flashlite.engine.stages import LADDER

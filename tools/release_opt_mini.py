@@ -147,7 +147,7 @@ def main() -> None:
     measured, reports = held_out_loss(BUNDLED_MODEL), list(predictors.reports)
     card = CARD.format(
         parameters=parameters, corpus_tokens=record["corpus_tokens"] / 1e6, phases=phase_rows(phases),
-        tokens=sum(p["tokens"] for p in phases) / 1e6, processor=host()["processor"],
+        tokens=sum(p["tokens"] for p in phases) / 1e6, processor=host().processor,
         held_out_loss=measured, perplexity=torch.tensor(measured).exp().item(), windows=HELD_OUT_WINDOWS,
         positions=POSITIONS, train_tokens=train_windows.numel(), dense=result.dense_perplexity,
         predicted=result.predicted_perplexity, change=result.predicted_perplexity / result.dense_perplexity - 1,

@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from flashlite import plots
 from flashlite.bench.cost import io_ms
+from flashlite.bench.result import Result
 from flashlite.bench.tables import ladder_markdown, peer_markdown, summary_lines
 from flashlite.drive.published import find_drive
 
@@ -29,7 +29,7 @@ def updated(text: str) -> str:
         "scale": "\n".join([f"{first}.", "", peer_markdown(scale), "", *(f"- {line}" for line in rest)]),
         "results": few_lines(ladder_markdown(result(MINI))),
         "slower": predictor_line(result(MINI)),
-        "verified": verified_line(result("verified-reads")),
+        "verified": verified_line(),
     }
     for marker, new in texts.items():
         begin, end = f"<!-- {marker}:begin -->", f"<!-- {marker}:end -->"
@@ -39,9 +39,9 @@ def updated(text: str) -> str:
     return text
 
 
-def result(name: str) -> dict[str, Any]:
-    """A result by the name of its file."""
-    return json.loads((ROOT / f"results/{name}.json").read_text())
+def result(name: str) -> Result:
+    """A benchmark's result by the name of its file."""
+    return Result.from_json(json.loads((ROOT / f"results/{name}.json").read_text(encoding="utf-8")))
 
 
 def few_lines(table: str, most: int = 2) -> str:
@@ -51,22 +51,21 @@ def few_lines(table: str, most: int = 2) -> str:
     return "\n".join(line for line in lines if line not in below[most:])
 
 
-def predictor_line(measured: dict[str, Any]) -> str:
+def predictor_line(measured: Result) -> str:
     """Whether stage 2 waits longer than stage 1, why, and what the same reads would take on a drive slower in order."""
-    resident, predictor = measured["stages"][1:3]
-    fewer = resident["bytes_per_token"] / predictor["bytes_per_token"]
-    slower = resident["read_mb_s"] / predictor["read_mb_s"]
+    resident, predictor = measured.stages[1:3]
+    fewer = resident.bytes_per_token / predictor.bytes_per_token
+    slower = resident.read_mb_s / predictor.read_mb_s
     drive = find_drive(SLOWER)
     curve = drive.curve()
     there = [
-        io_ms(curve, row["reads_per_token"], row["bytes_per_token"], row["batches_per_token"])
-        for row in (resident, predictor)
+        io_ms(curve, row.reads_per_token, row.bytes_per_token, row.batches_per_token) for row in (resident, predictor)
     ]
-    pieces = predictor["bytes_per_token"] / there[1] / 1e3  # MB/s
+    pieces = predictor.bytes_per_token / there[1] / 1e3  # MB/s
     question = f"Why does stage 2 {'lose to' if slower > fewer else 'gain on'} stage 1 here?"
     return (
         f"{question} It reads {fewer:.0f} times fewer bytes, but in pieces of half a neuron, "
-        f"which this drive gives at {predictor['read_mb_s']:,.0f} MB/s instead of {resident['read_mb_s']:,.0f}, "
+        f"which this drive gives at {predictor.read_mb_s:,.0f} MB/s instead of {resident.read_mb_s:,.0f}, "
         f"{slower:.0f} times more slowly. What decides is how far these two rates lie apart, not how fast a drive is. "
         f"On a {drive.name} ({drive.kind}, {drive.sequential_mb_s:,.0f} MB/s in order and {pieces:,.0f} in such "
         f"pieces) the same reads would keep a token waiting {there[0]:.0f} ms at stage 1 and {there[1]:.0f} ms at "
@@ -74,8 +73,9 @@ def predictor_line(measured: dict[str, Any]) -> str:
     )
 
 
-def verified_line(verified: dict[str, Any]) -> str:
+def verified_line() -> str:
     """What comparing every record with its checksum costs."""
+    verified = json.loads((ROOT / "results/verified-reads.json").read_text(encoding="utf-8"))
     plain_ms, verified_ms = verified["plain_ms"], verified["verified_ms"]
     return (
         f"A token of opt-mini then takes {verified_ms:.1f} ms instead of {plain_ms:.1f} at stage {verified['stage']}, "

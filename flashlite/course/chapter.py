@@ -18,7 +18,6 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from types import ModuleType
-from typing import Any
 
 import torch
 from IPython.display import Markdown
@@ -26,6 +25,8 @@ from torch import Tensor
 
 from flashlite.bench.compare import beside_reference
 from flashlite.bench.machine import drive, host
+from flashlite.bench.result import Result
+from flashlite.bench.row import StageRow
 from flashlite.bench.tables import gain_markdown
 from flashlite.course import plug
 from flashlite.course.manifest import Course, Exercise, find_course
@@ -46,11 +47,11 @@ def begin(number: int) -> Store:
     store = open_model(os.environ.get(MODEL, "opt-mini"))
     machine, where = host(), drive(store.path / "manifest.json")
     print(
-        f"chapter {number} on {machine['processor']}, {machine['cores']} cores, "
-        f"{machine['memory_bytes'] / 2**30:.0f} GiB, drive {where['device']} (direct reads on a grid of "
-        f"{where['alignment']} bytes)\n"
-        f"{machine['system'].split()[0]}, Python {machine['python']}, torch {machine['torch']}, "
-        f"transformers {machine['transformers']}\n"
+        f"chapter {number} on {machine.processor}, {machine.cores} cores, "
+        f"{machine.memory_bytes / 2**30:.0f} GiB, drive {where.device} (direct reads on a grid of "
+        f"{where.alignment} bytes)\n"
+        f"{machine.system.split()[0]}, Python {machine.python}, torch {machine.torch}, "
+        f"transformers {machine.transformers}\n"
         f"{store.manifest['name']} {store.dtype_name}: {store.layers} layers, d_model {store.shape.d_model}, "
         f"{store.shape.neurons} neurons a layer, {store.weight_bytes / 1e6:.1f} MB of weights"
     )
@@ -82,10 +83,10 @@ def change(stage: int) -> Markdown:
     return table(columns, [[f"`{changed}`", f"`{old}`", f"`{new}`", meaning]], note=f"```python\n{line}\n```")
 
 
-def result(name: str) -> dict[str, Any] | None:
+def result(name: str) -> Result | None:
     """A result of `flashlite bench --json` that this clone keeps in results/, None if it has none of that name."""
     path = find_course().root / "results" / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return Result.from_json(json.loads(path.read_text())) if path.exists() else None
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], note: str = "") -> Markdown:
@@ -99,7 +100,7 @@ def _cell(value: object) -> str:
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
-def gain(rows: Sequence[dict[str, Any]]) -> Markdown:
+def gain(rows: Sequence[StageRow]) -> Markdown:
     """Two stages of `compare` beside each other, and the second in parts of the first."""
     return Markdown(gain_markdown(rows))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -63,9 +64,13 @@ class Curve:
         try:
             rows = tuple(tuple(row) for row in data["mb_s"])
             grid = {"sizes": tuple(data["sizes"]), "depths": tuple(data["depths"]), "mb_s": rows}
+            if not rows or {len(row) for row in rows} != {len(grid["depths"])} or len(rows) != len(grid["sizes"]):
+                raise ValueError("its table is not one of all sizes and depths")
+            if not all(number > 0 for row in (*rows, grid["sizes"], grid["depths"]) for number in row):
+                raise ValueError("it holds a number that is not above 0")
             return cls(**{**data, **grid})
-        except (KeyError, TypeError) as error:
-            raise FlashliteError(f"this is no curve that `flashlite probe --json` wrote: {error}") from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise FlashliteError(f"this is not a curve that `flashlite probe --json` wrote: {error}") from None
 
 
 def _interpolate(at: float, known: Sequence[float], values: Sequence[float]) -> float:
@@ -108,6 +113,18 @@ def _pass_ms(file: FlashFile) -> float:
             ticket.wait()
         seconds.append(time.perf_counter() - began)
     return 1e3 * float(np.median(seconds))
+
+
+def check_folder(folder: Path, nbytes: int = FILE_BYTES) -> None:
+    """Raise FlashliteError unless a folder is there and its drive has room for the file that is read."""
+    try:
+        free = shutil.disk_usage(folder).free if folder.is_dir() else None
+    except OSError as error:
+        raise FlashliteError(f"{folder} cannot be probed: {error.strerror}") from None
+    if free is None:
+        raise FlashliteError(f"{folder} cannot be probed: it is not a folder")
+    if free < nbytes:
+        raise FlashliteError(f"{folder} cannot be probed: this takes {nbytes} bytes, and its drive has {free} free")
 
 
 def backend_of_depth(depth: int) -> Backend:

@@ -83,8 +83,9 @@ DRIVES = (
 
 
 def find_drive(name: str) -> Drive:
-    """The drive whose name or kind contains `name`, in any case. Raises FlashliteError unless there is just one."""
+    """The drive whose name or kind contains `name`, in any case. Raises FlashliteError unless just one does."""
     found = [drive for drive in DRIVES if name.lower() in f"{drive.name}, {drive.kind}".lower()]
     if len(found) != 1:
-        raise FlashliteError(f"{len(found)} published drives are called {name!r}: {', '.join(d.name for d in DRIVES)}")
+        called = f"{len(found)} published drives are" if found else "no published drive is"
+        raise FlashliteError(f"{called} called {name!r}: choose one of {', '.join(d.name for d in found or DRIVES)}")
     return found[0]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import OPTForCausalLM
 
+from flashlite.arguments import stage_number
 from flashlite.drive.flash import Counters
 from flashlite.engine.budget import Budget, plan_budget
 from flashlite.engine.ffn import Call, FlashFFN, StreamedFFN
@@ -25,7 +26,7 @@ from flashlite.engine.guards import guard
 from flashlite.engine.predictor import OraclePredictor, Predictor
 from flashlite.engine.predictor_file import PredictorSet
 from flashlite.engine.resident import EMBEDDINGS, ResidentWeights
-from flashlite.engine.stages import LADDER, NAMES, Stage, stage_number
+from flashlite.engine.stages import LADDER, NAMES, Stage
 from flashlite.engine.stream import Stream
 from flashlite.engine.timing import CallCost, Timing
 from flashlite.engine.turns import Turns, check_process, within
@@ -209,19 +210,21 @@ def load(
     store = open_model(model, dtype)
     if verify_reads:
         store = VerifiedStore(store.path)
+    return build(store, choose_stage(stage, window), dram_budget, predictor)
+
+
+def choose_stage(stage: int | str, window: int) -> Stage:
+    """A stage of the ladder, by number or name, with a window of this many tokens if it has one. Raises FlashliteError
+    if there is no such stage or window."""
     chosen = LADDER[NAMES[stage_number(stage)]]
     if window < 1:
         raise FlashliteError(f"a window of {window} tokens keeps nothing: use 1 or more, or stage='predictor'")
-    if chosen.window:
-        chosen = replace(chosen, window=window)
-    return build(store, chosen, dram_budget, predictor)
+    return replace(chosen, window=window) if chosen.window else chosen
 
 
 def build(store: Store, stage: Stage, dram_budget: int | str, predictor: str | Sequence[Predictor]) -> OPTForCausalLM:
     """`load` for a store that is open and a stage put together by hand."""
-    predictors, needs = _choose_predictors(store, stage, predictor)
-    nbytes = 0 if isinstance(predictors, str) else sum(p.nbytes for p in predictors)
-    budget = plan_budget(store, stage, dram_budget, nbytes, needs)
+    predictors, budget = plan(store, stage, dram_budget, predictor)
     engine = Engine(store, stage, budget, predictors)
     with torch.device("meta"):
         model = OPTForCausalLM(store.config)
@@ -231,6 +234,16 @@ def build(store: Store, stage: Stage, dram_budget: int | str, predictor: str | S
     model.name_or_path = str(store.path)
     model.flash = engine
     return model
+
+
+def plan(
+    store: Store, stage: Stage, dram_budget: int | str, predictor: str | Sequence[Predictor]
+) -> tuple[Sequence[Predictor] | str, Budget]:
+    """The predictors of a model that is to be loaded, and how its budget is spent. Raises FlashliteError if the model
+    can't be loaded so; no weights are read to find out."""
+    predictors, needs = _choose_predictors(store, stage, predictor)
+    nbytes = 0 if isinstance(predictors, str) else sum(p.nbytes for p in predictors)
+    return predictors, plan_budget(store, stage, dram_budget, nbytes, needs)
 
 
 def _choose_predictors(

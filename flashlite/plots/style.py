@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -75,11 +74,6 @@ def spoken_bytes(nbytes: float) -> str:
     """Bytes, three digits, in the unit that is a thousand times smaller or none: 13.3 GB, 802 MB, 4.39 MB."""
     unit, factor = next((u, f) for u, f in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1)) if nbytes >= f or f == 1)
     return f"{spoken(nbytes / factor)} {unit}"
-
-
-def model_name(result: Mapping[str, Any]) -> str:
-    """What a result of `bench` is of; a model of made-up weights is called planted."""
-    return f"{result['model']} (planted)" if result.get("planted") else result["model"]
 
 
 def bytes_label(size: int) -> str:

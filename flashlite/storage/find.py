@@ -6,10 +6,11 @@ import hashlib
 import os
 from pathlib import Path
 
+from flashlite.arguments import MANIFEST, is_store
 from flashlite.errors import FlashliteError, StoreError
 from flashlite.storage.checkpoint import find_checkpoint
 from flashlite.storage.pack import pack
-from flashlite.storage.store import FORMAT, MANIFEST, Store, is_store
+from flashlite.storage.store import FORMAT, Store
 
 
 def home() -> Path:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from transformers import OPTConfig
 
+from flashlite.arguments import LAYOUTS
 from flashlite.drive.direct import direct_alignment
 from flashlite.errors import StoreError
 from flashlite.families.family import Family
 from flashlite.storage.atomic import new_folder, write_file
-from flashlite.storage.bundle import LAYOUTS, FFNShape, pack_bundles, pieces
+from flashlite.storage.bundle import FFNShape, pack_bundles, pieces
 from flashlite.storage.checkpoint import Checkpoint, find_checkpoint
 from flashlite.storage.safetensors_file import DTYPES, Specs, digest_of, new_safetensors
 from flashlite.storage.store import (

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,27 +21,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flashlite.arguments import LAYOUTS, MANIFEST
 from flashlite.drive.backends import Backend
 from flashlite.drive.flash import FlashFile
 from flashlite.errors import CheckpointError, StoreError, check_limit_of_files
 from flashlite.families.family import Family
 from flashlite.families.opt import family_of
-from flashlite.storage.bundle import LAYOUTS, FFNShape, pieces
+from flashlite.storage.bundle import FFNShape, pieces
 from flashlite.storage.checkpoint import expected_shapes, read_config
 from flashlite.storage.safetensors_file import DTYPES, Extent, digest_of, read_extents
 from flashlite.storage.strict_json import parse_object, read_bounded
 
 FORMAT = 2
 LARGEST_GRID = 2**20  # bytes
-MANIFEST, RESIDENT, PREDICTOR = "manifest.json", "resident.safetensors", "predictor.safetensors"
+RESIDENT, PREDICTOR = "resident.safetensors", "predictor.safetensors"
 CHECKSUMS = "checksums.safetensors"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
 COPIED = (*TOKENIZER, "generation_config.json")  # as they are in the checkpoint
-
-
-def is_store(path: Path | str) -> bool:
-    """Whether a folder is a store."""
-    return os.path.isfile(Path(path) / MANIFEST)
 
 
 def ffn_file(layout: str) -> str:

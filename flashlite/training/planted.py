@@ -26,10 +26,11 @@ from torch import Tensor
 from torch.distributions import Normal
 from transformers import OPTForCausalLM
 
+from flashlite.arguments import LAYOUTS
 from flashlite.engine.predictor import INT8_BLOCK, LowRankPredictor
 from flashlite.engine.predictor_file import LayerReport, PredictorSet
 from flashlite.families.opt import OPT, published_config
-from flashlite.storage.bundle import LAYOUTS, round_up
+from flashlite.storage.bundle import round_up
 from flashlite.storage.checkpoint import BUNDLED_MODEL
 from flashlite.storage.pack import copy_files, write_store
 from flashlite.storage.store import PREDICTOR, TOKENIZER, Store
