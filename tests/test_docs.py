@@ -8,6 +8,7 @@ from pathlib import Path
 
 import check_links
 import count_cases
+import house
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -50,7 +51,7 @@ def test_a_link_that_leads_nowhere_is_named(text: str, reason: str, tmp_path: Pa
 # The house
 
 
-def house() -> list[str]:
+def modules_of_the_house() -> list[str]:
     """The files that the README's house names, with their folders."""
     block = README.split("## The house")[1].split("```")[1]
     names: list[str] = []
@@ -66,13 +67,41 @@ def house() -> list[str]:
 def test_the_house_names_every_module_once() -> None:
     modules = [str(path.relative_to(ROOT)) for path in (ROOT / "flashlite").rglob("*.py")]
     told = [name for name in modules if not name.endswith("__.py")] + ["flashlite/__init__.py"]
-    assert Counter(house()) == Counter(told)
+    assert Counter(modules_of_the_house()) == Counter(told)
 
 
 def test_a_line_of_the_house_fits_and_says_something() -> None:
     for line in README.split("## The house")[1].split("```")[1].strip().splitlines()[1:]:
         assert len(line) <= 125, line
         assert len(line.split()) >= 3, line
+
+
+def test_a_new_module_gets_a_line_and_that_of_a_lost_one_goes(tmp_path: Path) -> None:
+    for name in ("zebra", "new", "sub/__init__", "sub/old", "__init__"):
+        path = tmp_path / f"flashlite/{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f'"""Some words about {name}. More of them."""\n')
+    lines = (
+        "flashlite/",
+        "  zebra.py  kept as it is",
+        "  lost.py   gone",
+        "  sub/      a folder",
+        "chapters/   notebooks",
+    )
+    assert [line.split(maxsplit=1) for line in house.house("\n".join(lines), tmp_path).splitlines()] == [
+        ["flashlite/"],
+        ["zebra.py", "kept as it is"],
+        ["new.py", "some words about new"],
+        ["sub/", "a folder"],
+        ["old.py", "some words about sub/old"],
+        ["chapters/", "notebooks"],
+    ]
+
+
+def test_a_long_sentence_is_cut_where_it_can_be(tmp_path: Path) -> None:
+    path = tmp_path / "module.py"
+    path.write_text(f'"""OPT and its parts: {", ".join(["one of many"] * 12)}."""\n')
+    assert house.first_sentence(path) == "OPT and its parts"
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "chapters/README.md", "results/NOTES.md"])

@@ -1,6 +1,6 @@
-"""Write what README.md says of results/, and its figures, from there: python tools/update_readme.py [--check].
+"""Write README.md's tables and figures from results/, and its house: python tools/update_readme.py [--check].
 
---check    change nothing; fail if README.md doesn't say what results/ does
+--check    change nothing; fail if README.md isn't what results/ and the modules give
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+
+from house import house
 
 from flashlite import plots
 from flashlite.bench.cost import io_ms
@@ -22,7 +24,7 @@ SLOWER = "Samsung 870 EVO"
 
 
 def updated(text: str) -> str:
-    """The README with what the newest results say between their markers."""
+    """The README with what the newest results say between their markers, and every module in its house."""
     scale = result(SCALE)
     first, *rest = summary_lines(scale)
     texts = {
@@ -36,7 +38,9 @@ def updated(text: str) -> str:
         before, others = text.split(begin)
         gap = "\n\n" if "\n" in new else ""  # a sentence stands within a paragraph
         text = f"{before}{begin}{gap}{new}{gap}{end}{others.split(end)[1]}"
-    return text
+    above, below = text.split("## The house")
+    said, tree, after = below.split("```", 2)
+    return f"{above}## The house{said}```\n{house(tree, ROOT)}\n```{after}"
 
 
 def result(name: str) -> Result:
@@ -95,7 +99,11 @@ def main() -> None:
     readme = ROOT / "README.md"
     text = readme.read_text()
     if "--check" in sys.argv:
-        sys.exit(0 if text == updated(text) else "README.md doesn't say what results/ does: run tools/update_readme.py")
+        sys.exit(
+            0
+            if text == updated(text)
+            else "README.md isn't what results/ and the modules give: run python tools/update_readme.py"
+        )
     readme.write_text(updated(text))
     draw()
 
