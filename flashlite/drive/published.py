@@ -1,7 +1,8 @@
 """Drives that are not at hand: what was published of them, as curves that the cost model can use.
 
 A published drive is a sequential rate and a few numbers of random 4 KiB reads a second. Between them a read of any size
-is taken to cost what a 4 KiB read costs at that depth, and the rest of its bytes at the sequential rate.
+is taken to cost what a 4 KiB read costs at that depth, and the rest of its bytes at the sequential rate. A smaller read
+is taken to cost what a 4 KiB read costs.
 """
 
 from __future__ import annotations
@@ -35,15 +36,14 @@ class Drive:
 
     def curve(self) -> Curve:
         """Its throughput by size of reads and reads in flight."""
-        sizes = tuple(size for size in SIZES if size >= BLOCK)
-        rows = tuple(tuple(self._mb_s(size, depth) for depth in DEPTHS) for size in sizes)
-        return Curve("published", BLOCK, True, sizes, DEPTHS, rows, self.sequential_mb_s)
+        rows = tuple(tuple(self._mb_s(size, depth) for depth in DEPTHS) for size in SIZES)
+        return Curve("published", BLOCK, True, SIZES, DEPTHS, rows, self.sequential_mb_s)
 
     def _mb_s(self, size: int, depth: int) -> float:
         depths = sorted(self.iops)
         reads = float(np.interp(np.log(depth), np.log(depths), [self.iops[d] for d in depths]))
         reads *= min(1.0, depth / depths[0])
-        microseconds = 1e6 / reads + (size - BLOCK) / self.sequential_mb_s
+        microseconds = 1e6 / reads + max(0, size - BLOCK) / self.sequential_mb_s
         return size / microseconds
 
 
