@@ -1,5 +1,5 @@
 # make bench   run the whole ladder on opt-mini, from this machine's drive
-# make test    run the tests
+# make test    run the tests, on all cores
 # make soak    what takes too long for the tests: faults by many seeds, long texts, many models
 # make chapters  run the course's notebooks from beginning to end; changes none of them
 # make lint    style, types, links, and whether exercises and solutions are what the engine's code gives
@@ -12,7 +12,7 @@ bench: .venv/ready
 	$(BIN)/flashlite bench opt-mini --json .flashlite/bench.json --plot .flashlite/bench.png
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 soak: .venv/ready
 	$(BIN)/python -m pytest tests/soak.py
