@@ -107,18 +107,12 @@ def _check(
     positions = store.config.max_position_embeddings
     if tokens >= positions:
         raise FlashliteError(f"a text of {tokens} tokens is too long: the model has {positions} positions")
-    sparse, nbytes = {stage for stage in stages if LADDER[NAMES[stage]].predictor}, 0
-    if sparse and predictor == "trained":
+    chosen, nbytes = [choose_stage(store, stage, window, budget) for stage in stages], 0
+    if predictor == "trained" and any(stage.predictor for stage in chosen):
         predictors = PredictorSet.load(store.path / PREDICTOR, store.layers, store.shape).layers
         nbytes = sum(each.nbytes for each in predictors)
-    for stage in stages:
-        plan_budget(
-            store,
-            choose_stage(store, stage, window, budget),
-            budget,
-            nbytes if stage in sparse else 0,
-            [1.0] * store.layers,
-        )
+    for stage in chosen:
+        plan_budget(store, stage, budget, nbytes if stage.predictor else 0, [1.0] * store.layers)
 
 
 def _own_folder(store: Store, peers: bool) -> tempfile.TemporaryDirectory[str]:
