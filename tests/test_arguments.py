@@ -246,7 +246,7 @@ def test_exercises_that_a_command_needs_are_those_that_it_calls(
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert set(re.findall(r"^(\d\.\d) +\w.* [1-9]\d*$", done.stdout, re.M)) == needed
+    assert set(re.findall(r"^(\d\.\d) +\w.* [1-9]\d*$", done.stdout + done.stderr, re.M)) == needed
 
 
 @pytest.mark.parametrize("device", ["/dev/null", "/dev/stdout"])
