@@ -144,6 +144,18 @@ def test_a_model_is_packed_by_the_engine_whatever_runs_it(command: list[object],
     Store(packed).verify()
 
 
+def test_a_process_that_began_with_exercises_has_models_packed_by_the_engine_too(
+    wrong: Course, tiny_checkpoint: Path, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = f"from flashlite.course import plug\nprint(plug.plug_in('ref', {str(tiny_checkpoint)!r}).model)\n"
+    (wrong.root / "program.py").write_text(program)
+    monkeypatch.setenv("PYTHONPATH", str(wrong.root))
+    spec = json.dumps({"flashlite.storage.bundle": {"file": "exercises/ex04_bundle.py"}})
+    command = [sys.executable, "-m", "flashlite.course.plug", spec, "program"]
+    done = subprocess.run(command, cwd=wrong.root, capture_output=True, text=True, check=True)
+    assert Store(done.stdout.strip()).manifest["files"] == tiny_store.manifest["files"]
+
+
 def test_what_exercises_pack_says_so_and_is_found_by_its_path_alone(
     wrong: Course, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
