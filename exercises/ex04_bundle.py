@@ -25,7 +25,13 @@ def round_up(size: int, grid: int) -> int:
 
 @dataclass(frozen=True)
 class FFNShape:
-    """The size of one layer's FFN: neurons, d_model, bytes of one weight, and the drive's grid in bytes."""
+    """The size of one layer's FFN.
+
+    neurons: rows of the up projection, ffn_dim.
+    d_model: its columns, hidden_size.
+    itemsize: bytes of one weight.
+    alignment: the drive's grid in bytes.
+    """
 
     neurons: int
     d_model: int
@@ -44,32 +50,33 @@ class FFNShape:
 
     @property
     def layer_bytes(self) -> int:
-        """Bytes of a layer's FFN weights as they are published, without padding."""
+        """Bytes of a layer's FFN weights as published, without padding."""
         return 2 * self.half_bytes * self.neurons
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One matrix [neurons, nbytes] on flash; its rows land in DRAM from byte `column` of the neuron's row."""
+    """One matrix [neurons, nbytes] on flash; its rows land in these columns, bytes, of the neuron's row in DRAM."""
 
     name: str
     nbytes: int
-    column: int
+    columns: slice
 
 
 def pieces(layout: str, shape: FFNShape) -> tuple[Piece, ...]:
-    """What a layout stores for each layer. Raises KeyError for an unknown layout."""
+    """The matrices that a layout stores for each layer. Raises KeyError for an unknown layout."""
+    half = shape.half_bytes
     return {
-        "split": (Piece("up", shape.half_bytes, 0), Piece("down", shape.half_bytes, shape.half_bytes)),
-        "bundled": (Piece("bundle", shape.record_bytes, 0),),
+        "split": (Piece("up", half, slice(half)), Piece("down", half, slice(half, 2 * half))),
+        "bundled": (Piece("bundle", shape.record_bytes, slice(shape.record_bytes)),),
     }[layout]
 
 
 def pack_bundles(up: Tensor, down: Tensor, record_bytes: int) -> np.ndarray:
     """Neurons as rows [up | down | zeros].
 
-    up: [ffn, d_model]; down: [d_model, ffn], as published, of any one dtype. Returns [ffn, record_bytes] uint8: the
-    weights' own bytes.
+    up: [ffn, d_model]; down: [d_model, ffn], as published, both of one dtype. Returns [ffn, record_bytes] uint8, the
+    bytes of the weights.
     """
     # TODO 4.1  a neuron as one record (4 points, 15 minutes, paper section 3.2)
     # Put each neuron's two halves side by side, so that one read fetches both. Neuron i needs row i of `up` and column
@@ -83,11 +90,12 @@ def pack_bundles(up: Tensor, down: Tensor, record_bytes: int) -> np.ndarray:
     #   row 0 holds 1 2 10 40 and 4 bytes of zeros
     #   row 1 holds 3 4 20 50 and 4 bytes of zeros
     #   row 2 holds 5 6 30 60 and 4 bytes of zeros
+    # In the engine: flashlite pack opt-mini mine --impl ref,ex04=mine
     raise NotImplementedError("exercise 4.1: delete this line and write pack_bundles, see the TODO above")
 
 
 def unpack_bundles(rows: Tensor, d_model: int) -> tuple[Tensor, Tensor]:
-    """The two projections as views of rows in DRAM, nothing copied.
+    """The two projections as views of rows in DRAM; nothing is copied.
 
     rows: [n, at least 2 * d_model]. Returns up [n, d_model] and the transposed down [n, d_model].
     """
@@ -99,13 +107,14 @@ def unpack_bundles(rows: Tensor, d_model: int) -> tuple[Tensor, Tensor]:
     # be 0.
     # Example: d_model = 2, rows = [[1 2 10 40 0 0] [3 4 20 50 0 0]]:
     #   up = [[1 2] [3 4]], down = [[10 40] [20 50]]
+    # In the engine: flashlite bench --stage 4 --impl ref,ex04=mine
     raise NotImplementedError("exercise 4.2: delete this line and write unpack_bundles, see the TODO above")
 
 
 def closest_friends(fired: Tensor) -> Tensor:
     """For each neuron the other one that fires most often together with it: [ffn] int64.
 
-    fired: [tokens, ffn] bool. Of several that do so equally often it is any one. Bundling a neuron with its closest
+    fired: [tokens, ffn] bool. If several do so equally often, it is any one of them. Bundling a neuron with its closest
     friend is the paper's negative result: the neurons that fire most are the closest friend of nearly all others, and
     would be loaded again and again. (Paper: 3.2)
     """
@@ -121,4 +130,5 @@ def closest_friends(fired: Tensor) -> Tensor:
     # Example: 5 tokens, 4 neurons; the neurons that fire for each token are [0 1] [0 1] [1 2 3] [0 3] [1 2]
     #   neurons 0 and 1 fire together twice, 1 and 2 twice, every other pair once but for 0 and 2, which never do
     #   friends: 1 for neuron 0, 0 or 2 for neuron 1, 1 for neuron 2, and any of 0, 1, 2 for neuron 3
+    # In the engine: the last code cell of chapter 4
     raise NotImplementedError("exercise 4.3: delete this line and write closest_friends, see the TODO above")

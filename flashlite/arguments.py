@@ -21,11 +21,18 @@ STAGES = ("naive", "resident", "predictor", "window", "bundle", "pool", "overlap
 LAST_STAGE = len(STAGES) - 1
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 MANIFEST = "manifest.json"  # the file that makes a folder a store
+WEIGHT_FILES = (  # in the order in which transformers looks for them
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 
 
 def is_store(path: Path | str) -> bool:
-    """Whether a folder is a store."""
-    return os.path.isfile(Path(path) / MANIFEST)
+    """Whether a folder is a store, and not a checkpoint that happens to have a file of the manifest's name."""
+    weights = (Path(path) / name for name in WEIGHT_FILES)
+    return os.path.isfile(Path(path) / MANIFEST) and not any(map(os.path.isfile, weights))
 
 
 def stage_number(stage: int | str) -> int:
@@ -52,20 +59,25 @@ def parse_stages(text: str) -> list[int]:
 def parse_window(text: str) -> int | str:
     """A window's tokens, or "auto" for as many as a budget has room for. Raises FlashliteError if the text is
     malformed."""
-    try:
-        tokens = text if text == "auto" else int(text)
-    except ValueError:
-        raise FlashliteError(f"a window of {text!r} is not understood: write a number of tokens, or auto") from None
-    if isinstance(tokens, int) and tokens < 1:
-        raise FlashliteError(f"a window of {tokens} tokens keeps nothing: use 1 or more, or a stage without a window")
-    return tokens
+    return check_window(int(text) if re.fullmatch(r"-?\d{1,9}", text) else text)
 
 
-def parse_budget(budget: int | str, weight_bytes: int) -> int:
-    """Bytes meant by a number, "4GiB", "500 MB" or "50%" of the model's weights. Raises BudgetError if malformed."""
+def check_window(window: int | str) -> int | str:
+    """The window itself. Raises FlashliteError if it is neither a number of tokens nor "auto"."""
+    if window != "auto" and (type(window) is not int or window < 1):
+        raise FlashliteError(
+            f"a window of {window} tokens is not understood: use a whole number from 1, 'auto', or a stage without one"
+        )
+    return window
+
+
+def parse_budget(budget: int | float | str, weight_bytes: int) -> int:
+    """Bytes meant by a number, "4GiB", or "50%" and 0.5 of the model's weights. Raises BudgetError if malformed."""
+    if isinstance(budget, float) and 0 < budget <= 1:
+        return int(budget * weight_bytes)
     if isinstance(budget, int) and not isinstance(budget, bool):
         return budget
-    match = re.fullmatch(r"\s*(\d{1,20}(?:\.\d+)?)\s*(%|[kmg]?i?b|)\s*", str(budget).lower())
-    if match is None or match[2] not in {"%", *UNITS}:
-        raise BudgetError(f'budget {budget!r} is not understood: write bytes, "4GiB", "500MB" or "50%"')
+    match = isinstance(budget, str) and re.fullmatch(r"\s*(\d{1,20}(?:\.\d+)?)\s*(%|[kmg]?i?b|)\s*", budget.lower())
+    if not match or match[2] not in {"%", *UNITS}:
+        raise BudgetError(f'budget {budget!r} is not understood: write bytes, "4GiB", "500MB", "50%" or 0.5')
     return int(float(match[1]) * (weight_bytes / 100 if match[2] == "%" else UNITS[match[2]]))

@@ -97,7 +97,7 @@ def add_predictor(store: Store, model: OPTForCausalLM) -> None:
         layers.append(LowRankPredictor.of(a, layer.fc1.weight.detach().clone(), layer.fc1.bias.detach() + 0.02))
         needs = tuple(20.0 * k for k in range(1, 9))
         reports.append(LayerReport(len(a), 0.1, 0.12, 0.99, 0.01, 0.03, needs))
-    PredictorSet(layers, reports).save(store.path / PREDICTOR)
+    PredictorSet(layers, reports, store.up_projections).save(store.path / PREDICTOR)
 
 
 def smallest_budget(store: Store, stage: int | str, predictor: str = "trained") -> int:

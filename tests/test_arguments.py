@@ -156,8 +156,8 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], t
     (folder / "store/manifest.json").write_text("{}")
     (folder / "a file").write_text("text")
     (folder / "other.json").write_text("[]")
-    result = {"curve": {}, "stages": [], "model": "opt-6.7b", "dtype": "bf16"}
-    (folder / "curveless.json").write_text(json.dumps(result))
+    result = json.loads((ROOT / "results/bench-opt-6.7b-bf16.json").read_text())
+    (folder / "curveless.json").write_text(json.dumps(result | {"curve": {}}))
     (folder / "strange.json").write_text(json.dumps(result | {"stages": [{"name": 3}]}))
     before = sorted(folder.rglob("*"))
     done = subprocess.run(

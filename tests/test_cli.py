@@ -41,12 +41,12 @@ def store_with_tokenizer(tiny_model: OPTForCausalLM, tmp_path_factory: pytest.Te
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        (("pack", "nowhere/at-all", "out"), "no local folder"),
+        (("pack", "nowhere/at-all", "out"), "not a local folder"),
         (("run", "{store}", "--dram-budget", "10%"), "smallest that works"),
         (("run", "{store}", "--dtype", "bf16"), "packed as fp32"),
         (("bench", "{store}", "--tokens", "500", "--dram-budget", "90%"), "positions"),
         (("bench", "{store}", "--dram-budget", "10%"), "write --dram-budget 62.7%"),
-        (("pack", "{store}", "out"), "checkpoint folder"),
+        (("pack", "{store}", "out"), "is a store, which is packed already"),
     ],
 )
 def test_foreseen_errors_are_one_line(
@@ -166,7 +166,7 @@ def test_eval_measures_the_predictors_on_the_text_that_it_is_given(
     store_with_tokenizer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     store = Store(store_with_tokenizer)
-    predictors = PredictorSet.load(store.path / PREDICTOR, store.layers, store.shape)
+    predictors = PredictorSet.load(store)
     tables = {}
     for seed in (1, 2):
         text = tmp_path / f"{seed}.txt"
@@ -200,7 +200,7 @@ def test_verify_checks_the_predictor_too(
     assert call(monkeypatch, capsys, "verify", store)[0] == 0
     flip_last_bit(store / PREDICTOR)
     code, _, err = call(monkeypatch, capsys, "verify", store)
-    assert (code, err.strip()) == (1, f"flashlite: {store / PREDICTOR} was altered: train the predictor again")
+    assert (code, err.strip()) == (1, f"flashlite: {store / PREDICTOR} was altered; train the predictor again")
     (store / PREDICTOR).unlink()
     assert call(monkeypatch, capsys, "verify", store)[0] == 0
 

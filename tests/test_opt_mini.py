@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import flashlite
 from flashlite.engine.predictor_file import PredictorSet
-from flashlite.storage.checkpoint import BUNDLED_MODEL
-from flashlite.storage.store import PREDICTOR, Store
+from flashlite.storage.hub import BUNDLED_MODEL
+from flashlite.storage.store import Store
 from flashlite.storage.tokenizer import token_windows
-from flashlite.training.evaluate import dense_model, loss, predicted_model
+from flashlite.training.evaluate import loss, predicted_model, streamed_model
 from flashlite.training.train_predictor import collect, report
 
 LIBRARY = Path(flashlite.__file__).parent
@@ -33,7 +33,7 @@ def held_out(store: Store) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def predictors(store: Store) -> PredictorSet:
-    return PredictorSet.load(store.path / PREDICTOR, store.layers, store.shape)
+    return PredictorSet.load(store)
 
 
 def test_transformers_loads_it_and_it_continues_python() -> None:
@@ -66,7 +66,7 @@ def test_predictors_find_what_fires_on_held_out_text(
 
 
 def test_predicted_neurons_suffice(store: Store, held_out: torch.Tensor, predictors: PredictorSet) -> None:
-    dense = loss(dense_model(store), held_out)
+    dense = loss(streamed_model(store), held_out)
     predicted = loss(predicted_model(store, list(predictors.layers)), held_out)
     assert dense < 3.03  # nats, measured 2.96: flashlite is harder to foresee than what the card measures
     assert abs(predicted - dense) < 0.01  # one per cent of perplexity

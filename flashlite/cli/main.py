@@ -26,6 +26,7 @@ from flashlite.cli.options import (
     show_json,
     show_progress,
     show_table,
+    words_beside_json,
 )  # fmt: skip
 from flashlite.course import plug
 from flashlite.errors import FlashliteError
@@ -63,7 +64,7 @@ def flashlite(
 def pack(
     model: ModelArgument,
     out: OutArgument,
-    dtype: Annotated[Dtype, typer.Option(help="of the weights; fp32 is exact for every published OPT")] = "fp32",
+    dtype: Annotated[Dtype | None, typer.Option(help="of the weights; the checkpoint's own if not given")] = None,
     layout: LayoutOption = "bundled,split",
     force: Annotated[bool, typer.Option("--force", help="replace a store that exists")] = False,
     impl: ImplOption = "ref",
@@ -116,7 +117,7 @@ def verify(store: StoreArgument) -> None:
     opened = Store(store)
     opened.verify()
     if (opened.path / PREDICTOR).exists():
-        PredictorSet.load(opened.path / PREDICTOR, opened.layers, opened.shape)
+        PredictorSet.load(opened)
     print(f"{store} is complete and unaltered")
 
 
@@ -168,6 +169,7 @@ def train_predictor(
 
 
 @app.command("eval", context_settings=MORE_FILES)
+@words_beside_json
 def evaluate(
     context: typer.Context,
     store: ModelArgument,
@@ -181,10 +183,10 @@ def evaluate(
     check_outputs(json_file, None)
     from flashlite.bench import tables
     from flashlite.storage.tokenizer import read_files, token_windows
-    from flashlite.training.evaluate import evaluate as measure
+    from flashlite.training.evaluate import evaluate as measure_predictors
 
     opened = open_store(store)
-    result = measure(opened, token_windows(read_files(texts), opened, tokens))
+    result = measure_predictors(opened, token_windows(read_files(texts), opened, tokens))
     show_table(tables.predictor_table(list(result.layers)))
     change = result.predicted_perplexity / result.dense_perplexity - 1
     print(

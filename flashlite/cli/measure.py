@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,22 +25,25 @@ from flashlite.cli.options import (
     VerifyOption,
     WindowOption,
     check_outputs,
+    notes,
     open_store,
-    screen,
     show_json,
     show_plot,
     show_progress,
     show_table,
-    write_json,
+    words_beside_json,
 )  # fmt: skip
 from flashlite.course import plug
 from flashlite.errors import FlashliteError
+
+if TYPE_CHECKING:
+    from flashlite.bench.result import Result
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
     for command in (probe, bench, estimate):
-        app.command()(command)
+        app.command()(words_beside_json(command))
 
 
 def probe(
@@ -51,10 +55,10 @@ def probe(
     plugged = plug.plug_in(impl)
     from flashlite.bench import tables
     from flashlite.drive.probe import check_folder
-    from flashlite.drive.probe import probe as measure
+    from flashlite.drive.probe import probe as measure_drive
 
     check_folder(folder)
-    curve = measure(folder)
+    curve = measure_drive(folder)
     show_table(tables.curve_table(curve))
     print(f"sequential {curve.sequential_mb_s:.0f} MB/s; backend {curve.backend}, grid of {curve.alignment} bytes")
     plugged.show_calls()
@@ -83,36 +87,60 @@ def bench(
         int | None, typer.Option(help="to compare with the oracle; --tokens if not given", min=1)
     ] = None,
     verify_reads: VerifyOption = False,
+    wide: Annotated[bool, typer.Option("--wide", help="show all columns, in more than 80 characters")] = False,
     impl: ImplOption = "ref",
     json_file: JsonOption = None,
     plot: PlotOption = None,
 ) -> None:
-    """Measure the ladder, each stage in a fresh process and checked against the dense model first."""
+    """Measure the ladder, each stage in a fresh process and checked against the dense model first.
+
+    When it is interrupted, it shows the stages that are complete.
+    """
     numbers, window_tokens = parse_stages(stages), parse_window(window)
+    check_outputs(json_file, plot)
     unsolved.check_solved(impl, unsolved.of_stages(numbers) | unsolved.COST_MODEL)
     plugged = plug.plug_in(impl, model, dtype)
-    from flashlite import plots
-    from flashlite.bench import tables
-    from flashlite.bench.ladder import bench as measure
+    from flashlite.bench import ladder
 
     store = open_store(plugged.model, dtype)
     check_stages(store, numbers, dram_budget, predictor, window_tokens)
-    result = measure(
-        store, stages=numbers, tokens=tokens, prompt_tokens=prompt_tokens,
-        budget=dram_budget, window=window_tokens, predictor=predictor, rounds=rounds, capped=memory_cap, peers=peers,
-        slow_tokens=slow_tokens, check_tokens=check_tokens, verify_reads=verify_reads, progress=show_progress,
-        worker=plugged.command("flashlite.bench.measure_one"),
-    ) | {"impl": impl, "plugged": plugged.lines, "calls": plugged.total()}  # fmt: skip
+    try:
+        result = ladder.bench(
+            store, stages=numbers, tokens=tokens, prompt_tokens=prompt_tokens, budget=dram_budget, window=window_tokens,
+            predictor=predictor, rounds=rounds, capped=memory_cap, peers=peers, slow_tokens=slow_tokens,
+            check_tokens=check_tokens, verify_reads=verify_reads, progress=show_progress,
+            worker=plugged.command("flashlite.bench.measure_one"),
+        )  # fmt: skip
+    except ladder.Interrupted as interrupted:
+        _show_complete(interrupted.result, len(set(numbers)), wide)
+        raise typer.Exit(130) from None
+    result = replace(result, impl=impl, plugged=plugged.lines, calls=plugged.total())
+    _show_ladder(result, wide)
+    plugged.show_calls()
+    try:
+        show_plot(lambda plots: plots.ladder(result), plot, "bench")
+    finally:
+        show_json(json_file, result.to_json())
+
+
+def _show_ladder(result: Result, wide: bool) -> None:
+    """The tables of a benchmark, and the lines around them."""
+    from flashlite.bench import tables
+
     first, *rest = tables.summary_lines(result)
     print(first)
-    screen.print(tables.ladder_table(result))
-    if peers:
-        screen.print(tables.peer_table(result))
-    print("\n".join(rest))
-    print(f"plot: {plots.save(plots.ladder(result), plot or Path('.flashlite/bench.png'))}")
-    plugged.show_calls()
-    write_json(json_file, result)
-    print(json.dumps(result))
+    show_table(tables.ladder_table(result, wide))
+    if result.peers:
+        show_table(tables.peer_table(result, wide))
+    print("\n".join([tables.LEGEND, *rest]))
+
+
+def _show_complete(result: Result | None, wanted: int, wide: bool) -> None:
+    """What an interrupted benchmark has of the stages that were wanted."""
+    if result:
+        _show_ladder(result, wide)
+    complete = len(result.stages) if result else 0
+    notes.print(f"interrupted: {complete} of {wanted} stages are complete", highlight=False)
 
 
 def estimate(
@@ -130,8 +158,8 @@ def estimate(
     unsolved.check_solved(impl, unsolved.ESTIMATE)
     plugged = plug.plug_in(impl)
     from flashlite.bench import tables
-    from flashlite.drive.probe import Curve, check_folder
-    from flashlite.drive.probe import probe as measure
+    from flashlite.drive.probe import check_folder
+    from flashlite.drive.probe import probe as measure_drive
     from flashlite.drive.published import DRIVES, find_drive
     from flashlite.families.opt import check_published
 
@@ -140,10 +168,10 @@ def estimate(
     curves = {f"{d.kind}: {d.name}": d.curve() for d in drives}
     measured = _read_result(against, name, dtype) if against else None
     if measured:
-        curves = {tables.MEASURED_DRIVE: Curve.from_json(measured["curve"]), **curves}
+        curves = {tables.MEASURED_DRIVE: measured.curve, **curves}
     if not drive:
         check_folder(folder)
-        curves = {"this drive": measure(folder), **curves}
+        curves = {"this drive": measure_drive(folder), **curves}
 
     from flashlite.bench.estimate import estimate as predict
 
@@ -157,15 +185,14 @@ def estimate(
         show_json(json_file, result)
 
 
-def _read_result(path: Path, name: str, dtype: str) -> dict[str, Any]:
+def _read_result(path: Path, name: str, dtype: str) -> Result:
     """A result of bench of the same model. Raises FlashliteError if the file is not one."""
+    from flashlite.bench.result import Result
+
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(result, dict) or not {"curve", "stages", "model", "dtype"} <= result.keys():
-            raise ValueError("it holds no stages")
-        if (result["model"], result["dtype"]) != (name, dtype):
-            raise ValueError(f"it is of {result['model']} {result['dtype']}, not of {name} {dtype}")
-        result["stages"] = [{"name": row["name"], "total_ms": float(row["total_ms"])} for row in result["stages"]]
-        return result
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        result = Result.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError, FlashliteError) as error:
         raise FlashliteError(f"{path} is not a result of bench --json: {error}") from None
+    if (result.model, result.dtype) != (name, dtype):
+        raise FlashliteError(f"{path} is a result of {result.model} {result.dtype}, not of {name} {dtype}")
+    return result

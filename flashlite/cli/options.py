@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 import sys
 from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
 
 from flashlite.arguments import LAST_STAGE, Dtype, PredictorKind, parse_stages, parse_window
 from flashlite.cli import checks
@@ -22,9 +23,12 @@ from flashlite.errors import FlashliteError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-screen, notes = Console(width=None if sys.stdout.isatty() else 160), Console(stderr=True)
+    from flashlite.bench.tables import Table
+
+# what is wider than the terminal goes on in its next line, and is never cut
+screen, notes = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
 STDOUT = Path("-")
-WIDEST = 1000  # columns of characters that no table needs
+_stdout: ContextVar[TextIO | None] = ContextVar("_stdout", default=None)  # of a command whose words may go elsewhere
 
 
 def checked(check: Callable[[Any], object]) -> Callable[[Any], Any]:
@@ -93,8 +97,7 @@ def show_progress(line: str) -> None:
 
 def show_table(table: Table) -> None:
     """A table at least as wide as its numbers: a narrow terminal breaks its lines, but cuts no number."""
-    least = Measurement.get(screen, screen.options.update(width=WIDEST), table).minimum
-    Console(width=max(least, screen.width)).print(table)
+    screen.print(table)
 
 
 def check_outputs(json_file: Path | None, plot: Path | None) -> None:
@@ -106,13 +109,32 @@ def check_outputs(json_file: Path | None, plot: Path | None) -> None:
         checks.check_file(plot, f"--plot {plot}")
 
 
+def words_beside_json(command: Callable[..., None]) -> Callable[..., None]:
+    """A command with a parameter json_file: where its JSON goes to stdout, its words go to the error stream."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        token = _stdout.set(sys.stdout)
+        try:
+            with contextlib.redirect_stdout(sys.stderr if _takes_stdout(kwargs["json_file"]) else sys.stdout):
+                command(*args, **kwargs)
+        finally:
+            _stdout.reset(token)
+
+    return run
+
+
 def show_json(json_file: Path | None, result: Any) -> None:
     """A result as JSON: into the file that was asked for; else to stdout, if that was asked for by `-` or nobody reads
     along there."""
-    if json_file is not None and json_file != STDOUT:
+    if _takes_stdout(json_file):
+        print(json.dumps(result), file=_stdout.get() or sys.stdout)
+    else:
         write_json(json_file, result)
-    elif json_file == STDOUT or not sys.stdout.isatty():
-        print(json.dumps(result))
+
+
+def _takes_stdout(json_file: Path | None) -> bool:
+    return json_file == STDOUT or (json_file is None and not (_stdout.get() or sys.stdout).isatty())
 
 
 def write_json(path: Path | None, value: Any) -> None:

@@ -24,6 +24,7 @@ class Exercise:
     task, example, provided: the contract, put in the stub
     why, mistakes: what the solution says
     topic: of its file, the module's name unless given
+    run: a command that calls it, without `flashlite` and `--impl`; empty if the chapter's last cell calls it
     hints: shown one at a time
     """
 
@@ -40,6 +41,7 @@ class Exercise:
     mistakes: str
     provided: str = ""
     topic: str = ""
+    run: str = ""
     hints: list[str] = field(default_factory=list)
 
     @property

@@ -82,6 +82,17 @@ class _Loader(importlib.abc.Loader):
         counting.count(module, self._plug.counted)
 
 
+def load(plug: Plug) -> ModuleType:
+    """The file as a module of its own, beside the engine's."""
+    name = Path(plug.file).stem
+    spec = importlib.util.spec_from_file_location(name, plug.file, loader=_Loader(name, plug))
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def graft(tree: ast.Module, reference: ast.Module, names: list[str]) -> None:
     """Replace functions of a module by the reference's; one that is missing is added."""
     for name in names:

@@ -2,7 +2,7 @@
 
 What is published of a drive is its sequential rate, and how many random reads of 4 KiB it does a second. We assume that
 a larger read takes as long as one of 4 KiB with as many in flight, plus the time that the rest of its bytes take at the
-sequential rate.
+sequential rate, and that a smaller read takes as long as one of 4 KiB.
 """
 
 from __future__ import annotations
@@ -39,15 +39,14 @@ class Drive:
 
     def curve(self) -> Curve:
         """Its throughput by size of reads and reads in flight."""
-        sizes = tuple(size for size in SIZES if size >= BLOCK)
-        rows = tuple(tuple(self._mb_s(size, depth) for depth in DEPTHS) for size in sizes)
-        return Curve("published", BLOCK, True, sizes, DEPTHS, rows, self.sequential_mb_s)
+        rows = tuple(tuple(self._mb_s(size, depth) for depth in DEPTHS) for size in SIZES)
+        return Curve("published", BLOCK, True, SIZES, DEPTHS, rows, self.sequential_mb_s)
 
     def _mb_s(self, size: int, depth: int) -> float:
         depths = sorted(self.iops)
         reads = float(np.interp(np.log(depth), np.log(depths), [self.iops[d] for d in depths]))
         reads *= min(1.0, depth / depths[0])
-        microseconds = 1e6 / reads + (size - BLOCK) / self.sequential_mb_s
+        microseconds = 1e6 / reads + max(0, size - BLOCK) / self.sequential_mb_s
         return size / microseconds
 
 

@@ -18,9 +18,9 @@ from flashlite.engine.model import build
 from flashlite.engine.predictor import LowRankPredictor, OraclePredictor, Predictor
 from flashlite.engine.predictor_file import LayerReport, PredictorSet
 from flashlite.engine.stages import RESIDENT
-from flashlite.engine.window import LONGEST_WINDOW, union_sizes
+from flashlite.engine.window import LONGEST_UNION, union_sizes
 from flashlite.storage.neurons import NeuronFile
-from flashlite.storage.store import PREDICTOR, Store
+from flashlite.storage.store import Store
 
 
 class PredictedFFN(nn.Module):
@@ -38,14 +38,14 @@ class PredictedFFN(nn.Module):
         return self.whole(x, self.predictor.mask(x))
 
 
-def dense_model(store: Store) -> OPTForCausalLM:
+def streamed_model(store: Store) -> OPTForCausalLM:
     """The exact model, each FFN streamed whole from a layout that the store has: any size fits in little DRAM."""
     return build(store, replace(RESIDENT, layout=store.layouts[0]), "100%", "oracle")
 
 
 def predicted_model(store: Store, predictors: list[LowRankPredictor]) -> OPTForCausalLM:
     """The model in which only predicted neurons take part."""
-    model = dense_model(store)
+    model = streamed_model(store)
     for layer, predictor in zip(model.model.decoder.layers, predictors, strict=True):
         layer.fc1 = PredictedFFN(layer.fc1, predictor)
     return model
@@ -76,7 +76,7 @@ class Tally:
     fired: int = 0
     predicted: int = 0
     hits: int = 0  # both
-    unions: np.ndarray = field(default_factory=lambda: np.zeros(LONGEST_WINDOW))  # s_agg(k), summed over texts
+    unions: np.ndarray = field(default_factory=lambda: np.zeros(LONGEST_UNION))  # s_agg(k), summed over texts
 
     def add(self, mask: Tensor, fired: Tensor, length: int) -> None:
         """Count tokens of texts that have `length` each. mask, what was predicted, and fired: [tokens, ffn] bool."""
@@ -123,8 +123,8 @@ class Evaluation:
 def evaluate(store: Store, windows: Tensor) -> Evaluation:
     """Measure a store's predictors on windows of tokens [windows, length]; each layer's on what enters it in the dense
     model. Raises PredictorError if the store has none."""
-    predictors = PredictorSet.load(store.path / PREDICTOR, store.layers, store.shape).layers
-    tallies, model = [Tally() for _ in predictors], dense_model(store)
+    predictors = PredictorSet.load(store).layers
+    tallies, model = [Tally() for _ in predictors], streamed_model(store)
     watch(model, lambda i, x, fired: tallies[i].add(predictors[i].mask(x), fired, windows.shape[1]))
     dense = loss(model, windows)
     predicted = loss(predicted_model(store, list(predictors)), windows)
