@@ -9,11 +9,12 @@ import sys
 import threading
 from importlib import import_module
 from pathlib import Path
-from types import CodeType, FrameType
+from types import CodeType, FrameType, ModuleType
 
 import pytest
 import torch
 from conftest import ROOT, call, copy_course
+from matplotlib.figure import Figure
 
 import flashlite
 from flashlite.arguments import DTYPE_NAMES, STAGES, parse_stages
@@ -246,7 +247,7 @@ def test_exercises_that_a_command_needs_are_those_that_it_calls(
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert set(re.findall(r"^(\d\.\d) +\w.* [1-9]\d*$", done.stdout, re.M)) == needed
+    assert set(re.findall(r"^(\d\.\d) +\w.* [1-9]\d*$", done.stdout + done.stderr, re.M)) == needed
 
 
 @pytest.mark.parametrize("device", ["/dev/null", "/dev/stdout"])
@@ -269,6 +270,26 @@ def test_json_goes_to_the_file_or_to_whoever_reads_stdout(
     assert said(None, terminal=False) == said(Path("-"), terminal=True) == '{"a": 1}\n'
     assert said(tmp_path / "new/out.json", terminal=False) == ""
     assert json.loads((tmp_path / "new/out.json").read_text()) == {"a": 1}
+
+
+def test_a_figure_that_nobody_asked_for_is_not_missed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def draw(plots: ModuleType) -> Figure:
+        return plots.bars({"a": 1.0}, "", "")
+
+    monkeypatch.chdir("/proc")  # where no folder can be made
+    options.show_plot(draw, None, "probe")
+    assert capsys.readouterr().out == "no plot at .flashlite/probe.png: No such file or directory\n"
+    with pytest.raises(FlashliteError, match=r"--plot a\.png cannot be written: No such file"):
+        options.show_plot(draw, Path("a.png"), "probe")
+
+
+def test_results_that_cannot_be_written_any_more_are_one_line() -> None:
+    with pytest.raises(FlashliteError, match=r"--json /proc/new/out\.json cannot be written"):
+        options.write_json(Path("/proc/new/out.json"), {})
+    with pytest.raises(FlashliteError, match=r"/proc/out\.json cannot be written"):
+        options.write_json(Path("/proc/out.json"), {})
 
 
 def test_home_is_meant_by_a_tilde_that_the_shell_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -115,6 +115,39 @@ def test_run_streams_text_and_ends_with_figures(
     assert "MB in" in lines[-1]
 
 
+def words_of(text: str) -> list[str]:
+    """The tokens in a text that the tiny tokenizer wrote, the prompt's too."""
+    return re.findall(r"w\d+|</s>|<unk>|<pad>", text)
+
+
+def test_run_says_where_the_positions_end(
+    store_with_tokenizer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("transformers.generation.stopping_criteria.EosTokenCriteria.__call__", never_ends)
+    args = ("run", store_with_tokenizer, "--prompt", "w5 w7 w9", "--dram-budget", "1MB", "--max-new-tokens")
+    code, out, _ = call(monkeypatch, capsys, *args, 500)
+    assert code == 0
+    assert len(words_of(out)) == TINY["max_position_embeddings"]
+    assert out.splitlines()[-2] == "[the text fills all 128 positions of the model]"
+    assert "positions" not in call(monkeypatch, capsys, *args, 125)[1]  # just as many as were asked for
+
+
+def test_run_shows_what_was_written_before_an_error(
+    store_with_tokenizer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("transformers.generation.stopping_criteria.EosTokenCriteria.__call__", never_ends)
+    monkeypatch.setattr("flashlite.engine.guards.OFFSET", 60)  # so that positions end before `run` expects it
+    args = ("run", store_with_tokenizer, "--prompt", "w5 w7 w9", "--dram-budget", "1MB", "--max-new-tokens", 500)
+    code, out, err = call(monkeypatch, capsys, *args)
+    assert code == 1
+    assert err.splitlines() == ["flashlite: 71 tokens don't fit the model's 70 positions: shorten the prompt"]
+    assert len(words_of(out)) == 71  # the last of which was written, and never read
+
+
+def never_ends(criteria: object, ids: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+    return torch.zeros(len(ids), dtype=torch.bool)
+
+
 def test_eval_prints_both_perplexities_and_writes_them(
     store_with_tokenizer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

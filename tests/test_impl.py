@@ -56,8 +56,8 @@ def test_a_solved_chapter_is_benchmarked_in_the_engine(clone: Course, store: Sto
     solve_chapter_3(clone)
     done = bench(clone, store)
     assert done.returncode == 0, done.stderr
-    assert "ex03 → exercises/ex03_window.py (edited)" in done.stdout
-    result = json.loads(done.stdout.splitlines()[-1])
+    assert "ex03 → exercises/ex03_window.py (edited)" in done.stderr
+    result = json.loads(done.stdout)  # nothing else, because stdout is not a terminal
     assert result["impl"] == "ref,ex03=mine"
     assert [stage["name"] for stage in result["stages"]] == ["window"]
     assert result["stages"][0]["tokens_equal"]
@@ -82,7 +82,7 @@ def test_a_wrong_implementation_shows_no_speed(command: str, clone: Course, stor
     done = bench(clone, store) if command == "bench" else call(clone, "run", store.path, "--stage", 3)
     assert done.returncode == 1
     assert "no speed is shown for a wrong answer" in done.stderr
-    assert " ms" not in done.stdout
+    assert " ms" not in done.stdout + done.stderr
 
 
 def test_a_crash_in_a_students_code_is_one_line_with_its_place(clone: Course, store: Store) -> None:
@@ -142,6 +142,18 @@ def test_a_model_is_packed_by_the_engine_whatever_runs_it(command: list[object],
     assert Store(packed).manifest["files"] == store.manifest["files"]
     assert PACKED_BY not in Store(packed).manifest
     Store(packed).verify()
+
+
+def test_a_process_that_began_with_exercises_has_models_packed_by_the_engine_too(
+    wrong: Course, tiny_checkpoint: Path, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = f"from flashlite.course import plug\nprint(plug.plug_in('ref', {str(tiny_checkpoint)!r}).model)\n"
+    (wrong.root / "program.py").write_text(program)
+    monkeypatch.setenv("PYTHONPATH", str(wrong.root))
+    spec = json.dumps({"flashlite.storage.bundle": {"file": "exercises/ex04_bundle.py"}})
+    command = [sys.executable, "-m", "flashlite.course.plug", spec, "program"]
+    done = subprocess.run(command, cwd=wrong.root, capture_output=True, text=True, check=True)
+    assert Store(done.stdout.strip()).manifest["files"] == tiny_store.manifest["files"]
 
 
 def test_what_exercises_pack_says_so_and_is_found_by_its_path_alone(

@@ -144,10 +144,13 @@ def write_json(path: Path | None, value: Any) -> None:
     from flashlite.storage.atomic import write_file
 
     text = json.dumps(value, indent=1) + "\n"
-    if path.is_symlink() or (path.exists() and not path.is_file()):  # a link, a device or a pipe keeps its place
-        path.write_text(text)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if path.is_symlink() or (path.exists() and not path.is_file()):  # a link, a device or a pipe keeps its place
+            path.write_text(text, encoding="utf-8")
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FlashliteError(f"--json {path} cannot be written: {error.strerror}") from None
     write_file(path, text)
 
 

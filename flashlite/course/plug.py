@@ -200,7 +200,7 @@ def plug_in(impl: str, model: str = "", dtype: str | None = None) -> Plugged:
     Raises FlashliteError as `choose` and `open_clean` do.
     """
     if _installed:  # whoever started this process chose them
-        return Plugged(_installed, model=model)
+        return Plugged(_installed, model=open_clean(model, dtype) if model else "")
     if impl == "ref":
         return Plugged({}, model=model)
     course = find_course()
