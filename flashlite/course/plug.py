@@ -26,6 +26,7 @@ from flashlite.course import counting
 from flashlite.course.generate import find_function
 from flashlite.course.manifest import Course, Exercise, find_course
 from flashlite.course.open_clean import open_clean
+from flashlite.course.source import parse_source
 from flashlite.errors import FlashliteError
 
 
@@ -73,8 +74,7 @@ class _Loader(importlib.abc.Loader):
         self._name, self._plug = name, plug
 
     def exec_module(self, module: ModuleType) -> None:
-        text = Path(self._plug.file).read_text(encoding="utf-8")
-        tree = ast.parse(text, self._plug.file)
+        tree = parse_source(Path(self._plug.file))
         if self._plug.from_reference:
             reference = Path(__file__).parents[2].joinpath(*self._name.split(".")).with_suffix(".py")
             graft(tree, ast.parse(reference.read_text(encoding="utf-8")), self._plug.from_reference)
