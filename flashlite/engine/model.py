@@ -151,6 +151,7 @@ def load(
     window: int | str = 5,
     dtype: str | torch.dtype | None = None,
     verify_reads: bool = False,
+    revision: str | None = None,
 ) -> OPTForCausalLM:
     """A transformers OPT whose FFN weights stay on flash.
 
@@ -162,6 +163,7 @@ def load(
     window: tokens whose neurons stay in DRAM, where a stage has a window, or "auto": as many as the budget has room for
     dtype: fp32, bf16 or fp16
     verify_reads: compare everything with its checksum when it is read; see VerifiedStore for what that costs
+    revision: of a hub model, a branch, a tag or a commit
 
     Raises FlashliteError if anything is wrong.
     """
@@ -172,7 +174,7 @@ def load(
     if isinstance(dtype, torch.dtype):
         dtype = next((name for name, kind in DTYPES.items() if kind == dtype), str(dtype))
     stage_number(stage), check_window(window)  # so that what can't work is refused before anything is packed
-    store = open_model(model, dtype)
+    store = open_model(model, dtype, revision)
     if verify_reads:
         store = VerifiedStore(store.path)
     return build(store, choose_stage(store, stage, window, dram_budget), dram_budget, predictor)
