@@ -183,7 +183,7 @@ def test_the_library_runs_without_the_packages_of_the_course(tmp_path: Path) -> 
     assert alone("--version", cwd=tmp_path).stdout == "flashlite 0.2.0\n"
     done = alone("estimate", "opt-125m", "--drive", "870", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "no plot at .flashlite/estimate.png: it needs matplotlib: pip install matplotlib" in done.stdout
+    assert "no plot at .flashlite/estimate.png: it needs matplotlib: pip install matplotlib" in done.stderr
     assert list(tmp_path.iterdir()) == []
     done = alone("pack", "opt-mini", "store", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -659,9 +659,9 @@ def test_more_tokens_than_positions_are_one_line_and_leave_the_model_usable(
 @pytest.mark.parametrize(
     ("ids", "words"),
     [
-        ([[5, TINY["vocab_size"]]], f"token {TINY['vocab_size']} is none of the model's {TINY['vocab_size']}"),
-        ([[2**40, 7, 5]], f"token {2**40} is none of the model's"),
-        ([[5, -1]], "token -1 is none of the model's"),
+        ([[5, TINY["vocab_size"]]], f"token {TINY['vocab_size']} is not one of the model's {TINY['vocab_size']}"),
+        ([[2**40, 7, 5]], f"token {2**40} is not one of the model's"),
+        ([[5, -1]], "token -1 is not one of the model's"),
     ],
     ids=["next", "far", "negative"],
 )
