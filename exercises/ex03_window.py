@@ -45,8 +45,8 @@ def union_sizes(mask: Tensor, length: int) -> tuple[float, ...]:
 def largest_window(sizes: Sequence[float], rows: int) -> int:
     """The most tokens whose neurons fit in DRAM: the largest k with s_agg(k) <= rows, 0 if not even one token's do.
 
-    sizes: s_agg(k) for k = 1, 2, ... as `union_sizes` gives it, of one layer or of several together; it never falls.
-    rows: how many neurons there is room for.
+    sizes: s_agg(k) for k = 1, 2, ... as `union_sizes` gives it, of one layer or of several together; it never falls
+    rows: how many neurons there is room for
     """
     # TODO 3.4  the longest window that fits a budget (3 points, 5 minutes, paper section 3.1)
     # Say how many tokens a window may have in the DRAM that there is. sizes[0] is s_agg(1), sizes[1] is s_agg(2) and so

@@ -65,9 +65,7 @@ def parse_window(text: str) -> int | str:
 def check_window(window: int | str) -> int | str:
     """The window itself. Raises FlashliteError if it is neither a number of tokens nor "auto"."""
     if window != "auto" and (type(window) is not int or window < 1):
-        raise FlashliteError(
-            f"a window of {window} tokens is not understood: use a whole number from 1, 'auto', or a stage without one"
-        )
+        raise FlashliteError(f"a window of {window} tokens is not understood: write a whole number from 1, or 'auto'")
     return window
 
 

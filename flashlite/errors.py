@@ -46,7 +46,7 @@ def one_line(
 ) -> Iterator[None]:
     """Turn an OSError of the block into one line of this kind of error: the path, the failure, the reason, the advice.
 
-    Raises ReadError instead if too many files are open, because that says nothing about this one.
+    Raises ReadError instead if too many files are open, because such an error says nothing about this file.
     """
     try:
         yield

@@ -96,7 +96,7 @@ def fit(
 
     up, bias: the layer's up projection, where training starts
     rank: of the two thin matrices
-    data: what enters the layer, and what fires
+    data: the layer's activations
     seed: of the batches
     steps: how many batches of BATCH tokens
     """
@@ -164,10 +164,6 @@ def train_predictors(
     store: the packed model
     train, held_out: [texts, length], token ids
     recall: share of the firing neurons that must be predicted
-    seed: of the batches that are drawn for training
-    progress: is told of each predictor
-
-    recall: share of the firing neurons to predict
     progress: is told of each predictor
     seed, steps: see `fit`
 

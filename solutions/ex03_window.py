@@ -39,8 +39,8 @@ def union_sizes(mask: Tensor, length: int) -> tuple[float, ...]:
 def largest_window(sizes: Sequence[float], rows: int) -> int:
     """The most tokens whose neurons fit in DRAM: the largest k with s_agg(k) <= rows, 0 if not even one token's do.
 
-    sizes: s_agg(k) for k = 1, 2, ... as `union_sizes` gives it, of one layer or of several together; it never falls.
-    rows: how many neurons there is room for.
+    sizes: s_agg(k) for k = 1, 2, ... as `union_sizes` gives it, of one layer or of several together; it never falls
+    rows: how many neurons there is room for
     """
     # 3.4  Each token more in the window saves reads, so the longest one that fits is the best. sizes never falls, so
     # the answer is the place where rows would be inserted after its equals: a binary search, and no special case for

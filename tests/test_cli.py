@@ -136,11 +136,11 @@ def test_run_shows_what_was_written_before_an_error(
     store_with_tokenizer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("transformers.generation.stopping_criteria.EosTokenCriteria.__call__", never_ends)
-    monkeypatch.setattr("flashlite.engine.guards.OFFSET", 60)  # so that positions end before `run` expects it
+    monkeypatch.setattr("flashlite.engine.calls.OFFSET", 60)  # so that positions end before `run` expects it
     args = ("run", store_with_tokenizer, "--prompt", "w5 w7 w9", "--dram-budget", "1MB", "--max-new-tokens", 500)
     code, out, err = call(monkeypatch, capsys, *args)
     assert code == 1
-    assert err.splitlines() == ["flashlite: 71 tokens don't fit the model's 70 positions: shorten the prompt"]
+    assert err.splitlines() == ["flashlite: 71 tokens don't fit the model's 70 positions: shorten the text"]
     assert len(words_of(out)) == 71  # the last of which was written, and never read
 
 

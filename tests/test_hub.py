@@ -373,6 +373,10 @@ def test_a_store_called_opt_mini_is_that_store(at_home: Path) -> None:
 def test_opt_mini_is_the_model_that_comes_with_flashlite(at_home: Path) -> None:
     shutil.rmtree(at_home / "opt-mini")
     assert find_checkpoint("opt-mini") == find_checkpoint(Path("opt-mini")) == BUNDLED_MODEL
+    (at_home / "opt-mini").touch()
+    assert find_checkpoint("opt-mini") == BUNDLED_MODEL
+    with pytest.raises(CheckpointError, match="is a file: name the folder"):
+        find_checkpoint("./opt-mini")
 
 
 def test_only_hub_models_have_revisions(at_home: Path, tiny_store: Store) -> None:

@@ -613,7 +613,7 @@ def test_files_are_closed_with_the_model(tiny_store: Store) -> None:
         ({"stage": "fast"}, FlashliteError, "unknown stage 'fast'.*naive, resident.*pool"),
         ({"stage": 7}, FlashliteError, "unknown stage 7: choose 0 to 6"),
         ({"stage": -1}, FlashliteError, "unknown stage -1"),
-        ({"window": 0}, FlashliteError, "window of 0 tokens: use a whole number from 1"),
+        ({"window": 0}, FlashliteError, "window of 0 tokens is not understood: write a whole number from 1"),
         ({"predictor": "orcale"}, FlashliteError, "unknown predictor 'orcale'.*trained.*oracle"),
         ({"predictor": []}, FlashliteError, "0 predictors.*3 layers"),
         ({"dram_budget": "lots"}, BudgetError, "'lots' is not understood"),

@@ -21,6 +21,7 @@ from flashlite.cli.options import (
     ModelArgument,
     PlotOption,
     PredictorOption,
+    RevisionOption,
     StagesOption,
     VerifyOption,
     WindowOption,
@@ -74,6 +75,7 @@ def bench(
     tokens: Annotated[int, typer.Option(help="to generate", min=8)] = 64,
     prompt_tokens: Annotated[int, typer.Option(min=1)] = 32,
     dtype: DtypeOption = None,
+    revision: RevisionOption = None,
     dram_budget: BudgetOption = "50%",
     window: WindowOption = "5",
     predictor: PredictorOption = "trained",
@@ -99,10 +101,10 @@ def bench(
     numbers, window_tokens = parse_stages(stages), parse_window(window)
     check_outputs(json_file, plot)
     unsolved.check_solved(impl, unsolved.of_stages(numbers) | unsolved.COST_MODEL)
-    plugged = plug.plug_in(impl, model, dtype)
+    plugged = plug.plug_in(impl, model, dtype, revision)
     from flashlite.bench import ladder
 
-    store = open_store(plugged.model, dtype)
+    store = open_store(plugged.model, dtype, plugged.revision)
     check_stages(store, numbers, dram_budget, predictor, window_tokens)
     try:
         result = ladder.bench(

@@ -56,8 +56,8 @@ def open_direct(path: Path) -> tuple[int, bool]:
     Returns the descriptor's number and whether reads are direct. Raises ReadError if the file can't be opened.
     """
     if not hasattr(os, "preadv"):
-        raise ReadError(f"{path}: this system can't read to many places at once: use Linux or macOS, on Windows WSL")
-    why = "this system has no direct ones"
+        raise ReadError(f"{path}: this system can't read to many places at once: use Linux, macOS, or WSL on Windows")
+    why = "this system has no direct reads"
     with one_line(path, ReadError, "cannot be opened"):
         if hasattr(os, "O_DIRECT"):
             try:
@@ -65,7 +65,7 @@ def open_direct(path: Path) -> tuple[int, bool]:
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise
-            why = "this file system refuses direct ones"
+            why = "this file system refuses direct reads"
         if path.is_dir():
             raise ReadError(f"{path} cannot be opened: it is a folder")
         fd = os.open(path, os.O_RDONLY)
@@ -74,7 +74,7 @@ def open_direct(path: Path) -> tuple[int, bool]:
 
         fcntl.fcntl(fd, fcntl.F_NOCACHE, 1)
         return fd, True
-    log.warning("flashlite: %s: buffered reads, because %s", path, why)
+    log.warning("flashlite: %s: reads are buffered, because %s", path, why)
     return fd, False
 
 

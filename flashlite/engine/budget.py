@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from flashlite.engine.stages import Stage
     from flashlite.storage.store import Store
 
-FEWEST_ROWS = 16  # of a layer's neurons, and of a read buffer
+FEWEST_ROWS = 16  # the fewest neurons of a layer in DRAM, and the fewest rows of a read buffer
 LARGEST_BUFFER = 2 * 2**20  # bytes of each of the two read buffers
 BUFFER_SHARE = 1 / 8  # of the DRAM that is left for neurons, for both read buffers
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A split of the DRAM budget, all in bytes but for rows.
+    """A split of the DRAM budget, in bytes where it doesn't say rows.
 
     total: the budget
     resident, predictors, buffers: what each part takes
@@ -106,8 +106,9 @@ def plan_budget(
 def longest_window(store: Store, stage: Stage, budget: int | float | str) -> int:
     """The most tokens whose neurons fit a budget on average, but at least 1: what window="auto" means.
 
-    By s_agg(k) on held-out text, as the trained predictors' reports have it, so at most as long as they know. Raises
-    PredictorError if the store has no predictor, and BudgetError as `plan_budget` does.
+    The window's size is judged by s_agg(k) on held-out text, from the reports of the trained predictors. So it is at
+    most as long as the longest that they report. Raises PredictorError if the store has no predictor, and BudgetError
+    as `plan_budget` does.
     """
     trained = PredictorSet.load(store)
     nbytes, fewest = sum(predictor.nbytes for predictor in trained.layers), min(FEWEST_ROWS, store.shape.neurons)

@@ -151,6 +151,7 @@ def load(
     window: int | str = 5,
     dtype: str | torch.dtype | None = None,
     verify_reads: bool = False,
+    revision: str | None = None,
 ) -> OPTForCausalLM:
     """A transformers OPT whose FFN weights stay on flash.
 
@@ -162,6 +163,7 @@ def load(
     window: tokens whose neurons stay in DRAM, where a stage has a window, or "auto": as many as the budget has room for
     dtype: fp32, bf16 or fp16
     verify_reads: compare everything with its checksum when it is read; see VerifiedStore for what that costs
+    revision: of a hub model, a branch, a tag or a commit
 
     Raises FlashliteError if anything is wrong.
     """
@@ -172,15 +174,22 @@ def load(
     if isinstance(dtype, torch.dtype):
         dtype = next((name for name, kind in DTYPES.items() if kind == dtype), str(dtype))
     stage_number(stage), check_window(window)  # so that what can't work is refused before anything is packed
-    store = open_model(model, dtype)
+    store = open_model(model, dtype, revision)
     if verify_reads:
         store = VerifiedStore(store.path)
     return build(store, choose_stage(store, stage, window, dram_budget), dram_budget, predictor)
 
 
 def choose_stage(store: Store, stage: int | str, window: int | str, dram_budget: int | float | str) -> Stage:
-    """A stage of the ladder as `load` is told to have it: by number or name, with a window if it has one. Raises
-    FlashliteError if there is no such stage or window."""
+    """The stage that `load` is asked for, with its window if it has one.
+
+    store: the packed model
+    stage: of the ladder, by name or number
+    window: tokens, or "auto" for as many as the budget has room for
+    dram_budget: see `load`
+
+    Raises FlashliteError if there is no such stage or window.
+    """
     chosen = LADDER[NAMES[stage_number(stage)]]
     window = check_window(window)
     if not chosen.window:
@@ -208,8 +217,10 @@ def build(
 def plan(
     store: Store, stage: Stage, dram_budget: int | float | str, predictor: str | Sequence[Predictor]
 ) -> tuple[Sequence[Predictor] | None, Budget]:
-    """The predictors of a model that is to be loaded, and how its budget is spent. Raises FlashliteError if the model
-    can't be loaded so; no weights are read to find out."""
+    """The predictors of a model that is to be loaded, None for the oracle, and the split of its budget.
+
+    No weights are read to find out. Raises FlashliteError if the model can't be loaded so.
+    """
     predictors, needs = _choose_predictors(store, stage, predictor)
     nbytes = sum(p.nbytes for p in predictors or ())
     return predictors, plan_budget(store, stage, dram_budget, nbytes, needs)

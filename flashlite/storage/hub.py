@@ -36,9 +36,10 @@ def local_folder(model: str | Path, revision: str | None = None) -> Path | None:
 
     Raises CheckpointError if the name is a file's, or if a revision is named, which only hub models have.
     """
-    if os.path.isfile(model):
-        raise CheckpointError(f"{model} is a file: name the folder that holds config.json and the weights")
-    if not (is_folder := os.path.isdir(model)) and str(model) != BUNDLED_NAME:
+    is_folder = os.path.isdir(model)
+    if not is_folder and str(model) != BUNDLED_NAME:
+        if os.path.exists(model):
+            raise CheckpointError(f"{model} is a file: name the folder that holds config.json and the weights")
         return None
     if revision is not None:
         raise CheckpointError(f"{model} is a local folder, which has no revisions: leave out revision {revision!r}")

@@ -142,7 +142,8 @@ def token_windows(texts: Iterable[str], store: Store, most_tokens: int) -> Tenso
         if len(ids) >= most_tokens:
             break
     _check_ids(ids, store)
-    count = min(len(ids), most_tokens) // length
+    tokens = min(len(ids), most_tokens)
+    count = tokens // length
     if count == 0:
-        raise FlashliteError(f"the text has {len(ids)} tokens, fewer than one window of {length}: give more")
+        raise FlashliteError(f"{tokens} tokens are fewer than one window of {length}: give more text, or more tokens")
     return torch.tensor(ids[: count * length]).view(count, length)
