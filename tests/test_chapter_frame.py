@@ -151,6 +151,8 @@ def test_each_exercise_of_a_chapter_is_called_by_its_cell(
     captured = capsys.readouterr()
     (table,) = tables
     assert table is not None, captured.err
+    assert ("870 EVO" in captured.out) == ("$ flashlite estimate" in captured.out), "what the command says is shown"
+    assert '{"' not in captured.out
     calls = {e: int(n) for e, n in re.findall(r"^\| (\d\.\d) \| `[\w.]+` \| (\d+) \|$", table.data, re.MULTILINE)}
     assert set(calls) == {e.id for e in course.exercises if e.chapter == number}
     assert all(calls.values()), f"never called: {[exercise for exercise, n in calls.items() if not n]}"

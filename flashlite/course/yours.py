@@ -7,7 +7,6 @@ code; the other commands run as they are.
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import shlex
 import subprocess
@@ -110,24 +109,18 @@ def _arguments(command: str, store: Store) -> list[str]:
     model = os.environ.get("FLASHLITE_MODEL", "opt-mini")
     model = "opt-mini" if is_store(model) else os.path.abspath(model) if os.path.exists(model) else model
     places = {"model": model, "store": str(store.path.absolute()), "text": typing.__file__}
-    return [word.format(**places) for word in shlex.split(command)]
+    words = [word.format(**places) for word in shlex.split(command)]
+    return [*words, "--json", "result.json"] if words[0] == "estimate" else words  # or JSON took stdout from its words
 
 
 def _call(command: list[str], folder: Path) -> None:
-    """Run a command in a folder that is soon gone, and print what it says, but for JSON and where its plot is. Raises
+    """Run a command in a folder that is soon gone, and print what it says, but for where its plot is. Raises
     FlashliteError if it fails."""
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    print("\n".join(line for line in done.stdout.splitlines() if not _is_json(line) and not line.startswith("plot: ")))
+    print("\n".join(line for line in done.stdout.splitlines() if not line.startswith("plot: ")))
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
         raise FlashliteError(last.removeprefix("flashlite: "))
-
-
-def _is_json(line: str) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
-        return False
 
 
 def _beside(exercise: Exercise, begun: dict[str, plug.Plug], show: Show) -> str:
