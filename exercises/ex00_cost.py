@@ -29,8 +29,11 @@ SAMPLE_BYTES = 2**29  # far more than the processor's caches hold
 class Work:
     """What one token does, counted.
 
-    reads and bytes from flash, in `batches` that each wait for the one before; bytes copied inside DRAM; bytes of FFN
-    weights multiplied; overlapped: whether products run while the next read is under way.
+    reads, bytes: from flash
+    batches: in how many parts a token waits for its reads, each part after the one before
+    copied_bytes: inside DRAM
+    product_bytes: of FFN weights that are multiplied
+    overlapped: whether the drive reads for one layer while the processor computes another
     """
 
     reads: float
@@ -43,7 +46,11 @@ class Work:
 
 @dataclass(frozen=True)
 class Speeds:
-    """What the processor does: FFN products and copies in bytes a second; rest_ms: a token's time without its FFNs."""
+    """What the processor does.
+
+    product, copy: FFN weights multiplied, and bytes copied, in bytes a second
+    rest_ms: a token's time without its FFNs, in milliseconds
+    """
 
     product: float
     copy: float
@@ -53,7 +60,9 @@ class Speeds:
 def io_ms(curve: Curve, reads: float, nbytes: float, batches: int) -> float:
     """Milliseconds that reads take: as many in flight as a batch has, at most what the curve was measured with.
 
-    reads, nbytes: of one token, from flash; batches: in how many parts it waits for them.
+    curve: what the drive does
+    reads, nbytes: of one token, from flash
+    batches: in how many parts the token waits for them
     """
     # TODO 0.2  what reads must cost on this drive (4 points, 10 minutes, paper section 2.2)
     # How many milliseconds do `reads` random reads of together `nbytes` bytes take on the drive whose throughput
@@ -68,37 +77,34 @@ def io_ms(curve: Curve, reads: float, nbytes: float, batches: int) -> float:
     #   io_ms(curve, reads=320, nbytes=320 * 4096, batches=320) -> 26.2144    one read in flight
     # Provided: curve.rate(nbytes, depth) gives the throughput in bytes a second for reads of `nbytes` bytes each, with
     # `depth` of them in flight.
+    # In the engine: flashlite estimate opt-6.7b --drive 870 --impl ref,ex00=mine
     raise NotImplementedError("exercise 0.2: delete this line and write io_ms, see the TODO above")
 
 
 def token_ms(curve: Curve, work: Work, speeds: Speeds) -> float:
-    """Milliseconds that one token must take."""
-    # TODO 0.3  the cost model: one token's latency (3 points, 10 minutes, paper section 2.1)
+    """Milliseconds that one token must take: flash I/O + memory management + compute.
+
+    Where reads and computing overlap, both together take as long as the slower of the two. What is copied, and what
+    each batch takes to be begun and ended, comes on top. (Paper: section 2.1; overlap is beyond the paper)
+    """
+    # TODO 0.3  the cost model: one token's latency (3 points, 10 minutes, paper section 2.1; overlap is beyond the
+    # paper)
     # The latency of one token is flash I/O + memory management + compute, here in milliseconds. Memory management is
     # work.copied_bytes at speeds.copy bytes a second. Compute has two parts: the FFN's products, work.product_bytes at
     # speeds.product bytes a second, and everything but the FFNs, speeds.rest_ms, which is in milliseconds already.
-    # Without overlap these follow one another and add up. With work.overlapped the drive reads the next part while the
-    # FFN multiplies this one: these two, and only these, then take as long as the slower of them. A token may read,
-    # copy or multiply nothing.
-    # Example: I/O of 3.28 ms, 4e6 bytes copied at 2e9 bytes/s, 5e6 bytes multiplied at 1e9 bytes/s, rest 3 ms:
-    #   overlapped = False -> 3 + 2 + 3.28 + 5 = 13.28
-    #   overlapped = True  -> 3 + 2 + max(3.28, 5) = 10.0
+    # Besides, each of the work.batches batches of reads takes curve.batch_ms milliseconds to be begun and ended,
+    # whatever it reads.
+    # Without overlap all of these follow one another and add up. With work.overlapped the drive reads for one layer
+    # while the processor computes another: I/O and compute, and only these two, then take as long as the slower of
+    # them. A token may read, copy or multiply nothing.
+    # Example: I/O of 3.28 ms in 10 batches of 0.1 ms, 4e6 bytes copied at 2e9 bytes/s, 5e6 bytes multiplied at 1e9
+    # bytes/s, rest 3 ms:
+    #   overlapped = False -> 1 + 2 + 3.28 + (3 + 5) = 14.28
+    #   overlapped = True  -> 1 + 2 + max(3.28, 3 + 5) = 11.0
     # Provided: io_ms (exercise 0.2) gives the milliseconds of a token's reads. The fields of Work and Speeds are
     # described above.
+    # In the engine: flashlite estimate opt-6.7b --drive 870 --impl ref,ex00=mine
     raise NotImplementedError("exercise 0.3: delete this line and write token_ms, see the TODO above")
-
-
-def predicted_ms(curve: Curve, work: Work, speeds: Speeds, ahead: bool = False) -> float:
-    """`token_ms`, or `overlapped_ms` for reads ahead of their layer, and what batches take to be begun and ended."""
-    return (overlapped_ms if ahead else token_ms)(curve, work, speeds) + work.batches * curve.batch_ms
-
-
-def overlapped_ms(curve: Curve, work: Work, speeds: Speeds) -> float:
-    """Milliseconds that a token must take where the drive reads for one layer while the processor computes another:
-    as long as the slower of the two, and what is copied."""
-    io = io_ms(curve, work.reads, work.bytes, work.batches)
-    compute = speeds.rest_ms + 1e3 * work.product_bytes / speeds.product
-    return 1e3 * work.copied_bytes / speeds.copy + max(io, compute)
 
 
 def _median_seconds(run: Callable[[], object], repeats: int = 15) -> float:
@@ -113,8 +119,10 @@ def _median_seconds(run: Callable[[], object], repeats: int = 15) -> float:
 def product_speed(shape: FFNShape, layers: int, dtype: torch.dtype, rows: int, fires: float | None = None) -> float:
     """Bytes of FFN weights a second: one token through `rows` neurons of each layer in turn, as in decoding.
 
-    fires: share of these neurons that fire, whose down columns alone the sparse product reads; None for the product of
-    whole layers as they stream. As many layers as fit SAMPLE_BYTES stand for all, but at least one.
+    shape, layers, dtype: of the model; as many layers as fit SAMPLE_BYTES stand for all, but at least one does
+    rows: neurons of a layer that are multiplied at a time
+    fires: share of these neurons that fire, because the sparse product reads only their down columns; None for the
+        product of whole layers as they stream
     """
     d, nbytes = shape.d_model, rows * 2 * shape.half_bytes
     layers = max(1, min(layers, SAMPLE_BYTES // nbytes))
@@ -130,7 +138,7 @@ def product_speed(shape: FFNShape, layers: int, dtype: torch.dtype, rows: int, f
 
 
 def linear_speed(width: int, dtype: torch.dtype) -> float:
-    """Bytes a second of square matrices that one token multiplies, as attention does: what is no FFN."""
+    """Bytes a second of square matrices that one token multiplies, as attention does: the part that is not FFN."""
     x, nbytes = torch.randn(1, width).to(dtype), width * width * dtype.itemsize
     matrices = [torch.randn(width, width).to(dtype) for _ in range(max(1, SAMPLE_BYTES // nbytes))]
     return len(matrices) * nbytes / _median_seconds(lambda: [linear(x, matrix) for matrix in matrices])

@@ -33,6 +33,7 @@ class NeuronFile:
         self.shape: FFNShape = store.shape
         self.file = store.open_ffn(layout, backend)
         self.pieces = pieces(layout, store.shape)
+        self._columns = [(slice(None), piece.columns) for piece in self.pieces]
         names = [piece.name for piece in self.pieces]
         self.begins = [[store.piece_offset(layout, layer, name) for name in names] for layer in range(store.layers)]
 
@@ -45,36 +46,48 @@ class NeuronFile:
         """The reads so far."""
         return self.file.counters
 
-    def submit(self, layer: int, neurons: np.ndarray, buffer: np.ndarray, rows: np.ndarray) -> list[Ticket]:
-        """Start reading: neuron `neurons[i]` lands in `buffer[rows[i]]`.
+    def columns(self, buffer: np.ndarray) -> list[np.ndarray]:
+        """Where each piece belongs in rows [up | down | padding]: views of buffer [rows, record_bytes] uint8."""
+        return list(map(buffer.__getitem__, self._columns))
 
-        neurons, rows: [n] int64; buffer: [rows, record_bytes] uint8.
+    def submit(self, layer: int, neurons: np.ndarray, matrices: Sequence[np.ndarray], rows: np.ndarray) -> list[Ticket]:
+        """Start reading: piece p of neuron `neurons[i]` lands in `matrices[p][rows[i]]`.
+
+        neurons, rows: [n] int64
+        matrices: one [rows, bytes of the piece] uint8 for each piece; pieces after the last of them are not read
+
+        Returns a ticket a piece, on which the caller waits. (Paper: section 3.2)
         """
         # TODO 1.2  read a layer's neurons from flash (5 points, 20 minutes, paper section 3.2)
-        # Start reading neurons of one layer into rows of DRAM, and return at once: the list of tickets, on which the
-        # caller waits. After the wait, neuron neurons[i] of this layer is in buffer[rows[i]], as [up | down | padding];
-        # rows that aren't named stay as they were.
+        # Start reading neurons of one layer into memory, and return at once: the list of tickets, on which the caller
+        # waits.
         # On flash a layer consists of pieces: "up" and "down" in the split layout, "bundle" in the bundled one. A piece
-        # is a matrix of piece.nbytes bytes a neuron that begins at some byte of the file, neuron 0 first; its rows
-        # belong at byte piece.column of the neuron's row in DRAM. Each piece has a place of its own in the file, in
-        # each layer.
+        # is a matrix of piece.nbytes bytes a neuron that begins at some byte of the file, neuron 0 first. Each piece
+        # has a place of its own in the file, in each layer.
+        # In memory each piece has a matrix: after the wait, piece p of neuron neurons[i] of this layer is in
+        # matrices[p][rows[i]]; rows that aren't named stay as they were. If there are fewer matrices than pieces, only
+        # the first pieces are read.
         # Neurons that lie side by side must cost one read a piece, not one each. One FlashFile.submit merges them, if
         # it is given all of a piece's records at once. So: one submit and one ticket a piece. neurons and rows may come
         # in any order, and may be empty; leave both as they are.
         # Example: neurons = [5 6 9], rows = [2 0 1], up and down of 4096 bytes each:
-        #   in DRAM: neuron 5 in buffer[2], neuron 6 in buffer[0], neuron 9 in buffer[1]
-        #   split:   4 reads, from "up" and from "down": 8192 bytes at 5 * 4096, and 4096 bytes at 9 * 4096
-        #   bundled: 2 reads, from "bundle": 16384 bytes at 5 * 8192, and 8192 bytes at 9 * 8192
+        #   split, two matrices: neuron 5 in row 2 of both, neuron 6 in row 0, neuron 9 in row 1
+        #            4 reads, from "up" and from "down": 8192 bytes at 5 * 4096, and 4096 bytes at 9 * 4096
+        #   bundled, one matrix: the same rows
+        #            2 reads, from "bundle": 16384 bytes at 5 * 8192, and 8192 bytes at 9 * 8192
         # where 0 is the byte of the file at which the piece begins in this layer.
-        # Provided: self.pieces lists the layout's pieces, each with name, nbytes and column; self.begins[layer][p] is
-        # the byte of the file at which piece p of a layer begins. self.file.submit(offsets, size, buffer, rows, column)
-        # starts reading records of `size` bytes at `offsets` ([n] int64, bytes in the file) into buffer[rows[i],
-        # column:], and gives a ticket.
+        # Provided: self.pieces lists the layout's pieces, each with its nbytes; self.begins[layer][p] is the byte of
+        # the file at which piece p of a layer begins. self.file.submit(offsets, size, matrix, rows) starts reading
+        # records of `size` bytes at `offsets` ([n] int64, bytes in the file) into matrix[rows[i]], and gives a ticket.
+        # In the engine: flashlite bench --stage 1 --impl ref,ex01=mine
         raise NotImplementedError("exercise 1.2: delete this line and write submit, see the TODO above")
 
     def read(self, layer: int, neurons: np.ndarray, buffer: np.ndarray, rows: np.ndarray) -> None:
-        """`submit` and wait. Raises ReadError if any read fails."""
-        wait_all(self.submit(layer, neurons, buffer, rows))
+        """Read whole neurons: `neurons[i]` is in `buffer[rows[i]]` afterwards, as [up | down | padding].
+
+        neurons, rows: [n] int64; buffer: [rows, record_bytes] uint8. Raises ReadError if any read fails.
+        """
+        wait_all(self.submit(layer, neurons, self.columns(buffer), rows))
 
 
 def wait_all(tickets: Sequence[Ticket]) -> None:

@@ -1,11 +1,11 @@
 # Exercises 1.1. With `--impl ref,ex01=mine` this file takes the place of flashlite.engine.stream.
 # Everything without a TODO is provided, and runs as it stands.
-"""Many neurons through little memory: passes over a layer, the next part read while this one is multiplied."""
+"""A layer through little memory: it passes part by part, and the next part is read while one is multiplied."""
 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from flashlite.drive.direct import aligned_buffer
 from flashlite.drive.flash import Ticket
 from flashlite.engine.product import BLOCK
-from flashlite.engine.timing import Timing
+from flashlite.engine.timing import IO, MEMORY, PRODUCT, REST, Clock
 from flashlite.errors import ReadError
 from flashlite.storage.bundle import round_up, unpack_bundles
 from flashlite.storage.neurons import NeuronFile, wait_all
@@ -24,8 +24,12 @@ from flashlite.storage.neurons import NeuronFile, wait_all
 def relu_ffn(x: Tensor, up: Tensor, bias: Tensor, down: Tensor, keep: Tensor | None = None) -> Tensor:
     """A feed-forward block by hand, without the down projection's bias: relu(x up^T + bias) down.
 
-    x: [tokens, d_model]; up: [n, d_model], one row a neuron; bias: [n]; down: [n, d_model], transposed, so that it has
-    one row a neuron too; keep: [tokens, n] bool, False where a token must leave a neuron out, or None for all.
+    x: [tokens, d_model]
+    up: [n, d_model], one row a neuron
+    bias: [n]
+    down: [n, d_model], transposed, so that it has one row a neuron too
+    keep: [tokens, n] bool, False where a token must leave a neuron out; None keeps all
+
     Returns [tokens, d_model].
     """
     # TODO 1.1  a ReLU feed-forward block by hand (4 points, 10 minutes, paper section 3.1)
@@ -40,97 +44,141 @@ def relu_ffn(x: Tensor, up: Tensor, bias: Tensor, down: Tensor, keep: Tensor | N
     #   keep = None             -> [[3 6]]
     #   keep = [[False True]]   -> [[0 0]]
     # Provided: torch.addmm(bias, x, matrix) is bias + x @ matrix in one call.
+    # In the engine: flashlite bench --stage 1 --impl ref,ex01=mine
     raise NotImplementedError("exercise 1.1: delete this line and write relu_ffn, see the TODO above")
 
 
 @dataclass(frozen=True)
-class Taking:
-    """Neurons to copy out of a stream: neuron neurons[i] to buffer[rows[i]]. neurons: [n] int64, sorted, all of them
-    streamed."""
+class CopyOut:
+    """Neurons to copy out of a stream: neuron neurons[i] goes to buffer[rows[i]].
+
+    neurons: [n] int64, sorted; all of them are streamed
+    buffer: [capacity, row_bytes] uint8
+    rows: [n] int64
+    """
 
     neurons: np.ndarray
     buffer: np.ndarray
     rows: np.ndarray
 
 
-def _divide(buffer: np.ndarray, rows: int, file: NeuronFile) -> list[np.ndarray]:
-    """A matrix of `rows` rows for each piece of the layout, out of one buffer [rows * record_bytes]: together they may
-    fill a huge page, which the drive fills twice as fast as scattered pages."""
-    ends = np.cumsum([rows * piece.nbytes for piece in file.pieces])
-    return [part.reshape(rows, -1) for part in np.split(buffer, ends)[:-1]]
+@dataclass
+class Passes:
+    """Neurons of a layer on their way through a stream.
+
+    layer: its number
+    parts: the neurons of each pass, [n] int64
+    size: the most neurons of a pass
+    tickets: the reads of each pass that was begun
+    """
+
+    layer: int
+    parts: list[np.ndarray]
+    size: int
+    tickets: list[list[Ticket]] = field(default_factory=list)
 
 
 class Stream:
-    """Two buffers of `rows` neurons each, shared by all layers, through which a layer's FFN passes.
+    """A buffer of 2 * `rows` neurons, shared by all layers, through which a layer's FFN passes.
 
-    Each piece of the layout has a buffer of its own, so that neighbours on flash are neighbours in DRAM and arrive in
-    one long stretch; halves of neurons scattered to a pool's rows arrive at half of that speed.
+    file: the neurons on flash
+    rows: how many neurons each half of the buffer has room for
+    dtype: of the weights
+    clock: the engine's
 
-    A prompt, whose tokens together use most neurons, and the stages without a predictor read whole layers this way; a
-    token that needs more neurons than the pool holds reads the rest this way.
+    Each piece of the layout has a matrix of its own in the buffer. So neighbours on flash are neighbours in DRAM, and
+    they arrive in one long stretch. Halves of neurons that are scattered over a pool's rows arrive at half that speed.
+
+    Whole layers are read this way at the stages without a predictor, and for prompts, whose tokens together use most
+    neurons. A token that needs more neurons than DRAM has room for reads the rest this way.
     """
 
-    def __init__(self, file: NeuronFile, rows: int, dtype: torch.dtype, timing: Timing) -> None:
+    def __init__(self, file: NeuronFile, rows: int, dtype: torch.dtype, clock: Clock) -> None:
         self.rows = rows
-        self._file, self._timing = file, timing
-        self._buffers = [_divide(buffer, rows, file) for buffer in aligned_buffer(2, rows * file.shape.record_bytes)]
-        self._latest: list[Ticket] = []
-        self._matrices = [[torch.from_numpy(b).view(dtype) for b in buffers] for buffers in self._buffers]
+        self._file, self._clock = file, clock
+        flat = aligned_buffer(1, 2 * rows * file.shape.record_bytes)[0]  # one row, so that it lies on huge pages
+        ends = np.cumsum([2 * rows * piece.nbytes for piece in file.pieces])
+        self._buffers = [part.reshape(2 * rows, -1) for part in np.split(flat, ends)[:-1]]
+        self._matrices = [torch.from_numpy(buffer).view(dtype) for buffer in self._buffers]
+        self._under_way: list[Ticket] = []
+
+    def begin(self, layer: int, neurons: np.ndarray, at_once: int) -> Passes:
+        """Start reading some neurons of a layer, for `product`.
+
+        layer: its number
+        neurons: [n] int64, sorted
+        at_once: how many passes are under way together: 2, so that the next part is read while one is multiplied, or 1
+            of twice the size
+        """
+        if self._under_way:  # a call was broken off, and the buffer is free only when its reads have ended
+            with contextlib.suppress(ReadError):
+                wait_all(self._under_way)
+        size = 2 * self.rows // at_once
+        passes = Passes(layer, np.split(neurons, range(size, len(neurons), size)), size)
+        self._under_way = []
+        for _ in passes.parts[:at_once]:
+            self._submit(passes)
+        return passes
 
     def product(
-        self, x: Tensor, layer: int, bias: Tensor, neurons: np.ndarray, keep: Tensor | None = None, ahead: bool = True,
-        take: Taking | None = None,
-    ) -> Tensor:  # fmt: skip
-        """What these neurons of a layer compute, without the down projection's bias.
+        self, x: Tensor, passes: Passes, bias: Tensor, keep: Tensor | None = None, copy_out: CopyOut | None = None
+    ) -> Tensor:
+        """The part of the FFN that these neurons compute, without the down projection's bias: [tokens, d_model].
 
-        x: [tokens, d_model]; bias: [ffn], the up projection's; neurons: [n] int64, sorted; keep: [tokens, ffn] bool,
-        neurons to leave out where False, by token; ahead: read the next part while multiplying this one; take: some of
-        the neurons to be copied out as they pass. Returns [tokens, d_model].
+        x: [tokens, d_model]
+        passes: from `begin`
+        bias: [ffn], the up projection's
+        keep: [tokens, ffn] bool, False where a token must leave a neuron out; None keeps all
+        copy_out: some of the neurons, to be copied elsewhere as they pass
         """
-        with contextlib.suppress(ReadError):
-            wait_all(self._latest)  # of a call that was broken off, for the buffers are free only then
-        parts = [neurons[i : i + self.rows] for i in range(0, len(neurons), self.rows)]
-        out = torch.zeros_like(x)
-        tickets = self._submit(layer, parts, 0)
-        for i, part in enumerate(parts):
-            with self._timing.io:
-                following = self._submit(layer, parts, i + 1) if ahead else []
-                wait_all(tickets)
-            if take is not None:
-                with self._timing.memory:
-                    self._copy_out(i % 2, part, take)
-            with self._timing.product:
-                out += self._multiply(x, i % 2, bias, part, keep)
-            with self._timing.io:
-                tickets = following if ahead else self._submit(layer, parts, i + 1)
+        clock, out = self._clock, torch.zeros_like(x)
+        for i, part in enumerate(passes.parts):
+            clock.switch(IO)
+            wait_all(passes.tickets[i])
+            begin = i * passes.size % (2 * self.rows)
+            landed = slice(begin, begin + passes.size)  # the part's rows, and the rest of the pass's
+            if copy_out is not None:
+                clock.switch(MEMORY)
+                self._copy_out(landed, part, copy_out)
+            clock.switch(PRODUCT)
+            out += self._multiply(x, landed, bias, part, keep)
+            if len(passes.tickets) < len(passes.parts):
+                clock.switch(IO)
+                self._submit(passes)
+        clock.switch(REST)
+        self._under_way = []
         return out
 
-    def _submit(self, layer: int, parts: list[np.ndarray], i: int) -> list[Ticket]:
-        if i >= len(parts):
-            return []
-        file, rows = self._file, np.arange(len(parts[i]))
-        self._latest = [
-            file.file.submit(begin + parts[i] * piece.nbytes, piece.nbytes, buffer, rows)
-            for begin, piece, buffer in zip(file.begins[layer], file.pieces, self._buffers[i % 2], strict=True)
-        ]
-        return self._latest
+    def _submit(self, passes: Passes) -> None:
+        """Start to read the next pass."""
+        i = len(passes.tickets)
+        rows = i * passes.size % (2 * self.rows) + np.arange(len(passes.parts[i]))
+        tickets = self._file.submit(passes.layer, passes.parts[i], self._buffers, rows)
+        passes.tickets.append(tickets)
+        self._under_way += tickets
 
-    def _copy_out(self, which: int, part: np.ndarray, take: Taking) -> None:
-        begin, end = np.searchsorted(take.neurons, (part[0], part[-1] + 1))
-        wanted, rows = take.neurons[begin:end], torch.from_numpy(take.rows[begin:end])
-        source = torch.from_numpy(np.searchsorted(part, wanted))
-        target = torch.from_numpy(take.buffer)
-        for piece, buffer in zip(self._file.pieces, self._buffers[which], strict=True):
-            landed = torch.from_numpy(buffer)[source]
-            target[:, piece.column : piece.column + piece.nbytes].index_copy_(0, rows, landed)
+    def _copy_out(self, landed: slice, part: np.ndarray, wanted: CopyOut) -> None:
+        """Copy the wanted neurons among those of a part that has landed."""
+        begin, end = np.searchsorted(wanted.neurons, (part[0], part[-1] + 1))
+        rows = torch.from_numpy(wanted.rows[begin:end])
+        source = torch.from_numpy(np.searchsorted(part, wanted.neurons[begin:end]))
+        for column, buffer in zip(self._file.columns(wanted.buffer), self._buffers, strict=True):
+            torch.from_numpy(column).index_copy_(0, rows, torch.from_numpy(buffer[landed])[source])
 
-    def _multiply(self, x: Tensor, which: int, bias: Tensor, part: np.ndarray, keep: Tensor | None) -> Tensor:
-        """The product of one part, filled up to whole blocks by neurons that are all zero: for each number of rows that
-        torch has to multiply in bf16 it compiles a product and keeps it."""
-        index, n = torch.from_numpy(part), min(self.rows, round_up(len(part), BLOCK))
-        pieces = [matrix[:n] for matrix in self._matrices[which]]
-        for piece in pieces:
-            piece[len(part) :] = 0
-        up, down = pieces if len(pieces) == 2 else unpack_bundles(pieces[0], self._file.shape.d_model)
-        empty = (0, n - len(part))
-        return relu_ffn(x, up, pad(bias[index], empty), down, None if keep is None else pad(keep[:, index], empty))
+    def _multiply(self, x: Tensor, landed: slice, bias: Tensor, part: np.ndarray, keep: Tensor | None) -> Tensor:
+        """The product of one part: [tokens, d_model].
+
+        In bf16 the part is filled up to whole blocks with neurons of zeros, because torch compiles a product for each
+        number of rows and keeps it.
+        """
+        index, n = torch.from_numpy(part), len(part)
+        bias, keep = bias[index], None if keep is None else keep[:, index]
+        if x.dtype != torch.float32:
+            n = min(landed.stop - landed.start, round_up(n, BLOCK))
+            empty = (0, n - len(part))
+            bias, keep = pad(bias, empty), None if keep is None else pad(keep, empty)
+            for matrix in self._matrices:
+                matrix[landed][len(part) : n] = 0
+        first, last = self._matrices[0][landed][:n], self._matrices[-1][landed][:n]
+        up, down = (first, last) if len(self._matrices) == 2 else unpack_bundles(first, self._file.shape.d_model)
+        return relu_ffn(x, up, bias, down, keep)

@@ -2,8 +2,8 @@
 # Everything without a TODO is provided, and runs as it stands.
 """Which neurons will fire, known before their weights are read. (Paper: section 3.1, predicting ReLU sparsity)
 
-A predictor is called with what enters a layer's FFN, x [tokens, d_model], and returns the neurons that any of these
-tokens needs: [n] int64, sorted.
+A predictor gets the input of a layer's FFN, x [tokens, d_model], and says for each token which neurons it needs.
+`active_set` gives the neurons that any of the tokens needs: [n] int64, sorted.
 """
 
 from __future__ import annotations
@@ -17,18 +17,21 @@ from torch import Tensor
 
 from flashlite.drive.direct import aligned_buffer
 from flashlite.errors import PredictorError
-from flashlite.storage.neurons import NeuronFile
+from flashlite.storage.neurons import NeuronFile, wait_all
 
-INT8_BLOCK = 32  # torch's int8 product reads whole blocks, beyond the end of a matrix that is no multiple
+INT8_BLOCK = 32  # torch's int8 product reads whole blocks, even beyond the end of a matrix
 
 
 class Predictor(Protocol):
-    """Says which neurons of one layer fire."""
+    """Says which neurons of one layer fire.
+
+    nbytes: the DRAM that it takes
+    """
 
     nbytes: int
 
     def mask(self, x: Tensor) -> Tensor:
-        """By token: [tokens, ffn] bool. x: [tokens, d_model]."""
+        """Which neurons each token needs: [tokens, ffn] bool. x: [tokens, d_model]."""
 
 
 def active_set(predictor: Predictor, x: Tensor) -> np.ndarray:
@@ -44,6 +47,7 @@ def active_set(predictor: Predictor, x: Tensor) -> np.ndarray:
     #           [0 1 0 1 0 0]]   -> [1 3 4]
     # Provided: predictor.mask, see class Predictor above; it is called with x as it is. The mask is a torch tensor; its
     # .numpy() is the same memory as a NumPy array.
+    # In the engine: flashlite bench --stage 2 --impl ref,ex02=mine
     raise NotImplementedError("exercise 2.1: delete this line and write active_set, see the TODO above")
 
 
@@ -58,12 +62,12 @@ class Int8Matrix:
         out, inside = self.values.shape
         if out % INT8_BLOCK or inside % INT8_BLOCK or not self.values.is_contiguous():
             raise PredictorError(
-                f"a predictor's matrix of {out} x {inside} is no multiple of {INT8_BLOCK}: change its rank"
+                f"a predictor's matrix is {out} x {inside}, not multiples of {INT8_BLOCK}: change its rank"
             )
 
     @classmethod
     def of(cls, weight: Tensor) -> Int8Matrix:
-        """The nearest such matrix. weight: [out, in], floating point."""
+        """Round a matrix of floats. weight: [out, in]."""
         scale = (weight.abs().amax(1) / 127).clamp(min=1e-12).bfloat16()
         values = (weight / scale.float()[:, None]).round().clamp(-127, 127)
         return cls(values.to(torch.int8).contiguous(), scale)
@@ -81,9 +85,12 @@ class Int8Matrix:
 class LowRankPredictor:
     """Two thin matrices that stand in for the up projection: where a neuron's score is positive, it should fire.
 
-    a: [rank, d_model]; b: [ffn, rank]; bias: [ffn] bfloat16, with the calibrated threshold already subtracted. The
-    weights are int8: a score must only be right about its sign, and each byte that a predictor takes is missing for
-    neurons.
+    a: [rank, d_model]
+    b: [ffn, rank]
+    bias: [ffn] bfloat16, from which the calibrated threshold is already subtracted
+
+    The weights are int8, because only a score's sign must be right, and because each byte that a predictor takes is
+    missing for neurons.
     """
 
     def __init__(self, a: Int8Matrix, b: Int8Matrix, bias: Tensor) -> None:
@@ -92,7 +99,7 @@ class LowRankPredictor:
 
     @classmethod
     def of(cls, a: Tensor, b: Tensor, bias: Tensor) -> LowRankPredictor:
-        """A predictor of float matrices, which it rounds. a: [rank, d_model]; b: [ffn, rank]; bias: [ffn]."""
+        """Make a predictor of float matrices, which are rounded. a: [rank, d_model]; b: [ffn, rank]; bias: [ffn]."""
         return cls(Int8Matrix.of(a), Int8Matrix.of(b), bias)
 
     @property
@@ -101,7 +108,7 @@ class LowRankPredictor:
         return len(self.a.values)
 
     def scores(self, x: Tensor) -> Tensor:
-        """[tokens, ffn] bfloat16, positive where a neuron should fire. x: [tokens, d_model]."""
+        """Scores [tokens, ffn] bfloat16, positive where a neuron should fire. x: [tokens, d_model]."""
         # TODO 2.2  the predictor's forward (4 points, 10 minutes, paper section 3.1; int8 weights are beyond the paper)
         # Score every neuron for every token: take x through the thin matrix self.a to [tokens, rank], from there
         # through self.b to [tokens, ffn], and add self.bias [ffn]. There is nothing between the two matrices and
@@ -113,6 +120,7 @@ class LowRankPredictor:
         #   a x = [[2]]   b a x = [[4 -2]]   scores = [[3 -1.5]]: neuron 0 should fire, neuron 1 not
         # Provided: self.a and self.b are Int8Matrix objects: called like a function they multiply, scale included.
         # self.bias has the calibrated threshold in it, already subtracted.
+        # In the engine: flashlite bench --stage 2 --impl ref,ex02=mine
         raise NotImplementedError("exercise 2.2: delete this line and write scores, see the TODO above")
 
     def mask(self, x: Tensor) -> Tensor:
@@ -123,15 +131,19 @@ class LowRankPredictor:
 class OraclePredictor:
     """The true active set, computed by reading the whole up projection from flash for every token.
 
-    It makes every stage exact, so it separates the system's errors from the predictor's. It is slow, and its reads and
-    its buffer of 1 MiB are not counted with the model's. file: in the split layout only half as much is read.
+    It makes every stage exact, so it separates the system's errors from the predictor's. It is slow. Its reads
+    and its buffer of 1 MiB are not counted among the model's.
+
+    file: the neurons on flash; in the split layout only half as much is read
+    layer: its number
+    bias: [ffn], the up projection's
     """
 
     BUFFER_BYTES = 1 << 20
 
     def __init__(self, file: NeuronFile, layer: int, bias: Tensor) -> None:
         self.nbytes = 0
-        self._file, self._begin, self._bias = file, file.begins[layer][0], bias
+        self._file, self._layer, self._bias = file, layer, bias
         self._row_bytes = file.pieces[0].nbytes  # of an up row, or of the bundle that begins with it
         rows = min(file.shape.neurons, max(1, self.BUFFER_BYTES // self._row_bytes))
         self._parts = np.array_split(np.arange(file.shape.neurons), -(-file.shape.neurons // rows))
@@ -142,6 +154,6 @@ class OraclePredictor:
         up = torch.from_numpy(buffer).view(x.dtype)[:, : self._file.shape.d_model]
         masks = []
         for part in self._parts:
-            self._file.file.read(self._begin + part * self._row_bytes, self._row_bytes, buffer, part - part[0])
+            wait_all(self._file.submit(self._layer, part, [buffer], part - part[0]))
             masks.append(torch.addmm(self._bias[torch.from_numpy(part)], x, up[: len(part)].T) > 0)
         return torch.cat(masks, 1)

@@ -56,22 +56,20 @@ class FFNShape:
 
 @dataclass(frozen=True)
 class Piece:
-    """One matrix [neurons, nbytes] on flash; its rows land in DRAM from byte `column` of the neuron's row."""
+    """One matrix [neurons, nbytes] on flash; its rows land in these columns, bytes, of the neuron's row in DRAM."""
 
     name: str
     nbytes: int
-    column: int
+    columns: slice
 
 
 def pieces(layout: str, shape: FFNShape) -> tuple[Piece, ...]:
     """The matrices that a layout stores for each layer. Raises KeyError for an unknown layout."""
+    half = shape.half_bytes
     return {
-        "split": (Piece("up", shape.half_bytes, 0), Piece("down", shape.half_bytes, shape.half_bytes)),
-        "bundled": (Piece("bundle", shape.record_bytes, 0),),
+        "split": (Piece("up", half, slice(half)), Piece("down", half, slice(half, 2 * half))),
+        "bundled": (Piece("bundle", shape.record_bytes, slice(shape.record_bytes)),),
     }[layout]
-
-
-LAYOUTS = ("split", "bundled")
 
 
 def pack_bundles(up: Tensor, down: Tensor, record_bytes: int) -> np.ndarray:
@@ -92,6 +90,7 @@ def pack_bundles(up: Tensor, down: Tensor, record_bytes: int) -> np.ndarray:
     #   row 0 holds 1 2 10 40 and 4 bytes of zeros
     #   row 1 holds 3 4 20 50 and 4 bytes of zeros
     #   row 2 holds 5 6 30 60 and 4 bytes of zeros
+    # In the engine: flashlite pack opt-mini mine --impl ref,ex04=mine
     raise NotImplementedError("exercise 4.1: delete this line and write pack_bundles, see the TODO above")
 
 
@@ -108,6 +107,7 @@ def unpack_bundles(rows: Tensor, d_model: int) -> tuple[Tensor, Tensor]:
     # be 0.
     # Example: d_model = 2, rows = [[1 2 10 40 0 0] [3 4 20 50 0 0]]:
     #   up = [[1 2] [3 4]], down = [[10 40] [20 50]]
+    # In the engine: flashlite bench --stage 4 --impl ref,ex04=mine
     raise NotImplementedError("exercise 4.2: delete this line and write unpack_bundles, see the TODO above")
 
 
@@ -130,4 +130,5 @@ def closest_friends(fired: Tensor) -> Tensor:
     # Example: 5 tokens, 4 neurons; the neurons that fire for each token are [0 1] [0 1] [1 2 3] [0 3] [1 2]
     #   neurons 0 and 1 fire together twice, 1 and 2 twice, every other pair once but for 0 and 2, which never do
     #   friends: 1 for neuron 0, 0 or 2 for neuron 1, 1 for neuron 2, and any of 0, 1, 2 for neuron 3
+    # In the engine: the last code cell of chapter 4
     raise NotImplementedError("exercise 4.3: delete this line and write closest_friends, see the TODO above")

@@ -20,6 +20,11 @@ from flashlite.engine.product import BLOCK, down_product, ffn_product, up_produc
 from flashlite.storage.bundle import FFNShape, round_up
 
 
+def _bits(weights: Tensor) -> np.ndarray:
+    """The same memory as integers: NumPy has no bf16, and copies a few elements faster than torch."""
+    return weights.view({2: torch.int16, 4: torch.int32}[weights.itemsize]).numpy()
+
+
 @dataclass(frozen=True)
 class Landing:
     """Where reads of new neurons must land: neuron i of `load` in buffer[rows[i]]."""
@@ -29,9 +34,11 @@ class Landing:
 
 
 class NeuronMemory(Protocol):
-    """What a stage needs of the matrix of one layer's neurons in DRAM.
+    """One layer's neurons in DRAM: a matrix with one neuron a row.
 
-    spare: how many copies of its largest layer this kind needs for a moment on top of the rows it keeps.
+    spare: how many copies of the largest layer's rows this kind needs for a moment, on top of the rows that it keeps
+    moved: rows copied inside DRAM so far
+    num_used: rows that hold a neuron
     """
 
     spare: int
@@ -44,10 +51,10 @@ class NeuronMemory(Protocol):
         """Drop neurons and make room for others. load, drop: [n] int64."""
 
     def commit(self) -> None:
-        """The reads have landed: the loaded neurons may be multiplied."""
+        """Note that the reads have landed: from now on the loaded neurons are multiplied."""
 
     def product(self, x: Tensor) -> Tensor:
-        """The resident neurons' part of the FFN, see ffn_product. x: [tokens, d_model]."""
+        """The part of the FFN that the neurons in DRAM compute, see ffn_product. x: [tokens, d_model]."""
 
     def clear(self) -> None:
         """Drop all neurons."""
@@ -56,8 +63,13 @@ class NeuronMemory(Protocol):
 class Pool:
     """A matrix allocated once. Its rows are the buffers that reads land in, so a neuron is never copied.
 
-    New neurons take the rows of dropped ones; only what holes remain are filled from the tail, so fewer rows move than
-    in the paper, where every deletion moves one. `moved` counts them. bias: [neurons], the up projection's.
+    New neurons take the rows of dropped ones. Only the holes that remain are filled from the tail, so fewer rows move
+    than in the paper, where every deletion moves one. `moved` counts them.
+
+    capacity: how many neurons it has room for
+    shape: of the layer's FFN
+    dtype: of the weights
+    bias: [neurons], the up projection's
     """
 
     spare = 0
@@ -65,10 +77,11 @@ class Pool:
     def __init__(self, capacity: int, shape: FFNShape, dtype: torch.dtype, bias: Tensor) -> None:
         self.capacity, self._d_model = capacity, shape.d_model
         self._buffer = aligned_buffer(capacity, shape.record_bytes)
-        self._buffer.fill(0)  # takes the memory now: the first prompt would wait for every page of it
+        self._buffer.fill(0)  # takes the memory now: otherwise the first prompt would wait for every page of it
         self._matrix = torch.from_numpy(self._buffer).view(dtype)  # the same memory as weights
-        self._layer_bias, self._bias = bias, torch.zeros(capacity, dtype=dtype)  # by neuron, by row
-        self._neuron_of_row = np.full(capacity, -1, np.int64)  # true for rows below num_used
+        self._bias = torch.zeros(capacity, dtype=dtype)  # by row
+        self._bias_of_row, self._bias_of_neuron = _bits(self._bias), _bits(bias)
+        self._neuron_of_row = np.full(capacity, -1, np.int64)  # valid for rows below num_used
         self._row_of_neuron = np.full(shape.neurons, -1, np.int64)  # -1: not in the pool
         self.num_used = self.moved = 0
 
@@ -97,16 +110,17 @@ class Pool:
         #   place(load=[5 8], drop=[9])      -> rows [2 4]; the rows now hold [7 3 5 4 8], none was moved
         #   place(load=[2], drop=[8 7 3])    -> rows [0]; rows 1 and 4 are left as holes, self._fill_holes([1 4])
         #                                       moves row 3 to row 1; the rows now hold [2 4 5]
-        # Provided: self._settle(neurons, rows) notes in both maps and the bias that neurons lie in rows.
+        # Provided: self._note(neurons, rows) notes in both maps and the bias that neurons lie in rows.
         # self._fill_holes(holes) takes holes in ascending order, lowers self.num_used by their number and counts the
         # rows it moves. It must know the neuron of every used row that isn't a hole.
+        # In the engine: flashlite bench --stage 5 --impl ref,ex05=mine
         raise NotImplementedError("exercise 5.1: delete this line and write place, see the TODO above")
 
-    def _settle(self, neurons: np.ndarray, rows: np.ndarray) -> None:
+    def _note(self, neurons: np.ndarray, rows: np.ndarray) -> None:
         """Note that neuron neurons[i] is in row rows[i], in both maps and the row's bias. neurons, rows: [n] int64."""
         self._row_of_neuron[neurons] = rows
         self._neuron_of_row[rows] = neurons
-        self._bias[torch.from_numpy(rows)] = self._layer_bias[torch.from_numpy(neurons)]
+        self._bias_of_row[rows] = self._bias_of_neuron[neurons]
 
     def _fill_holes(self, holes: np.ndarray) -> None:
         """Shrink the used rows to a gapless block: holes below its new end take the rows left above it.
@@ -127,12 +141,13 @@ class Pool:
         #   end is 4: row 4 is a hole and costs nothing, row 5 moves to row 1
         #   the rows now hold [7 5 9 4], num_used = 4, moved grows by 1
         # with holes = [4 5] nothing moves
-        # Provided: self._settle(neurons, rows) notes in both maps and the bias that neurons lie in rows;
+        # Provided: self._note(neurons, rows) notes in both maps and the bias that neurons lie in rows;
         # self._neuron_of_row says which neuron lies in a row.
+        # In the engine: flashlite bench --stage 5 --impl ref,ex05=mine
         raise NotImplementedError("exercise 5.2: delete this line and write _fill_holes, see the TODO above")
 
     def commit(self) -> None:
-        """Nothing to do: the reads landed where the rows are multiplied."""
+        """Do nothing, because the reads have landed in the rows that are multiplied."""
 
     def product(self, x: Tensor) -> Tensor:
         """The used rows' part of the FFN, see ffn_product. x: [tokens, d_model]. Returns [tokens, d_model]."""
@@ -149,22 +164,27 @@ class Pool:
         #   x = [[1]]: hidden = relu([1*1 + 0, 1*2 - 3]) = [1 0], the product is [[1*10 + 0*20]] = [[10]]
         # Provided: ffn_product(x, rows, bias, d_model) computes this for rows of neurons and their biases, padding or
         # not; self._d_model.
+        # In the engine: flashlite bench --stage 5 --impl ref,ex05=mine
         raise NotImplementedError("exercise 5.3: delete this line and write product, see the TODO above")
 
     def activations(self, x: Tensor) -> Tensor:
         """relu(x up^T + bias) of the used rows: [tokens, num_used]. x: [tokens, d_model].
 
-        Reads may be under way: what comes of their rows is to be replaced, see `product_after`.
+        Reads may be under way. The columns of their rows are wrong until `product_after` replaces them.
         """
         used = self._matrix[: self.num_used, : self._d_model]
         return up_product(x, used, self._bias[: self.num_used]).relu_()
 
     def product_after(self, h: Tensor, x: Tensor, landed: np.ndarray) -> Tensor:
-        """`product`, begun by `activations`, now that the last reads have landed in the rows `landed` ([n] int64).
+        """Finish the product that `activations` began, now that the last reads have landed.
 
-        h: [tokens, num_used], which it changes; x: [tokens, d_model]. Returns [tokens, d_model].
+        h: [tokens, num_used], from `activations`; it is changed
+        x: [tokens, d_model]
+        landed: [n] int64, the rows of these reads
+
+        Returns [tokens, d_model], as `product` does.
         """
-        rows = torch.from_numpy(np.resize(landed, round_up(len(landed), BLOCK)))  # some twice: see up_product's shapes
+        rows = torch.from_numpy(np.resize(landed, round_up(len(landed), BLOCK)))  # some twice: few shapes
         h[:, rows] = up_product(x, self._matrix[rows, : self._d_model], self._bias[rows]).relu_()
         return down_product(h, self._matrix[: self.num_used], self._d_model)
 
@@ -179,12 +199,12 @@ class Pool:
 
 
 class RebuiltMatrix:
-    """What the pool replaces: for each token a new matrix, into which old and new rows are copied.
+    """The simple way, which the pool replaces: each token gets a new matrix, into which old and new rows are copied.
 
-    Its arguments are those of Pool. `moved` counts the rows copied.
+    Its arguments are those of Pool. `moved` counts the rows that were copied.
     """
 
-    spare = 2  # while it rebuilds, the new matrix and the buffer of new rows exist beside the old matrix
+    spare = 2  # during a rebuild the new matrix and the buffer of new rows exist beside the old matrix
 
     def __init__(self, capacity: int, shape: FFNShape, dtype: torch.dtype, bias: Tensor) -> None:
         self.capacity, self._shape, self._dtype, self._layer_bias = capacity, shape, dtype, bias

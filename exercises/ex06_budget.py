@@ -4,30 +4,34 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flashlite.arguments import parse_budget
+from flashlite.engine.predictor_file import PredictorSet
 from flashlite.engine.resident import ResidentWeights
+from flashlite.engine.window import largest_window
 from flashlite.errors import BudgetError
 
 if TYPE_CHECKING:
     from flashlite.engine.stages import Stage
     from flashlite.storage.store import Store
 
-UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-FEWEST_ROWS = 16  # of a layer's neurons, and of a read buffer
-LARGEST_BUFFER = 2 * 2**20  # bytes; one pass of a stream
-BUFFER_SHARE = 1 / 8  # of what is left for neurons
+FEWEST_ROWS = 16  # the fewest neurons of a layer in DRAM, and the fewest rows of a read buffer
+LARGEST_BUFFER = 2 * 2**20  # bytes of each of the two read buffers
+BUFFER_SHARE = 1 / 8  # of the DRAM that is left for neurons, for both read buffers
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A split of the DRAM budget, all in bytes but for rows.
+    """A split of the DRAM budget, in bytes where it doesn't say rows.
 
-    total: the budget; resident, predictors, buffers: what each part takes; stream_rows: rows of each of the two read
-    buffers; layer_rows: most neurons of each layer that stay in DRAM.
+    total: the budget
+    resident, predictors, buffers: what each part takes
+    stream_rows: rows of each of the two read buffers
+    layer_rows: most neurons of each layer that stay in DRAM
+    rows: what is left for neurons, the layers' own rows and the stage's spare copies
     """
 
     total: int
@@ -36,26 +40,21 @@ class Budget:
     buffers: int
     stream_rows: int
     layer_rows: tuple[int, ...]
-
-
-def parse_budget(budget: int | str, weight_bytes: int) -> int:
-    """Bytes meant by a number, "4GiB", "500 MB" or "50%" of the model's weights. Raises BudgetError if malformed."""
-    if isinstance(budget, int) and not isinstance(budget, bool):
-        return budget
-    match = re.fullmatch(r"\s*(\d{1,20}(?:\.\d+)?)\s*(%|[kmg]?i?b|)\s*", str(budget).lower())
-    if match is None or match[2] not in {"%", *UNITS}:
-        raise BudgetError(f'budget {budget!r} is not understood: write bytes, "4GiB", "500MB" or "50%"')
-    return int(float(match[1]) * (weight_bytes / 100 if match[2] == "%" else UNITS[match[2]]))
+    rows: int
 
 
 def split_rows(total: int, needs: Sequence[float], neurons: int, spare: int) -> tuple[int, ...]:
-    """Divide rows of DRAM over layers in proportion to their needs, no layer above `neurons` nor below FEWEST_ROWS.
+    """Divide the rows of DRAM over the layers in proportion to their needs.
 
-    total: rows there are, at least FEWEST_ROWS for each layer and copy; needs: what each layer would like, in any unit;
-    spare: copies of the largest layer's rows to set aside, out of the total as well. A layer of fewer neurons than
-    FEWEST_ROWS gets them all. Returns each layer's rows: its need times one scale for all layers, cut to the bounds,
-    give or take two rows. Rows that a full layer leaves go to the others: unless every layer is full, less is left over
-    than one row for each layer and copy.
+    total: how many rows there are, at least FEWEST_ROWS for each layer and each spare copy
+    needs: how much each layer would like to have, in any unit
+    neurons: how many neurons each layer has; a layer gets at most a row for each
+    spare: how many copies of the largest layer's rows must be set aside, out of the total as well
+
+    Returns each layer's rows: its need times a scale that is the same for all layers, give or take two rows, but never
+    below FEWEST_ROWS and never above `neurons`. A layer with fewer neurons than FEWEST_ROWS gets a row for each. Rows
+    that a full layer leaves go to the others. Unless every layer is full, fewer rows are left over than there are
+    layers and copies.
     """
     # TODO 6.1  split a DRAM budget over the layers (6 points, 25 minutes, paper section 3.3 (Req_i) and beyond it)
     # The paper gives each layer as many rows as its window needs. If DRAM is short, the rows there are must be shared.
@@ -75,13 +74,22 @@ def split_rows(total: int, needs: Sequence[float], neurons: int, spare: int) -> 
     #   total = 1000, neurons = 100, spare = 2 -> (100, 100, 100)  every layer is full
     # where shares aren't whole, rows may differ from these by up to two
     # Provided: FEWEST_ROWS, above.
+    # In the engine: flashlite bench --stage 5 --impl ref,ex06=mine
     raise NotImplementedError("exercise 6.1: delete this line and write split_rows, see the TODO above")
 
 
-def plan_budget(store: Store, stage: Stage, budget: int | str, predictor_bytes: int, needs: Sequence[float]) -> Budget:
-    """Spend a budget. needs: rows that each layer's window would like.
+def plan_budget(
+    store: Store, stage: Stage, budget: int | float | str, predictor_bytes: int, needs: Sequence[float]
+) -> Budget:
+    """Decide how a DRAM budget is spent.
 
-    Raises BudgetError, naming the smallest budget that works, if it is too small.
+    store: the packed model
+    stage: says which parts need DRAM
+    budget: see `parse_budget`
+    predictor_bytes: the size of all predictors together
+    needs: how many rows each layer's window would like to have
+
+    Raises BudgetError if the budget is too small; the text names the smallest that works.
     """
     total = parse_budget(budget, store.weight_bytes)
     resident = ResidentWeights.bytes_needed(store, stage.resident)
@@ -90,14 +98,32 @@ def plan_budget(store: Store, stage: Stage, budget: int | str, predictor_bytes: 
     least_rows = 2 * fewest + (fewest * (store.layers + stage.memory.spare) if stage.predictor else 0)
     smallest = resident + predictor_bytes + least_rows * record
     if total < smallest:
+        percent = f"{1000 * smallest // store.weight_bytes / 10 + 0.1:.1f}%"  # the next tenth, so that writing it works
         raise BudgetError(
-            f"a budget of {total} bytes is too small: the smallest that works is {smallest} bytes "
-            f"({100 * smallest / store.weight_bytes:.1f}% of the model), {resident} of them for resident weights"
+            f"a budget of {total} bytes is too small: the smallest that works is {smallest} bytes, {resident} of them "
+            f'for resident weights: write --dram-budget {percent}, in Python dram_budget="{percent}"',
+            smallest,
         )
     left = (total - resident - predictor_bytes) // record
     largest = min(neurons, max(1, LARGEST_BUFFER // record))
     share = BUFFER_SHARE if stage.predictor else 1.0
     most = (left - fewest * (store.layers + stage.memory.spare)) // 2 if stage.predictor else left // 2
     stream_rows = max(fewest, min(largest, int(left * share) // 2, most))
-    rows = split_rows(left - 2 * stream_rows, needs, neurons, stage.memory.spare) if stage.predictor else ()
-    return Budget(total, resident, predictor_bytes, 2 * stream_rows * record, stream_rows, rows)
+    rows = left - 2 * stream_rows if stage.predictor else 0
+    layer_rows = split_rows(rows, needs, neurons, stage.memory.spare) if stage.predictor else ()
+    return Budget(total, resident, predictor_bytes, 2 * stream_rows * record, stream_rows, layer_rows, rows)
+
+
+def longest_window(store: Store, stage: Stage, budget: int | float | str) -> int:
+    """The most tokens whose neurons fit a budget on average, but at least 1: what window="auto" means.
+
+    The window's size is judged by s_agg(k) on held-out text, from the reports of the trained predictors. So it is at
+    most as long as the longest that they report. Raises PredictorError if the store has no predictor, and BudgetError
+    as `plan_budget` does.
+    """
+    trained = PredictorSet.load(store)
+    nbytes, fewest = sum(predictor.nbytes for predictor in trained.layers), min(FEWEST_ROWS, store.shape.neurons)
+    plan = plan_budget(store, stage, budget, nbytes, [1.0] * store.layers)
+    by_window = zip(*(report.window_rows for report in trained.reports), strict=False)
+    needs = [[max(fewest, rows) for rows in layers] for layers in by_window]
+    return max(1, largest_window([sum(need) + stage.memory.spare * max(need) for need in needs], plan.rows))

@@ -1,4 +1,4 @@
-"""What flashlite raises: one clear line that says what is wrong and what to do."""
+"""The errors that flashlite raises: each is one clear line that says what is wrong and what to do."""
 
 from __future__ import annotations
 
@@ -29,7 +29,11 @@ class CheckpointError(FlashliteError):
 
 
 class BudgetError(FlashliteError):
-    """A DRAM budget is malformed or too small; the text names the smallest that works."""
+    """A DRAM budget is malformed or too small; the text names the smallest that works, and `smallest` has its bytes."""
+
+    def __init__(self, text: str, smallest: int = 0) -> None:
+        super().__init__(text)
+        self.smallest = smallest
 
 
 class PredictorError(FlashliteError):
@@ -42,7 +46,7 @@ def one_line(
 ) -> Iterator[None]:
     """Turn an OSError of the block into one line of this kind of error: the path, the failure, the reason, the advice.
 
-    Raises ReadError instead if too many files are open, because that says nothing about this one.
+    Raises ReadError instead if too many files are open, because such an error says nothing about this file.
     """
     try:
         yield

@@ -32,12 +32,17 @@ PUBLISHED = {
 }  # fmt: skip
 
 
+def check_published(name: str) -> None:
+    """Raise CheckpointError unless an OPT of this name was published."""
+    if name not in PUBLISHED:
+        raise CheckpointError(f"no OPT named {name!r} was published: choose one of {', '.join(PUBLISHED)}")
+
+
 def published_config(name: str) -> OPTConfig:
     """The configuration of a published OPT, such as opt-6.7b. Raises CheckpointError if there is none of that name."""
     from transformers import OPTConfig
 
-    if name not in PUBLISHED:
-        raise CheckpointError(f"no OPT named {name!r} was published: choose one of {', '.join(PUBLISHED)}")
+    check_published(name)
     d, layers, heads, embedding = PUBLISHED[name]
     return OPTConfig(
         vocab_size=50272, hidden_size=d, num_hidden_layers=layers, ffn_dim=4 * d, num_attention_heads=heads,

@@ -32,6 +32,7 @@ class NeuronFile:
         self.shape: FFNShape = store.shape
         self.file = store.open_ffn(layout, backend)
         self.pieces = pieces(layout, store.shape)
+        self._columns = [(slice(None), piece.columns) for piece in self.pieces]
         names = [piece.name for piece in self.pieces]
         self.begins = [[store.piece_offset(layout, layer, name) for name in names] for layer in range(store.layers)]
 
@@ -44,25 +45,36 @@ class NeuronFile:
         """The reads so far."""
         return self.file.counters
 
-    def submit(self, layer: int, neurons: np.ndarray, buffer: np.ndarray, rows: np.ndarray) -> list[Ticket]:
-        """Start reading: neuron `neurons[i]` lands in `buffer[rows[i]]`.
+    def columns(self, buffer: np.ndarray) -> list[np.ndarray]:
+        """Where each piece belongs in rows [up | down | padding]: views of buffer [rows, record_bytes] uint8."""
+        return list(map(buffer.__getitem__, self._columns))
 
-        neurons, rows: [n] int64; buffer: [rows, record_bytes] uint8.
+    def submit(self, layer: int, neurons: np.ndarray, matrices: Sequence[np.ndarray], rows: np.ndarray) -> list[Ticket]:
+        """Start reading: piece p of neuron `neurons[i]` lands in `matrices[p][rows[i]]`.
+
+        neurons, rows: [n] int64
+        matrices: one [rows, bytes of the piece] uint8 for each piece; pieces after the last of them are not read
+
+        Returns a ticket a piece, on which the caller waits. (Paper: section 3.2)
         """
-        # 1.2  A row in DRAM looks the same in both layouts, so nothing above this function needs to know how neurons
-        # lie on flash. All records of a piece go to the drive together: that is what lets adjacent ones merge, and what
-        # keeps many reads in flight.
+        # 1.2  This is the one place that knows where a neuron lies on flash. It serves whoever reads: a pool, whose
+        # matrices are columns of its rows, a stream, whose pieces have a buffer each, and the oracle, which reads the
+        # first piece alone. All records of a piece go to the drive together: that is what lets adjacent ones merge, and
+        # what keeps many reads in flight.
         # Usual mistakes: a loop over neurons with one submit each (nothing merges); ignoring `rows`; forgetting where
-        # the layer or the piece begins; reading "down" over "up" because its column was left out; waiting inside
-        # submit, so that nothing can be done during the reads.
-        return [
-            self.file.submit(begin + neurons * piece.nbytes, piece.nbytes, buffer, rows, piece.column)
-            for begin, piece in zip(self.begins[layer], self.pieces, strict=True)
-        ]
+        # the layer or the piece begins; reading "down" into the matrix of "up"; waiting inside submit, so that nothing
+        # can be done during the reads.
+        tickets = []
+        for begin, piece, matrix in zip(self.begins[layer], self.pieces, matrices, strict=False):
+            tickets.append(self.file.submit(begin + neurons * piece.nbytes, piece.nbytes, matrix, rows))
+        return tickets
 
     def read(self, layer: int, neurons: np.ndarray, buffer: np.ndarray, rows: np.ndarray) -> None:
-        """`submit` and wait. Raises ReadError if any read fails."""
-        wait_all(self.submit(layer, neurons, buffer, rows))
+        """Read whole neurons: `neurons[i]` is in `buffer[rows[i]]` afterwards, as [up | down | padding].
+
+        neurons, rows: [n] int64; buffer: [rows, record_bytes] uint8. Raises ReadError if any read fails.
+        """
+        wait_all(self.submit(layer, neurons, self.columns(buffer), rows))
 
 
 def wait_all(tickets: Sequence[Ticket]) -> None:

@@ -1,8 +1,9 @@
 # Solutions of exercises 2.3, 2.4: flashlite.training.train_predictor as the engine runs it.
 """Training the low-rank predictors on a packed model's own activations. (Paper: section 3.1 and appendix)
 
-The model runs over text, each FFN streamed whole. For every layer we keep what enters its FFN and which neurons fire,
-start the two thin matrices from the truncated SVD of the up projection, train them, and calibrate the threshold.
+The model runs over texts, and every FFN is streamed. For every layer we keep the input of its FFN and note which
+neurons fire. Then we start the two thin matrices from the truncated SVD of the up projection, train them, and calibrate
+the threshold.
 """
 
 from __future__ import annotations
@@ -13,25 +14,29 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from flashlite.drive.direct import aligned_buffer
-from flashlite.engine.predictor import INT8_BLOCK, LowRankPredictor, OraclePredictor
+from flashlite.engine.predictor import INT8_BLOCK, LowRankPredictor
 from flashlite.engine.predictor_file import LayerReport, PredictorSet
-from flashlite.engine.window import union_sizes
 from flashlite.storage.bundle import round_up, unpack_bundles
 from flashlite.storage.neurons import NeuronFile
 from flashlite.storage.store import Store
-from flashlite.training.evaluate import dense_model
+from flashlite.training.evaluate import Tally, streamed_model, watch
 
 POSITIVE_WEIGHT = 4.0  # a missed neuron costs quality, a superfluous one only bytes
 STEPS, BATCH, LEARNING_RATE = 800, 512, 1e-3
-WINDOW = 5  # the window that ranks are chosen for
+WINDOW = 5  # tokens; the window that ranks are chosen for
 
 
 @dataclass
 class Activations:
-    """One layer on a text: x [tokens, d_model] float16 enters the FFN; fired [tokens, ffn / 8] uint8, packed bits."""
+    """One layer on some texts.
+
+    x: [tokens, d_model] float16, the input of its FFN
+    fired: [tokens, ffn / 8] uint8, a bit for each neuron
+    neurons: how many the layer has
+    """
 
     x: Tensor
     fired: np.ndarray
@@ -43,21 +48,13 @@ class Activations:
 
 
 @torch.no_grad()
-def collect(store: Store, windows: Tensor) -> list[Activations]:
-    """The activations of every layer on windows of tokens [windows, length]."""
-    model = dense_model(store)
-    file = NeuronFile(store, store.layouts[0])
+def collect(store: Store, texts: Tensor) -> list[Activations]:
+    """The activations of every layer on texts. texts: [texts, length], token ids."""
+    model = streamed_model(store)
     found: list[list[tuple[Tensor, np.ndarray]]] = [[] for _ in range(store.layers)]
-    for i, ffn in enumerate(model.flash.ffns):
-        oracle = OraclePredictor(file, i, ffn.up_bias)
-
-        def keep(module: nn.Module, args: tuple[Tensor, ...], i: int = i, oracle: OraclePredictor = oracle) -> None:
-            fired = np.packbits(oracle.mask(args[0]).numpy(), axis=1)
-            found[i].append((args[0].half(), fired))
-
-        ffn.register_forward_pre_hook(keep)
-    for window in windows.split(4):
-        model.model(window)
+    watch(model, lambda i, x, fired: found[i].append((x.half(), np.packbits(fired.numpy(), axis=1))))
+    for batch in texts.split(4):
+        model.model(batch)
     return [
         Activations(torch.cat([x for x, _ in part]), np.concatenate([fired for _, fired in part]), store.shape.neurons)
         for part in found
@@ -65,7 +62,12 @@ def collect(store: Store, windows: Tensor) -> list[Activations]:
 
 
 def balanced_loss(scores: Tensor, fired: Tensor, positive_weight: float = POSITIVE_WEIGHT) -> Tensor:
-    """Binary cross-entropy in which a neuron that fires weighs more, for few do. scores: [tokens, ffn]; fired: bool."""
+    """Binary cross-entropy in which a neuron that fires weighs more, because few do.
+
+    scores: [tokens, ffn]
+    fired: [tokens, ffn] bool
+    positive_weight: the weight of a neuron that fires, where any other weighs 1
+    """
     # 2.3  Few neurons fire, so a predictor that always says no is right nearly everywhere; a greater weight on those
     # that fire makes it look for them. The two errors don't cost the same either: a missed neuron changes the output, a
     # superfluous one is a read for nothing. Computed from the score itself the loss is a softplus, which never
@@ -87,14 +89,23 @@ def initial_factors(up: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.enable_grad()
-def fit(up: Tensor, bias: Tensor, rank: int, data: Activations, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Train one predictor; returns its a [rank, d_model], b [ffn, rank], bias [ffn] in float32."""
+def fit(
+    up: Tensor, bias: Tensor, rank: int, data: Activations, seed: int, steps: int = STEPS
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Train one predictor; returns its a [rank, d_model], b [ffn, rank], bias [ffn] in float32.
+
+    up, bias: the layer's up projection, where training starts
+    rank: of the two thin matrices
+    data: the layer's activations
+    seed: of the batches
+    steps: how many batches of BATCH tokens
+    """
     rng = np.random.default_rng(seed)
     parameters = [p.clone().requires_grad_() for p in (*initial_factors(up, rank), bias)]
     a, b, c = parameters
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, STEPS)
-    for _ in range(STEPS):
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
+    for _ in range(steps):
         batch = rng.integers(0, len(data.x), BATCH)
         scores = F.linear(F.linear(data.x[batch].float(), a), b, c)
         balanced_loss(scores, data.mask(batch)).backward()
@@ -120,7 +131,12 @@ def threshold_for(scores: Tensor, fired: Tensor, recall: float) -> float:
 
 
 def calibrate(a: Tensor, b: Tensor, bias: Tensor, data: Activations, recall: float) -> LowRankPredictor:
-    """A predictor whose threshold reaches the wanted recall on these activations, after rounding."""
+    """A predictor whose threshold reaches the wanted recall on these activations, after rounding.
+
+    a, b, bias: [rank, d_model], [ffn, rank] and [ffn], from `fit`
+    data: the activations to calibrate on
+    recall: share of the firing neurons that must be predicted
+    """
     rounded = LowRankPredictor.of(a, b, bias)
     scores = torch.cat([rounded.scores(x).float() for x in data.x.float().split(4096)])
     threshold, fired = threshold_for(scores, data.mask(slice(None)), recall), data.mask(slice(None))
@@ -134,32 +150,35 @@ def calibrate(a: Tensor, b: Tensor, bias: Tensor, data: Activations, recall: flo
 
 def report(predictor: LowRankPredictor, data: Activations, length: int) -> LayerReport:
     """How good a predictor is on these activations, whose texts have `length` tokens each."""
-    fired = data.mask(slice(None))
-    mask = torch.cat([predictor.mask(x) for x in data.x.float().split(4096)])
-    hits, active, predicted = int((mask & fired).sum()), int(fired.sum()), int(mask.sum())
-    recall = hits / max(1, active)
-    wrong = (predicted - hits) / max(1, fired.numel() - active)
-    shares = (active / fired.numel(), predicted / fired.numel())
-    return LayerReport(predictor.rank, *shares, recall, 1 - recall, wrong, union_sizes(mask, length))
+    tally = Tally()
+    tally.add(torch.cat([predictor.mask(x) for x in data.x.float().split(4096)]), data.mask(slice(None)), length)
+    return tally.report(predictor.rank)
 
 
 def train_predictors(
     store: Store, train: Tensor, held_out: Tensor, recall: float = 0.97, seed: int = 0,
-    progress: Callable[[str], None] = lambda line: None,
+    progress: Callable[[str], None] = lambda line: None, steps: int = STEPS,
 ) -> PredictorSet:  # fmt: skip
-    """Train one predictor a layer on windows of tokens `train`, calibrate and report it on `held_out`, half each.
+    """Train one predictor a layer on the texts `train`; calibrate it on one half of `held_out` and report on the other.
+
+    store: the packed model
+    train, held_out: [texts, length], token ids
+    recall: share of the firing neurons that must be predicted
+    progress: is told of each predictor
+    seed, steps: see `fit`
 
     Ranks start at an eighth of d_model and double while that saves DRAM: a larger predictor must pay for itself by the
     rows that its smaller active set frees in a window of 5.
     """
     calibration, test = collect(store, held_out[::2]), collect(store, held_out[1::2] if len(held_out) > 1 else held_out)
     data, layers, reports = collect(store, train), [], []
+    ffns = streamed_model(store).flash.ffns
     for i in range(store.layers):
-        up, bias = up_projection(store, i)
+        up, bias = up_projection(store, i), ffns[i].up_bias.float()
         best: tuple[float, LowRankPredictor, LayerReport] | None = None
         rank = lowest = round_up(store.shape.d_model // 8, INT8_BLOCK)
         while rank <= max(lowest, store.shape.d_model // 2):
-            predictor = calibrate(*fit(up, bias, rank, data[i], seed), calibration[i], recall)
+            predictor = calibrate(*fit(up, bias, rank, data[i], seed, steps), calibration[i], recall)
             quality = report(predictor, test[i], held_out.shape[1])
             cost = predictor.nbytes + quality.window_rows[WINDOW - 1] * store.shape.record_bytes
             progress(_line(i, quality, cost))
@@ -179,11 +198,10 @@ def _line(layer: int, quality: LayerReport, cost: float) -> str:
     )
 
 
-def up_projection(store: Store, layer: int) -> tuple[Tensor, Tensor]:
-    """A layer's up projection in float32, read from flash: weight [ffn, d_model], bias [ffn]."""
+def up_projection(store: Store, layer: int) -> Tensor:
+    """A layer's up projection in float32, read from flash: [ffn, d_model]."""
     neurons = np.arange(store.shape.neurons)
     buffer = aligned_buffer(len(neurons), store.shape.record_bytes)
     NeuronFile(store, store.layouts[0]).read(layer, neurons, buffer, neurons)
     up, _ = unpack_bundles(torch.from_numpy(buffer).view(store.dtype), store.shape.d_model)
-    bias = dense_model(store).flash.ffns[layer].up_bias
-    return up.float(), bias.float()
+    return up.float()

@@ -55,22 +55,20 @@ class FFNShape:
 
 @dataclass(frozen=True)
 class Piece:
-    """One matrix [neurons, nbytes] on flash; its rows land in DRAM from byte `column` of the neuron's row."""
+    """One matrix [neurons, nbytes] on flash; its rows land in these columns, bytes, of the neuron's row in DRAM."""
 
     name: str
     nbytes: int
-    column: int
+    columns: slice
 
 
 def pieces(layout: str, shape: FFNShape) -> tuple[Piece, ...]:
     """The matrices that a layout stores for each layer. Raises KeyError for an unknown layout."""
+    half = shape.half_bytes
     return {
-        "split": (Piece("up", shape.half_bytes, 0), Piece("down", shape.half_bytes, shape.half_bytes)),
-        "bundled": (Piece("bundle", shape.record_bytes, 0),),
+        "split": (Piece("up", half, slice(half)), Piece("down", half, slice(half, 2 * half))),
+        "bundled": (Piece("bundle", shape.record_bytes, slice(shape.record_bytes)),),
     }[layout]
-
-
-LAYOUTS = ("split", "bundled")
 
 
 def pack_bundles(up: Tensor, down: Tensor, record_bytes: int) -> np.ndarray:

@@ -57,7 +57,7 @@ class Plan:
         if self.fault is None or self.batches != self.fault.batch:
             return "", 0
         fault, self.fault = self.fault, None
-        victim = min(len(reads) - 1, int(fault.pick * len(reads)))
+        victim = min(reads.number - 1, int(fault.pick * reads.number))
         self.hits.append((Path(os.readlink(f"/proc/self/fd/{fd}")), int(reads.offset[victim])))
         self.late |= fault.kind == "late"
         return fault.kind, victim

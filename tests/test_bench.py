@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,9 +13,11 @@ import flashlite
 from flashlite import plots
 from flashlite.bench import tables
 from flashlite.bench.compare import compare
-from flashlite.bench.ladder import bench, prompt_ids, run_worker
-from flashlite.bench.measure_one import LOGITS, Task
-from flashlite.errors import FlashliteError
+from flashlite.bench.ladder import bench, prompt_ids
+from flashlite.bench.process.run import run_worker
+from flashlite.bench.process.task import LOGITS, DenseTask, Setup, StageTask
+from flashlite.bench.result import Result
+from flashlite.errors import FlashliteError, KilledError
 from flashlite.storage.store import Store
 
 
@@ -26,58 +27,58 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.fixture(scope="module")
-def result(store: Store) -> dict[str, Any]:
+def result(store: Store) -> Result:
     return bench(store, stages=range(7), tokens=16, prompt_tokens=32, rounds=1, capped=True)
 
 
-def test_every_stage_gives_the_dense_tokens(result: dict[str, Any]) -> None:
-    for stage in result["stages"]:
-        assert stage["tokens_equal"]
-        assert stage["max_logit_error"] < 1e-3
-        assert stage["agreement"] >= 0.9
+def test_every_stage_gives_the_dense_tokens(result: Result) -> None:
+    for stage in result.stages:
+        assert stage.tokens_equal
+        assert stage.max_logit_error < 1e-3
+        assert stage.agreement >= 0.9
 
 
-def test_stages_read_less_and_less(result: dict[str, Any]) -> None:
-    nbytes = [stage["bytes_per_token"] for stage in result["stages"]]
-    reads = [stage["reads_per_token"] for stage in result["stages"]]
-    assert nbytes[0] >= result["weight_bytes"]
+def test_stages_read_less_and_less(result: Result) -> None:
+    nbytes = [stage.bytes_per_token for stage in result.stages]
+    reads = [stage.reads_per_token for stage in result.stages]
+    assert nbytes[0] >= result.weight_bytes
     assert nbytes[:6] == sorted(nbytes[:6], reverse=True)
     assert nbytes[5] <= 0.05 * nbytes[0]
     assert reads[4] <= 0.51 * reads[3]
 
 
-def test_pool_moves_less_than_rebuilding(result: dict[str, Any]) -> None:
-    moved = [stage["rows_moved"] for stage in result["stages"]]
+def test_pool_moves_less_than_rebuilding(result: Result) -> None:
+    moved = [stage.rows_moved for stage in result.stages]
     assert moved[5] < 0.25 * moved[4]
 
 
-def test_memory_stays_within_budget_and_base(result: dict[str, Any]) -> None:
-    for stage in result["stages"]:
-        assert stage["dram_bytes"] <= result["budget_bytes"]
-        assert stage["peak_rss_bytes"] <= result["budget_bytes"] + result["base"]["total"]
+def test_memory_stays_within_budget_and_base(result: Result) -> None:
+    for stage in result.stages:
+        assert stage.dram_bytes <= result.budget_bytes
+        assert stage.peak_rss_bytes <= result.budget_bytes + result.base.total
 
 
-def test_result_is_shown_and_drawn(result: dict[str, Any], tmp_path: Path) -> None:
-    assert json.loads(json.dumps(result))["stages"] == result["stages"]
+def test_result_is_shown_and_drawn(result: Result, tmp_path: Path) -> None:
+    assert Result.from_json(json.loads(json.dumps(result.to_json()))) == result
     markdown = tables.ladder_markdown(result)
     assert all(name in markdown for name in ("0 naive", "5 pool", "never passes", "random reads"))
     assert plots.save(plots.ladder(result), tmp_path / "ladder.png").stat().st_size > 10_000
 
 
 def test_a_wrong_stage_shows_an_error_and_no_speed(store: Store, tmp_path: Path) -> None:
-    task = Task(str(store.path), None, prompt_ids(store, 8), 8, str(tmp_path))
-    run_worker(task)
+    setup = Setup(str(store.path), str(tmp_path), prompt_ids(store, 8), 8)
+    run_worker(DenseTask(setup))
     path = tmp_path / LOGITS
     wrong = {name: tensor.clone() for name, tensor in load_file(path).items()}
     wrong["logits"] += 1.0
     save_file(wrong, path)
     with pytest.raises(FlashliteError, match=r"stage 5 .pool. is wrong.*no speed"):
-        run_worker(Task(**vars(task) | {"stage": 5, "check": 8}))
+        run_worker(StageTask(setup, 5, check=8))
 
 
 def test_a_worker_that_fails_says_why(tmp_path: Path) -> None:
     with pytest.raises(FlashliteError, match="is not a store"):
-        run_worker(Task(str(tmp_path / "none"), 5, [1], 8, str(tmp_path)))
+        run_worker(StageTask(Setup(str(tmp_path / "none"), str(tmp_path), [1], 8), 5))
 
 
 def test_prompt_has_the_wanted_length(store: Store) -> None:
@@ -89,27 +90,27 @@ def test_prompt_has_the_wanted_length(store: Store) -> None:
 
 def test_stages_side_by_side_keep_the_bytes_and_halve_the_reads(store: Store) -> None:
     split, bundled = compare(store, [3, 4], tokens=12)
-    assert split["tokens_equal"]
-    assert bundled["tokens_equal"]
-    assert bundled["bytes_per_token"] == split["bytes_per_token"]
-    assert 0.45 < bundled["reads_per_token"] / split["reads_per_token"] < 0.55
+    assert split.tokens_equal
+    assert bundled.tokens_equal
+    assert bundled.bytes_per_token == split.bytes_per_token
+    assert 0.45 < bundled.reads_per_token / split.reads_per_token < 0.55
     table = tables.gain_markdown([split, bundled])
     assert "| 3 window |" in table
     assert "*4 bundle / 3 window*" in table
 
 
-def test_every_stage_ran_within_the_memory_cap(result: dict[str, Any]) -> None:
-    cap = result["memory_cap"]
-    assert cap["bytes"] == result["budget_bytes"] + cap["base_bytes"]
+def test_every_stage_ran_within_the_memory_cap(result: Result) -> None:
+    cap = result.memory_cap
+    assert cap.bytes == result.budget_bytes + cap.base_bytes
     line = tables.summary_lines(result)[-1]
-    assert (f"enforced by {cap['how']}" if cap["enforced"] else "NOT enforced") in line
-    if cap["peak_bytes"]:  # the system counts, so the base is what it counts without a model
-        assert cap["peak_bytes"] <= cap["bytes"]
-        assert not cap["dense_fits"], "a cap under which the dense model runs proves nothing"
+    assert (f"enforced by {cap.how}" if cap.enforced else "NOT enforced") in line
+    if cap.peak_bytes:  # the system counts, so the base is what it counts without a model
+        assert cap.peak_bytes <= cap.bytes
+        assert not cap.dense_fits, "a cap under which the dense model runs proves nothing"
         assert line.endswith("under it the dense model is killed")
 
 
 def test_a_worker_that_the_system_kills_is_reported_as_that(store: Store, tmp_path: Path) -> None:
-    task = Task(str(store.path), None, prompt_ids(store, 8), 8, str(tmp_path))
-    with pytest.raises(FlashliteError, match="ended with code -9: killed for want of memory"):
+    task = DenseTask(Setup(str(store.path), str(tmp_path), prompt_ids(store, 8), 8))
+    with pytest.raises(KilledError, match="ended with code -9: the system killed it because memory ran out"):
         run_worker(task, ["/bin/sh", "-c", "kill -9 $$"])

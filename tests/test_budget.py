@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from conftest import make_model, save_checkpoint
@@ -13,10 +14,10 @@ from transformers import OPTForCausalLM
 import flashlite
 from flashlite.bench.decoding import greedy
 from flashlite.drive import flash
-from flashlite.engine.budget import FEWEST_ROWS, Budget, parse_budget, plan_budget, split_rows
+from flashlite.engine.budget import FEWEST_ROWS, Budget, longest_window, parse_budget, plan_budget, split_rows
 from flashlite.engine.resident import ResidentWeights
 from flashlite.engine.stages import LADDER, Stage
-from flashlite.errors import BudgetError
+from flashlite.errors import BudgetError, FlashliteError
 from flashlite.storage.store import Store
 
 PROMPT = [2, 17, 5, 99, 40]
@@ -192,3 +193,40 @@ def test_smallest_budget_counts_the_trained_predictors(tiny_store: Store) -> Non
     model = flashlite.load(tiny_store, dram_budget=int(found[1]))
     assert model.flash.budget.predictors > 0
     assert len(greedy(model, PROMPT, 2)[0]) == 2
+
+
+@pytest.mark.parametrize("name", ["window", "pool", "overlap"])
+@pytest.mark.parametrize("percent", [65, 75, 90, 120, 200])
+def test_a_window_is_as_long_as_the_budget_has_room_for(name: str, percent: int, tiny_store: Store) -> None:
+    """add_predictor's reports say that k tokens use 20 k neurons of each of three layers."""
+    model = flashlite.load(tiny_store, dram_budget=f"{percent}%", stage=name, window="auto")
+    chosen, budget, spare = model.flash.stage.window, model.flash.budget, LADDER[name].memory.spare
+    copies = tiny_store.layers + spare
+    assert sum(budget.layer_rows) + spare * max(budget.layer_rows) <= budget.rows
+    assert chosen == max(1, sum(copies * 20 * k <= budget.rows for k in range(1, 9)))
+    if chosen > 1:
+        assert min(budget.layer_rows) >= 20 * chosen - 2
+
+
+def test_budgets_differ_in_the_window_that_they_have_room_for(tiny_store: Store) -> None:
+    windows = [longest_window(tiny_store, LADDER["pool"], f"{percent}%") for percent in range(62, 152, 5)]
+    assert windows == sorted(windows)
+    assert windows[0] == 1
+    assert windows[-1] == 8
+    assert len(set(windows)) > 4
+
+
+def test_a_window_that_the_budget_chose_gives_the_dense_tokens(tiny_store: Store, dense_tokens: list[int]) -> None:
+    model = flashlite.load(tiny_store, dram_budget="100%", window="auto", predictor="oracle")
+    assert model.flash.stage.window > 1
+    assert greedy(model, PROMPT, 6)[0] == dense_tokens
+
+
+def test_a_window_without_a_report_to_choose_by_or_of_another_word_is_refused(
+    tiny_checkpoint: Path, tiny_store: Store, tmp_path: Path
+) -> None:
+    with pytest.raises(FlashliteError, match="a window of 'longest' tokens is not understood"):
+        flashlite.load(tiny_store, window="longest")
+    untrained = flashlite.pack(tiny_checkpoint, tmp_path / "store")
+    with pytest.raises(FlashliteError, match="has no predictor"):
+        flashlite.load(untrained, window="auto", predictor="oracle")

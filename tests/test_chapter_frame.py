@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Mapping
+
+import nbformat
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from IPython.display import Markdown
 
-from flashlite.course import chapter
-from flashlite.course.manifest import Course, read_course
+from flashlite.course import chapter, yours
+from flashlite.course.counting import FOLDER
+from flashlite.course.manifest import Course
 from flashlite.engine.stages import LADDER
 from flashlite.errors import FlashliteError
+from flashlite.storage.find import open_model
 from flashlite.storage.store import Store
 
 
@@ -40,43 +49,113 @@ def test_untouched_exercises_are_not_run(
     clone: Course, tiny_store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(clone.root)
-    assert chapter.run_yours(tiny_store, 3, 3) is None
-    assert chapter.yours(7, "flashlite.bench.speculative") is None
+    assert chapter.run_yours(tiny_store, 3) is None
+    assert chapter.run_yours(tiny_store, 7, {"7.1": lambda tokens: tokens(0.5, 2)}) is None
     printed = capsys.readouterr().out
     assert "exercises/ex03_window.py is untouched" in printed
     assert "exercises/ex07_speculative.py is untouched" in printed
 
 
-def test_yours_is_the_students_module(clone: Course, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_your_function_gives_is_shown_beside_the_engines(
+    clone: Course, tiny_store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(clone.root)
     (clone.root / "exercises/ex07_speculative.py").write_text("def expected_tokens(acceptance, draft):\n    return 7\n")
-    module = chapter.yours(7, "flashlite.bench.speculative")
-    assert module is not None
-    assert module.expected_tokens(0.5, 2) == 7
+    table = chapter.run_yours(tiny_store, 7, {"7.1": lambda tokens: tokens(0.5, 2)})
+    assert "7.1 expected_tokens: yours 7, the engine's 1.75" in capsys.readouterr().out
+    assert table is not None
+    assert "| 7.1 | `expected_tokens` | 1 |" in table.data
+    assert "| 7.2 | `expected_speedup` | 0 |" in table.data
+
+
+def test_what_your_function_raises_is_one_line_with_its_place(
+    clone: Course, tiny_store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(clone.root)
+    (clone.root / "exercises/ex07_speculative.py").write_text("def expected_tokens(a, draft):\n    return a / 0\n")
+    assert chapter.run_yours(tiny_store, 7, {"7.1": lambda tokens: tokens(0.5, 2)}) is None
+    assert capsys.readouterr().err == "flashlite: ex07_speculative.py:2: return a / 0  → ZeroDivisionError: " + (
+        "float division by zero\n"
+    )
 
 
 def test_wrong_code_is_one_line_and_no_table(
     clone: Course, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_store: Store
 ) -> None:
     monkeypatch.chdir(clone.root)
-    (clone.root / "exercises/ex03_window.py").write_text("raise ValueError('not finished')\n")
+    (clone.root / "exercises/ex05_pool.py").write_text("raise ValueError('not finished')\n")
 
-    def beside(store: Store, stage: int, worker: list[str]) -> list[dict[str, object]]:
-        raise FlashliteError("stage 3 (window) is wrong")
+    def beside(store: Store, stage: int, worker: list[str], **options: object) -> list[dict[str, object]]:
+        raise FlashliteError("stage 5 (pool) is wrong")
 
-    monkeypatch.setattr(chapter, "beside_reference", beside)
-    assert chapter.run_yours(tiny_store, 3, 3) is None
+    monkeypatch.setattr(yours, "beside_reference", beside)
+    assert chapter.run_yours(tiny_store, 5) is None
     captured = capsys.readouterr()
-    assert "ex03 → exercises/ex03_window.py (edited)" in captured.out
-    assert captured.err == "flashlite: stage 3 (window) is wrong\n"
+    assert "ex05 → exercises/ex05_pool.py (edited)" in captured.out
+    assert captured.err == "flashlite: stage 5 (pool) is wrong\n"
 
 
-def test_solutions_beside_the_reference(course: Course, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
+def test_a_command_that_fails_is_its_line_and_no_table(
+    clone: Course, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_store: Store
+) -> None:
+    monkeypatch.chdir(clone.root)
+    path = clone.root / "exercises/ex01_families.py"
+    path.write_text(path.read_text() + "# begun\n")
+    assert chapter.run_yours(tiny_store, 1) is None
+    captured = capsys.readouterr()
+    assert "$ flashlite estimate opt-6.7b --drive 870 --impl ref,ex01=mine" in captured.out
+    assert captured.err.startswith("flashlite: exercise 1.3: delete this line")
+    assert FOLDER not in os.environ
+
+
+def test_what_your_code_packs_is_what_the_engine_then_reads(
+    clone: Course, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(clone.root)
+    monkeypatch.delenv(chapter.MODEL, raising=False)
+    text = (ROOT / "solutions/ex04_bundle.py").read_text()
+    assert text.count("[up, down.T]") == 1
+    (clone.root / "exercises/ex04_bundle.py").write_text(text.replace("[up, down.T]", "[down.T, up]"))
+    assert chapter.run_yours(open_model("opt-mini"), 4) is None
+    captured = capsys.readouterr()
+    assert "mine: 6 layers" in captured.out
+    assert "stage 4 (bundle) is wrong" in captured.err
+    assert list((clone.root / ".flashlite").iterdir()) == []
+
+
+def run_yours_cell(number: int) -> str:
+    """The code of a chapter's "run yours" cell."""
+    (path,) = (ROOT / "chapters").glob(f"{number:02d}_*.ipynb")
+    cells = [c for c in nbformat.read(path, as_version=4).cells if "run-yours" in c.metadata.get("tags", [])]
+    return "\n".join(cell.source for cell in cells)
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_each_exercise_of_a_chapter_is_called_by_its_cell(
+    number: int, course: Course, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The cell as it stands in the notebook, but on the solutions, and on a small sample of what fires."""
+    monkeypatch.chdir(ROOT / "chapters")
+    monkeypatch.delenv(chapter.MODEL, raising=False)
+    tables: list[Markdown | None] = []
+
+    def run(store: Store, number: int, shown: Mapping[str, yours.Show] | None = None) -> None:
+        tables.append(yours.run_yours(store, number, shown, "solutions"))
+
+    monkeypatch.setattr(chapter, "run_yours", run)
     with torch.enable_grad():  # which a chapter switches off; here it is back afterwards
-        store = chapter.begin(4)
-        table = chapter.run_yours(store, 4, 4, "solutions")
-    assert table is not None
-    rows = [line.split("|") for line in table.data.splitlines()[2:4]]
-    assert rows[0][6:8] == rows[1][6:8], "the same bytes and reads"
-    assert read_course(ROOT).root == ROOT
+        store = chapter.begin(number)
+        fired = torch.rand(64, store.shape.neurons) < 0.05
+        names = {"chapter": chapter, "store": store, "np": np, "fired": fired}
+        exec(run_yours_cell(number), names | {"acceptance": 0.5, "DRAFT": 4, "check_cost": 1.5})
+    captured = capsys.readouterr()
+    (table,) = tables
+    assert table is not None, captured.err
+    calls = {e: int(n) for e, n in re.findall(r"^\| (\d\.\d) \| `[\w.]+` \| (\d+) \|$", table.data, re.MULTILINE)}
+    assert set(calls) == {e.id for e in course.exercises if e.chapter == number}
+    assert all(calls.values()), f"never called: {[exercise for exercise, n in calls.items() if not n]}"
+    for exercise, ours, theirs in re.findall(r"^(\S+) \w+: yours (.+), the engine's (.+)$", captured.out, re.MULTILINE):
+        assert ours == theirs, exercise
+    if rows := re.findall(r"^\| (?:the engine's|your) code \|(.+)$", table.data, re.MULTILINE):
+        ours, theirs = (row.split("|") for row in rows)
+        assert ours[4:6] == theirs[4:6], "the same bytes and reads"

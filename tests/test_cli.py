@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,9 +16,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import OPTForCausalLM, PreTrainedTokenizerFast
 
 import flashlite
-from flashlite.engine.stages import parse_stages
+from flashlite.cli import checks
+from flashlite.engine.predictor_file import PredictorSet
+from flashlite.engine.stages import LADDER
 from flashlite.errors import FlashliteError
-from flashlite.storage.store import PREDICTOR, ffn_file
+from flashlite.storage.store import PREDICTOR, Store, ffn_file
+from flashlite.training.train_predictor import collect, report
 
 
 @pytest.fixture(scope="module")
@@ -37,18 +41,11 @@ def store_with_tokenizer(tiny_model: OPTForCausalLM, tmp_path_factory: pytest.Te
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        (("verify", "nowhere"), "flashlite pack"),
         (("pack", "nowhere/at-all", "out"), "not a local folder"),
         (("run", "{store}", "--dram-budget", "10%"), "smallest that works"),
-        (("run", "{store}", "--dram-budget", "much"), "not understood"),
-        (("run", "{store}", "--stage", "9"), "unknown stage"),
-        (("run", "{store}", "--window", "0"), "window"),
-        (("run", "{store}", "--predictor", "guess"), "unknown predictor"),
         (("run", "{store}", "--dtype", "bf16"), "packed as fp32"),
-        (("bench", "{store}", "--stages", "x"), "not understood"),
-        (("bench", "{store}", "--tokens", "500"), "positions"),
-        (("eval", "{store}", "--text", "missing.txt"), "cannot be read"),
-        (("probe", "nowhere"), "cannot be probed"),
+        (("bench", "{store}", "--tokens", "500", "--dram-budget", "90%"), "positions"),
+        (("bench", "{store}", "--dram-budget", "10%"), "write --dram-budget 62.7%"),
         (("pack", "{store}", "out"), "is a store, which is packed already"),
     ],
 )
@@ -66,6 +63,25 @@ def test_foreseen_errors_are_one_line(
     assert expected in last
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_bench_names_the_budget_that_works_for_all_stages_before_it_measures(
+    store_with_tokenizer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measured(*_: object, **__: object) -> None:
+        raise AssertionError("something was measured")
+
+    monkeypatch.setattr("flashlite.bench.ladder.run_worker", measured)
+    monkeypatch.setattr("flashlite.bench.ladder.measure_ceiling", measured)
+    code, _, err = call(monkeypatch, capsys, "bench", store_with_tokenizer, "--dram-budget", "40%")
+    named = re.search(r"write --dram-budget (\S+%),", err)
+    assert code == 1
+    assert named
+    for stage in range(len(LADDER)):
+        flashlite.load(store_with_tokenizer, stage=stage, dram_budget=named[1])
+    less = f"{float(named[1][:-1]) - 0.2}%"
+    with pytest.raises(FlashliteError, match="too small"):
+        checks.check_stages(Store(store_with_tokenizer), range(len(LADDER)), less)
 
 
 def test_no_traceback_from_a_real_process() -> None:
@@ -99,6 +115,39 @@ def test_run_streams_text_and_ends_with_figures(
     assert "MB in" in lines[-1]
 
 
+def words_of(text: str) -> list[str]:
+    """The tokens in a text that the tiny tokenizer wrote, the prompt's too."""
+    return re.findall(r"w\d+|</s>|<unk>|<pad>", text)
+
+
+def test_run_says_where_the_positions_end(
+    store_with_tokenizer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("transformers.generation.stopping_criteria.EosTokenCriteria.__call__", never_ends)
+    args = ("run", store_with_tokenizer, "--prompt", "w5 w7 w9", "--dram-budget", "1MB", "--max-new-tokens")
+    code, out, _ = call(monkeypatch, capsys, *args, 500)
+    assert code == 0
+    assert len(words_of(out)) == TINY["max_position_embeddings"]
+    assert out.splitlines()[-2] == "[the text fills all 128 positions of the model]"
+    assert "positions" not in call(monkeypatch, capsys, *args, 125)[1]  # just as many as were asked for
+
+
+def test_run_shows_what_was_written_before_an_error(
+    store_with_tokenizer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("transformers.generation.stopping_criteria.EosTokenCriteria.__call__", never_ends)
+    monkeypatch.setattr("flashlite.engine.guards.OFFSET", 60)  # so that positions end before `run` expects it
+    args = ("run", store_with_tokenizer, "--prompt", "w5 w7 w9", "--dram-budget", "1MB", "--max-new-tokens", 500)
+    code, out, err = call(monkeypatch, capsys, *args)
+    assert code == 1
+    assert err.splitlines() == ["flashlite: 71 tokens don't fit the model's 70 positions: shorten the prompt"]
+    assert len(words_of(out)) == 71  # the last of which was written, and never read
+
+
+def never_ends(criteria: object, ids: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+    return torch.zeros(len(ids), dtype=torch.bool)
+
+
 def test_eval_prints_both_perplexities_and_writes_them(
     store_with_tokenizer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -113,12 +162,29 @@ def test_eval_prints_both_perplexities_and_writes_them(
     assert data["predicted_perplexity"] == pytest.approx(data["dense_perplexity"], rel=0.05)
 
 
-def test_stages_are_parsed() -> None:
-    assert parse_stages("0-5") == [0, 1, 2, 3, 4, 5]
-    assert parse_stages("5,0") == [5, 0]
-    for wrong in ("5-3", "0-7", "", "a"):
-        with pytest.raises(FlashliteError):
-            parse_stages(wrong)
+def test_eval_measures_the_predictors_on_the_text_that_it_is_given(
+    store_with_tokenizer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    store = Store(store_with_tokenizer)
+    predictors = PredictorSet.load(store)
+    tables = {}
+    for seed in (1, 2):
+        text = tmp_path / f"{seed}.txt"
+        ids = torch.randint(3, 128, (127 + 9 * 128,), generator=torch.Generator().manual_seed(seed))
+        text.write_text(" ".join(f"w{i}" for i in ids.tolist()))
+        code, tables[seed], _ = call(monkeypatch, capsys, "eval", store.path, "--json", "-", "--text", text)
+        assert code == 0
+        windows = torch.cat([torch.tensor([2]), ids]).view(10, 128)  # more than one batch of windows
+        expected = [
+            report(predictor, data, 128)
+            for predictor, data in zip(predictors.layers, collect(store, windows), strict=True)
+        ]
+        for found, layer in zip(json.loads(tables[seed].splitlines()[-1])["layers"], expected, strict=True):
+            assert (found["rank"], found["active"]) == (layer.rank, pytest.approx(layer.active))
+            for share in ("predicted", "recall", "false_negatives", "false_positives"):  # inputs were rounded there
+                assert found[share] == pytest.approx(getattr(layer, share), abs=2e-3)
+            assert found["window_rows"] == pytest.approx(layer.window_rows, rel=1e-2)
+    assert tables[1] != tables[2]
 
 
 def flip_last_bit(path: Path) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from flashlite.bench.cost import Speeds, Work, io_ms, token_ms
+from flashlite.bench.estimate import Sparsity, count_work
 from flashlite.drive.probe import Curve, probe, scratch_file
 from flashlite.errors import FlashliteError
+from flashlite.storage.bundle import FFNShape
 
 CURVE = Curve("aio", 512, True, (4096, 16384), (1, 32), ((50.0, 400.0), (200.0, 1600.0)), 2000.0)
 
@@ -29,12 +32,18 @@ def test_io_depends_on_size_and_on_reads_in_flight() -> None:
 
 
 def test_a_token_costs_the_sum_of_its_parts_or_the_larger_where_they_overlap() -> None:
-    speeds = Speeds(product=1e9, copy=2e9, rest_ms=3.0)
+    speeds, curve = Speeds(product=1e9, copy=2e9, rest_ms=3.0), replace(CURVE, batch_ms=0.1)
     serial = Work(reads=320, bytes=320 * 4096, batches=10, copied_bytes=4e6, product_bytes=5e6, overlapped=False)
     io = io_ms(CURVE, 320, 320 * 4096, 10)
-    assert token_ms(CURVE, serial, speeds) == pytest.approx(3 + 2 + io + 5)
-    overlapped = Work(**vars(serial) | {"overlapped": True})
-    assert token_ms(CURVE, overlapped, speeds) == pytest.approx(3 + 2 + max(io, 5))
+    assert token_ms(curve, serial, speeds) == pytest.approx(3 + 2 + io + 5 + 10 * 0.1)
+    overlapped, slow = replace(serial, overlapped=True), replace(speeds, rest_ms=0.0, product=1e12)
+    assert token_ms(curve, overlapped, speeds) == pytest.approx(2 + (3 + 5) + 10 * 0.1)
+    assert token_ms(curve, overlapped, slow) == pytest.approx(2 + io + 10 * 0.1)
+
+
+def test_the_estimate_overlaps_reads_and_computing_at_the_last_stage_alone() -> None:
+    works = count_work(FFNShape(2048, 512, 4, 512), 6, 10**6, Sparsity())
+    assert [work.overlapped for work in works.values()] == [False] * 6 + [True]
 
 
 def test_probe_measures_this_drive_and_leaves_nothing(tmp_path: Path) -> None:
@@ -47,7 +56,7 @@ def test_probe_measures_this_drive_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_malformed_curve_and_unwritable_folder_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FlashliteError, match="no curve"):
+    with pytest.raises(FlashliteError, match="not a curve"):
         Curve.from_json({"sizes": [1]})
     with pytest.raises(FlashliteError, match="cannot be probed"), scratch_file(tmp_path / "missing", 1):
         pass

@@ -24,6 +24,7 @@ import flashlite
 from flashlite.bench import ladder as bench
 from flashlite.bench.decoding import greedy
 from flashlite.bench.dense import load_dense
+from flashlite.bench.process.task import StageTask, Task
 from flashlite.drive import flash
 from flashlite.drive.backends import Backend, Batch
 from flashlite.drive.direct import PAGE
@@ -565,15 +566,16 @@ def test_a_ticket_that_was_waited_for_looks_at_its_rows_no_more(tiny_store: Stor
 def test_bench_hands_the_wish_on(tiny_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = []
 
-    def stop(task: bench.Task, *_: object) -> None:
-        tasks.append(task)
-        raise FlashliteError("enough")
+    def stop(task: Task[Any], *_: object) -> None:
+        if isinstance(task, StageTask):
+            tasks.append(task)
+            raise FlashliteError("enough")
 
     monkeypatch.setattr(bench, "run_worker", stop)
     monkeypatch.setattr(bench, "prompt_ids", lambda *_: PROMPT)
     monkeypatch.setattr(bench, "measure_ceiling", lambda *_: (None, {}))
     with pytest.raises(FlashliteError, match="enough"):
-        bench.bench(tiny_store, stages=[5], tokens=8, prompt_tokens=7, verify_reads=True)
+        bench.bench(tiny_store, stages=[5], tokens=8, prompt_tokens=7, budget="2MB", verify_reads=True)
     assert [task.verify_reads for task in tasks] == [True]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import ctypes
 import errno
@@ -27,7 +26,7 @@ from flashlite.drive import backends, flash
 from flashlite.drive.aio import NativeAio
 from flashlite.drive.backends import Backend, Serial, Threads
 from flashlite.drive.direct import aligned_buffer, direct_alignment
-from flashlite.drive.flash import BACKENDS, Counters, FlashFile, make_backend
+from flashlite.drive.flash import Counters, FlashFile
 from flashlite.drive.reads import IOVEC, LARGEST_READ, MOST_PARTS, Reads
 from flashlite.errors import FlashliteError, ReadError
 from flashlite.storage.bundle import round_up
@@ -47,7 +46,7 @@ def aio_or_skip(depth: int = 128) -> NativeAio:
 
 
 def make_or_skip(name: str) -> Backend:
-    return aio_or_skip() if name == "aio" else make_backend(name)
+    return aio_or_skip() if name == "aio" else {"threads": Threads, "serial": Serial}[name]()
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +56,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
+@pytest.fixture(scope="module", params=["aio", "threads", "serial"])
 def backend(request: pytest.FixtureRequest) -> Backend:
     return make_or_skip(request.param)
 
@@ -160,13 +159,13 @@ def requests(draw: st.DrawFn) -> Request:
 
 
 def submit(file: FlashFile, request: Request, buffer: np.ndarray) -> flash.Ticket:
-    return file.submit(request.offsets, request.sizes, buffer, np.array(request.rows, np.int64), request.column)
+    return file.submit(request.offsets, request.sizes, buffer[:, request.column :], np.array(request.rows, np.int64))
 
 
 def read_one(file: FlashFile, offset: int, size: int, row: int = 0, column: int = 0) -> np.ndarray:
     """Read a record to a buffer of two rows of a page."""
     buffer = aligned_buffer(2, 4096)
-    file.read(np.array([offset]), size, buffer, np.array([row]), column)
+    file.read(np.array([offset]), size, buffer[:, column:], np.array([row]))
     return buffer
 
 
@@ -198,7 +197,6 @@ def test_records_arrive_byte_for_byte_and_are_counted(
     assert np.array_equal(buffer, request_.expected())
     counters = file.counters
     assert (counters.records, counters.reads, counters.bytes) == request_.counted(file.alignment)
-    assert counters.seconds >= 0
 
 
 @settings(QUICK, max_examples=30)
@@ -282,16 +280,8 @@ def test_adjacent_records_are_merged_up_to_the_largest_read(path: Path, backend:
     assert file.counters.reads == -(-n // (LARGEST_READ // unit)) > 1
 
 
-def test_seconds_never_fall(path: Path, backend: Backend) -> None:
-    file, seconds = FlashFile(path, backend), [0.0]
-    for offset in (0, 5, 4096):
-        read_one(file, offset, 512)
-        seconds.append(file.counters.seconds)
-    assert seconds == sorted(seconds)
-
-
 def test_counters_can_be_subtracted() -> None:
-    assert Counters(7, 5, 300, 1.5) - Counters(3, 4, 100, 0.5) == Counters(4, 1, 200, 1.0)
+    assert Counters(7, 5, 300) - Counters(3, 4, 100) == Counters(4, 1, 200)
 
 
 # What a ticket keeps
@@ -303,7 +293,7 @@ def test_dropped_ticket_writes_nothing_outside_its_rows_and_disturbs_no_other(pa
     size, n = buffer.shape[1], len(offsets)
     for column in (0, 1):  # on the grid and off it
         dropped = np.full((n + 2, size + 1), FILLED, np.uint8)
-        file.submit(offsets, size, dropped, np.arange(1, n + 1), column)
+        file.submit(offsets, size, dropped[:, column:], np.arange(1, n + 1))
         file.read(offsets, size, buffer, np.arange(n))
         assert_read(buffer, offsets)
         assert (dropped[[0, n + 1]] == FILLED).all()
@@ -357,7 +347,7 @@ def test_one_record_outside_the_file_among_others_is_named(path: Path, backend: 
 
 
 @pytest.mark.parametrize(
-    ("size", "row", "column"), [(512, 2, 0), (512, -1, 0), (4097, 0, 0), (512, 0, 3585), (512, 0, -1), (1, 10**9, 0)]
+    ("size", "row", "column"), [(512, 2, 0), (512, -1, 0), (4097, 0, 0), (512, 0, 3585), (2, 0, -1), (1, 10**9, 0)]
 )
 def test_record_that_does_not_fit_the_buffer_is_refused(
     size: int, row: int, column: int, path: Path, backend: Backend
@@ -375,34 +365,27 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_directory_is_named(tmp_path: Path, backend: Backend) -> None:
-    with pytest.raises(ReadError, match=f"{tmp_path}: "):
+    with pytest.raises(ReadError, match=f"{tmp_path} cannot be opened: it is a folder"):
         read_one(FlashFile(tmp_path, backend), 0, 1)
 
 
-@pytest.mark.parametrize("offset", [4096, 4099])
-def test_closed_file_is_named(offset: int, path: Path, backend: Backend) -> None:
-    file = FlashFile(path, backend)
-    file.close()
-    file.close()
-    begin = offset - offset % file.alignment
-    with pytest.raises(ReadError, match=f"{path}: read at offset {begin} failed: Bad file descriptor"):
-        read_one(file, offset, 512)
-
-
-def test_file_closed_with_reads_under_way_never_gives_bytes_of_another(
+def test_a_file_that_is_dropped_with_reads_under_way_is_closed_after_them(
     path: Path, backend: Backend, tmp_path: Path
 ) -> None:
     (tmp_path / "other").write_bytes(CONTENT[::-1].tobytes())
     file = FlashFile(path, backend)
     offsets, buffer = every_other_block(file)
     ticket = file.submit(offsets, buffer.shape[1], buffer, np.arange(len(offsets)))
-    file.close()
-    other = FlashFile(tmp_path / "other", backend)
-    with contextlib.suppress(ReadError):
-        ticket.wait()
-    landed = (buffer != FILLED).any(1)
-    assert_read(buffer[landed], offsets[landed])
-    other.close()
+    del file
+    other = FlashFile(tmp_path / "other", backend)  # would get the number of a closed file
+    ticket.wait()
+    assert_read(buffer, offsets)
+    assert other.fd >= 0
+
+
+def test_columns_that_are_not_contiguous_are_refused(path: Path, backend: Backend) -> None:
+    with pytest.raises(ReadError, match="don't fit the buffer"):
+        FlashFile(path, backend).read(np.array([0]), 512, aligned_buffer(2, 4096)[:, ::2], np.array([0]))
 
 
 @pytest.mark.parametrize("offset", [0, 4096, 4099])
@@ -477,7 +460,7 @@ def test_file_system_without_direct_reads_is_read_buffered_and_announced(
     assert (file.direct, file.alignment) == (False, 1)
     assert len(caplog.records) == 1
     assert caplog.records[0].levelno == logging.WARNING
-    assert f"{path}: buffered reads" in caplog.text
+    assert f"{path}: reads are buffered" in caplog.text
     buffer = np.zeros((records, 7), np.uint8)
     file.read(3 + 7 * np.arange(records), 7, buffer, np.arange(records))
     assert_read(buffer, 3 + 7 * np.arange(records))
@@ -512,16 +495,6 @@ def test_native_aio_is_refused_on_other_systems(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(OSError, match="Linux"):
         NativeAio()
-
-
-@pytest.mark.parametrize("name", BACKENDS)
-def test_backends_are_made_by_name(name: str) -> None:
-    assert make_or_skip(name).name == name
-
-
-def test_unknown_backend_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(FlashliteError, match=r"unknown backend 'uring': choose one of aio, threads, serial$"):
-        make_backend("uring")
 
 
 class FailingLibc:
@@ -577,7 +550,7 @@ def test_native_aio_takes_its_queues_back(path: Path, aio: NativeAio, tmp_path: 
         tickets = [file.submit(one, 4096, aligned_buffer(1, 4096), one) for _ in range(2)]
         for ticket in tickets:
             ticket.wait()
-        assert len(aio._all) == len(aio._idle) == 2
+        assert len(aio._all) == len(aio.idle) == 2
 
 
 class ReluctantKernel:
@@ -650,7 +623,7 @@ def test_native_aio_gives_up_on_a_kernel_that_takes_nothing(
 
 def test_batch_gives_minus_the_error_number_of_a_failed_read(backend: Backend) -> None:
     never_opened, one = 2**30, np.ones(1, np.int64)
-    batch = backend.submit(never_opened, Reads(one, one, one - 1, one, np.zeros(1, IOVEC)))
+    batch = backend.submit(never_opened, Reads(1, one, one, one - 1, one, np.zeros(1, IOVEC)))
     assert batch.wait().tolist() == [-errno.EBADF]
 
 

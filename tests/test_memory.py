@@ -9,7 +9,6 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,9 +17,10 @@ from conftest import add_predictor, make_model, save_checkpoint, smallest_budget
 from transformers import OPTForCausalLM
 
 import flashlite
-from flashlite.bench import ladder as bench
-from flashlite.bench.cap import memory_cap
-from flashlite.bench.measure_one import Task
+from flashlite.bench.cap import NO_LIMIT, PAGE_TABLE_SHARE, counted_base, memory_cap
+from flashlite.bench.ladder import prompt_ids
+from flashlite.bench.process.run import WORKER, run_worker
+from flashlite.bench.process.task import DenseTask, Setup, StageTask
 from flashlite.engine.budget import parse_budget
 from flashlite.storage.store import Store
 
@@ -47,7 +47,7 @@ def reading_threads() -> int:
     """Threads that carry out reads, once those that were told to end have ended."""
     for _ in range(200):
         gc.collect()
-        found = sum(thread.name.startswith("flash-ahead") for thread in threading.enumerate())
+        found = sum(thread.name.startswith("flash-early") for thread in threading.enumerate())
         if not found:
             break
         time.sleep(0.01)
@@ -69,9 +69,9 @@ def break_off(store: Store, stage: int) -> None:
     layer = model.flash.ffns[2]
     if stage == 6:
         layer.guess(torch.zeros(1, store.shape.d_model))
-        assert model.flash.ahead.file.under_way
+        assert model.flash.early_file.file.under_way
     else:
-        model.flash.stream._submit(2, [torch.arange(64).numpy()], 0)
+        model.flash.stream.begin(2, torch.arange(64).numpy(), at_once=2)
         assert model.flash.file.file.under_way
 
 
@@ -135,35 +135,33 @@ def test_a_long_text_takes_no_more_memory_than_a_short_one(long_store: Store, st
 
 
 @pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
+def setup(tmp_path_factory: pytest.TempPathFactory) -> Setup:
     """opt-mini, what the dense model writes, and the folder where that is."""
     folder = tmp_path_factory.mktemp("capped")
     store = flashlite.pack("opt-mini", folder / "store")
-    task = Task(str(store.path), None, bench.prompt_ids(store, 32), 16, str(folder))
-    bench.run_worker(task)
-    return task
+    setup = Setup(str(store.path), str(folder), prompt_ids(store, 32), 16)
+    run_worker(DenseTask(setup))
+    return setup
 
 
 @pytest.fixture(scope="module")
-def base(task: Task) -> int:
+def base(setup: Setup) -> int:
     """What a process takes without a model, as the system counts it."""
-    with memory_cap(2**50) as group:
+    with memory_cap(NO_LIMIT) as group:
         if not group.enforced:
             pytest.skip("this system grants no control group")
-        idle = bench.run_worker(replace(task, tokens=0), group.wrap(bench.WORKER))
-        counted = group.peak_bytes - idle["peak_rss_bytes"] if group.peak_bytes else 0
-    return bench.fixed_base(Store(task.store), [idle], len(task.prompt), task.tokens)["total"] + counted
+    return counted_base(Store(setup.store), setup, 0, WORKER)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("budget", ["smallest", "50%", "75%", "100%"])
-def test_budgets_are_kept_under_an_enforced_cap(task: Task, base: int, budget: str) -> None:
+def test_budgets_are_kept_under_an_enforced_cap(setup: Setup, base: int, budget: str) -> None:
     """A process that took more than the budget and the base would be killed. The smallest of opt-mini is 46 %."""
-    store = Store(task.store)
+    store = Store(setup.store)
     nbytes = smallest_budget(store, 5) if budget == "smallest" else parse_budget(budget, store.weight_bytes)
-    total = nbytes + base + int(nbytes * bench.PAGE_TABLE_SHARE)
+    total = nbytes + base + int(nbytes * PAGE_TABLE_SHARE)
     with memory_cap(total) as group:
-        result = bench.run_worker(replace(task, stage=5, budget=nbytes, check=16), group.wrap(bench.WORKER))
+        result = run_worker(StageTask(setup, 5, nbytes, check=16), group.wrap(WORKER))
         assert group.peak_bytes is None or group.peak_bytes <= total
-    assert result["tokens_equal"]
-    assert result["dram_bytes"] <= nbytes
+    assert result.tokens_equal
+    assert result.dram_bytes <= nbytes

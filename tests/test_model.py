@@ -428,7 +428,7 @@ def test_ffn_weights_never_exist_as_a_whole(model: OPTForCausalLM, tiny_store: S
     forced(model, random_ids(12), 8)
     tensors = dict(model.named_parameters()) | dict(model.named_buffers()) | model.state_dict()
     assert not [name for name in tensors if name.endswith(("fc1.weight", "fc2.weight"))]
-    biases = sum(ffn.whole.up_bias.nbytes + ffn.whole.down_bias.nbytes for ffn in model.flash.ffns)
+    biases = sum(ffn.streamed.up_bias.nbytes + ffn.streamed.down_bias.nbytes for ffn in model.flash.ffns)
     parameters = sum(p.nbytes for p in model.parameters())
     assert parameters + biases == sum(group.end - group.begin for group in tiny_store.groups)
     assert parameters + biases == tiny_store.weight_bytes - tiny_store.layers * tiny_store.shape.layer_bytes
@@ -495,7 +495,7 @@ def test_window_after_a_prompt(
         begin = 0 if prompt <= k else end - k
         for ffn, mask in zip(model.flash.ffns, active, strict=True):
             expected = mask[:, begin:end].flatten(0, 1).any(0).nonzero()[:, 0].tolist()
-            assert ffn.window.resident.tolist() == expected
+            assert ffn.window.held.tolist() == expected
             assert np.sort(ffn.memory.neurons()).tolist() == expected
 
 
@@ -586,7 +586,7 @@ def test_a_prompt_that_breaks_off_leaves_no_read_under_way(
         patch.setattr(stream, "_multiply", fails)
         with pytest.raises(KeyboardInterrupt):
             model(ids)
-    left = stream._latest
+    left = stream._under_way
     assert_close(model(ids).logits, tiny_model(ids).logits)
     assert left
     assert all(ticket._batch is None for ticket in left)
@@ -613,7 +613,7 @@ def test_files_are_closed_with_the_model(tiny_store: Store) -> None:
         ({"stage": "fast"}, FlashliteError, "unknown stage 'fast'.*naive, resident.*pool"),
         ({"stage": 7}, FlashliteError, "unknown stage 7: choose 0 to 6"),
         ({"stage": -1}, FlashliteError, "unknown stage -1"),
-        ({"window": 0}, FlashliteError, "window of 0.*use 1 or more"),
+        ({"window": 0}, FlashliteError, "window of 0 tokens: use a whole number from 1"),
         ({"predictor": "orcale"}, FlashliteError, "unknown predictor 'orcale'.*trained.*oracle"),
         ({"predictor": []}, FlashliteError, "0 predictors.*3 layers"),
         ({"dram_budget": "lots"}, BudgetError, "'lots' is not understood"),

@@ -14,7 +14,7 @@ from flashlite.engine.predictor_file import PredictorSet
 from flashlite.storage.hub import BUNDLED_MODEL
 from flashlite.storage.store import Store
 from flashlite.storage.tokenizer import token_windows
-from flashlite.training.evaluate import dense_model, loss, predicted_model
+from flashlite.training.evaluate import loss, predicted_model, streamed_model
 from flashlite.training.train_predictor import collect, report
 
 LIBRARY = Path(flashlite.__file__).parent
@@ -66,7 +66,7 @@ def test_predictors_find_what_fires_on_held_out_text(
 
 
 def test_predicted_neurons_suffice(store: Store, held_out: torch.Tensor, predictors: PredictorSet) -> None:
-    dense = loss(dense_model(store), held_out)
+    dense = loss(streamed_model(store), held_out)
     predicted = loss(predicted_model(store, list(predictors.layers)), held_out)
     assert dense < 3.03  # nats, measured 2.96: flashlite is harder to foresee than what the card measures
     assert abs(predicted - dense) < 0.01  # one per cent of perplexity

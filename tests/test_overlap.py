@@ -41,7 +41,7 @@ def test_a_guess_leaves_no_trace_but_reads(tokens: list[tuple[np.ndarray, np.nda
             in_dram -= set(step.drop.tolist())
             assert not in_dram & set(step.load.tolist())
             in_dram |= set(step.load.tolist())
-            assert in_dram == set(window.resident.tolist())
+            assert in_dram == set(window.held.tolist())
             assert window.size == len(in_dram) <= capacity
         assert set(active.tolist()) == (set(active.tolist()) & in_dram) | set(step.overflow.tolist())
 
@@ -54,7 +54,7 @@ def test_with_room_for_all_a_guess_changes_nothing(tokens: list[tuple[np.ndarray
         told.step(active)
         guessed.step(guess)
         guessed.amend(active)
-        assert told.resident.tolist() == guessed.resident.tolist()
+        assert told.held.tolist() == guessed.held.tolist()
 
 
 def test_rows_under_way_take_no_part_until_they_have_landed() -> None:
@@ -85,11 +85,11 @@ def test_what_is_read_ahead_is_counted_apart(tiny_store: Store) -> None:
     pool, overlap = load(tiny_store, stage="pool"), load(tiny_store, stage="overlap")
     torch.testing.assert_close(logits_of(overlap), logits_of(pool), atol=1e-4, rtol=1e-4)
     engine, calls = overlap.flash, overlap.flash.calls
-    assert sum(call.prefetched for call in calls) == engine.prefetched_bytes > 0
-    assert 0 < engine.wasted_bytes == sum(call.wasted for call in calls) < engine.prefetched_bytes
-    assert sum(call.bytes for call in calls) > engine.prefetched_bytes
+    assert sum(call.prefetched for call in calls) == engine.meter().prefetched > 0
+    assert 0 < engine.meter().wasted == sum(call.wasted for call in calls) < engine.meter().prefetched
+    assert sum(call.bytes for call in calls) > engine.meter().prefetched
     assert all(call.prefetched == call.wasted == 0 for call in pool.flash.calls)
-    needed = sum(call.bytes for call in calls) - engine.wasted_bytes
+    needed = sum(call.bytes for call in calls) - engine.meter().wasted
     assert needed == pytest.approx(sum(call.bytes for call in pool.flash.calls), rel=0.05)
 
 
@@ -145,7 +145,7 @@ def test_a_guess_whose_read_failed_unseen_is_not_believed(
     os.truncate(path, model.flash.file.begins[2][0])
     with pytest.raises(InterruptedError):
         model(torch.tensor([IDS[:1]]))
-    model.flash.ahead.file.settle()
+    model.flash.early_file.file.finish_reads()
     path.write_bytes(whole)
     hook.remove()
     for token in IDS[:3]:

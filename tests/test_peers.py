@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +19,12 @@ from flashlite import plots
 from flashlite.bench import cost, tables
 from flashlite.bench.decoding import forced
 from flashlite.bench.estimate import Sparsity, count_work, estimate
-from flashlite.bench.ladder import WORKER, bench, measure_peers, run_worker
-from flashlite.bench.measure_one import Task
+from flashlite.bench.ladder import bench, run_peer
 from flashlite.bench.peers import PEERS, export
+from flashlite.bench.process.run import run_worker
+from flashlite.bench.process.task import PeerTask, Setup
+from flashlite.bench.result import Result
+from flashlite.bench.row import PeerRow
 from flashlite.cli.main import app
 from flashlite.drive import published as drives
 from flashlite.engine.stages import NAMES
@@ -66,50 +69,51 @@ def mini(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.fixture(scope="module")
-def result(mini: Store) -> dict[str, Any]:
+def result(mini: Store) -> Result:
     found = bench(mini, stages=[1, 6], tokens=12, slow_tokens=8, check_tokens=8, rounds=1, peers=True)
     assert sorted(path.name for path in mini.path.parent.iterdir()) == ["store"]  # the checkpoint is gone
     return found
 
 
-def test_peers_are_measured_and_must_be_exact(result: dict[str, Any], tmp_path: Path) -> None:
-    assert [row["name"] for row in result["peers"]] == list(PEERS)
-    for row in result["peers"]:
-        assert row["tokens_equal"]
-        assert not row["killed"]
-        assert row["total_ms"] > 0
+def test_peers_are_measured_and_must_be_exact(result: Result, tmp_path: Path) -> None:
+    assert [row.name for row in result.peers] == list(PEERS)
+    for row in result.peers:
+        assert row.cost is not None
+        assert row.cost.tokens_equal
+        assert row.cost.total_ms > 0
     text = tables.peer_markdown(result)
-    assert all(name in text for name in (*PEERS, "flashlite, 6 overlap", "all in DRAM, no cap"))
+    assert all(name in text for name in (*PEERS, "flashlite, 6 overlap", "in DRAM, no cap"))
     assert plots.save(plots.peers(result), tmp_path / "peers.png").stat().st_size > 10_000
 
 
-def test_slow_stages_take_fewer_tokens(result: dict[str, Any]) -> None:
-    resident, overlap = result["stages"]
-    assert (resident["tokens"], overlap["tokens"]) == (8 - 1 - 4, 12 - 1 - 4)
-    assert 0 < overlap["wasted_bytes"] < overlap["prefetched_bytes"] < overlap["bytes_per_token"]
+def test_slow_stages_take_fewer_tokens(result: Result) -> None:
+    resident, overlap = result.stages
+    assert (resident.tokens, overlap.tokens) == (8 - 1 - 4, 12 - 1 - 4)
+    assert 0 < overlap.wasted_bytes < overlap.prefetched_bytes < overlap.bytes_per_token
     assert "for nothing" in "".join(tables.summary_lines(result))
 
 
-def test_a_peer_that_runs_out_of_memory_is_reported_as_that(result: dict[str, Any], tmp_path: Path) -> None:
+def test_a_peer_that_runs_out_of_memory_is_reported_as_that(result: Result, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     (folder / "model.safetensors").touch()
-    task = Task("none", None, [1], 8, str(tmp_path), peer="accelerate, layers on disk")
-    rows = measure_peers([task], lambda line: None, ["/bin/sh", "-c", "kill -9 $$"])
-    assert rows == [{"name": "accelerate, layers on disk", "killed": True}]
-    killed = result | {"peers": rows}
-    assert "| accelerate, layers on disk | killed: out of memory |" in tables.peer_markdown(killed)
+    task = PeerTask(Setup("none", str(tmp_path), [1], 8), "accelerate, layers on disk")
+    row = run_peer(task, ["/bin/sh", "-c", "kill -9 $$"])
+    assert row.to_json() == {"name": "accelerate, layers on disk", "killed": True}
+    assert PeerRow.from_json(row.to_json()) == row
+    killed = replace(result, peers=[row])
+    assert "| accelerate, layers on disk | ✗ killed | – |" in tables.peer_markdown(killed)
     assert plots.save(plots.peers(killed), tmp_path / "killed.png").exists()
 
 
 def test_a_peer_with_wrong_logits_shows_no_speed(tiny_store: Store, tmp_path: Path) -> None:
-    task = Task(str(tiny_store.path), None, IDS, 8, str(tmp_path), peer="memory-mapped safetensors")
+    task = PeerTask(Setup(str(tiny_store.path), str(tmp_path), IDS, 8), "memory-mapped safetensors")
     export(tiny_store, tmp_path / "checkpoint")
     save_file(
         {"logits": torch.zeros(8, 128), "tokens": torch.zeros(8, dtype=torch.long)}, tmp_path / "logits.safetensors"
     )
     with pytest.raises(FlashliteError, match=r"memory-mapped safetensors is wrong.*no speed"):
-        run_worker(task, WORKER)
+        run_worker(task)
 
 
 def test_a_peer_that_is_not_installed_is_said_before_anything_is_measured(
@@ -129,6 +133,7 @@ def test_published_drives(drive: drives.Drive) -> None:
     curve = drive.curve()
     for depth, iops in drive.iops.items():
         assert curve.rate(4096, depth) == pytest.approx(4096 * iops, rel=0.01)
+        assert curve.rate(2048, depth) == pytest.approx(2048 * iops, rel=0.01), "half the bytes, the same reads"
     rates = np.array(curve.mb_s)
     assert (np.diff(rates, axis=0) > 0).all()
     assert (np.diff(rates, axis=1) >= 0).all()
@@ -139,21 +144,21 @@ def test_published_drives(drive: drives.Drive) -> None:
 
 
 def test_a_drive_that_nobody_published_is_refused() -> None:
-    with pytest.raises(FlashliteError, match=r"0 published drives are called 'floppy': SD card"):
+    with pytest.raises(FlashliteError, match=r"no published drive is called 'floppy': choose one of SD card"):
         drives.find_drive("floppy")
     with pytest.raises(FlashliteError, match="3 published drives are called 'nvme'"):
         drives.find_drive("nvme")
 
 
-def test_counted_work_is_what_the_engine_does(result: dict[str, Any]) -> None:
+def test_counted_work_is_what_the_engine_does(result: Result) -> None:
     """Where no neuron is left out, counts without running are those of the engine."""
     shape, layers = FFNShape(2048, 512, 4, 512), 6  # of opt-mini
-    works = count_work(shape, layers, result["weight_bytes"] - layers * shape.layer_bytes, Sparsity())
+    works = count_work(shape, layers, result.weight_bytes - layers * shape.layer_bytes, Sparsity())
     assert list(works) == list(NAMES)
-    measured = result["stages"][0]
-    assert works["resident"].bytes == measured["bytes_per_token"]
-    assert works["resident"].reads == measured["reads_per_token"]
-    assert works["naive"].bytes == result["weight_bytes"]
+    measured = result.stages[0]
+    assert works["resident"].bytes == measured.bytes_per_token
+    assert works["resident"].reads == measured.reads_per_token
+    assert works["naive"].bytes == result.weight_bytes
     assert works["window"].reads == 2 * works["bundle"].reads == 2 * works["pool"].reads
     assert works["pool"].copied_bytes == 0 < works["bundle"].copied_bytes
     assert works["overlap"].bytes == pytest.approx(1.25 * works["pool"].bytes)
@@ -181,9 +186,9 @@ def test_estimate_is_faster_on_faster_drives_and_from_stage_to_stage(monkeypatch
             estimate(name, {}, dtype)
 
 
-def test_estimate_on_the_command_line(result: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_estimate_on_the_command_line(result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost, "SAMPLE_BYTES", 2**22)
-    (tmp_path / "bench.json").write_text(json.dumps(result | {"model": "opt-125m", "dtype": "bf16"}))
+    (tmp_path / "bench.json").write_text(json.dumps(result.to_json() | {"model": "opt-125m", "dtype": "bf16"}))
     arguments = ["estimate", "opt-125m", "--drive", "SATA", "--against", str(tmp_path / "bench.json")]
     done = CliRunner().invoke(app, [*arguments, "--plot", str(tmp_path / "e.png"), "--json", str(tmp_path / "e.json")])
     assert done.exit_code == 0, done.output
@@ -194,15 +199,19 @@ def test_estimate_on_the_command_line(result: dict[str, Any], tmp_path: Path, mo
         tables.MEASURED_DRIVE,
         "SATA SSD: Samsung 870 EVO 1 TB",
     ]
-    for wrong, message in (("[]", "holds no stages"), (json.dumps(result), "it is of opt-mini fp32, not of opt-125m")):
+    for wrong, message in (
+        ("[]", "bench.json is not a result of bench --json: an object was expected"),
+        ("{}", "the key 'model' is missing"),
+        (json.dumps(result.to_json()), "is a result of opt-mini fp32, not of opt-125m bf16"),
+    ):
         (tmp_path / "bench.json").write_text(wrong)
         failed = CliRunner().invoke(app, arguments)
         assert isinstance(failed.exception, FlashliteError)
         assert message in str(failed.exception)
 
 
-def test_growth_is_drawn(result: dict[str, Any], tmp_path: Path) -> None:
-    richer = result | {"budget_bytes": 1.5 * result["budget_bytes"]}
+def test_growth_is_drawn(result: Result, tmp_path: Path) -> None:
+    richer = replace(result, budget_bytes=2 * result.budget_bytes)
     assert plots.save(plots.budgets([result, richer]), tmp_path / "budgets.png").stat().st_size > 10_000
-    larger = result | {"model": "larger", "weight_bytes": 2 * result["weight_bytes"]}
+    larger = replace(result, model="larger", weight_bytes=2 * result.weight_bytes)
     assert plots.save(plots.sizes([result, larger]), tmp_path / "sizes.png").stat().st_size > 10_000

@@ -52,7 +52,7 @@ def scattered_addresses(sizes: np.ndarray, seed: int) -> np.ndarray:
 
 def carry_out(reads: Reads, memory: np.ndarray, writes: np.ndarray) -> None:
     """What a drive does with these reads: `writes` counts how often each byte of the memory was written."""
-    for i in range(len(reads)):
+    for i in range(reads.number):
         position = int(reads.offset[i])
         for base, length in reads.iovecs[reads.first[i] : reads.first[i] + reads.count[i]].tolist():
             memory[base : base + length] = FILE[position : position + length]
@@ -175,7 +175,7 @@ def test_no_read_has_more_parts_than_the_system_takes() -> None:
 
 def test_no_records_are_no_reads() -> None:
     reads = plan([])
-    assert len(reads) == 0
+    assert reads.number == 0
     assert [len(part) for part in (reads.nbytes, reads.first, reads.count, reads.iovecs)] == [0] * 4
     assert merge_adjacent(*columns([]), 5).tolist() == []
 

@@ -9,10 +9,9 @@ import torch
 from conftest import ROOT
 from transformers import OPTForCausalLM
 
-from flashlite.bench.decoding import exactness, forced, greedy
+from flashlite.bench.decoding import exactness, forced, greedy, per_token
 from flashlite.bench.dense import load_dense
 from flashlite.bench.ladder import prompt_ids
-from flashlite.bench.row import per_token
 from flashlite.engine.model import load
 from flashlite.engine.predictor_file import PredictorSet
 from flashlite.errors import CheckpointError, StoreError
@@ -61,10 +60,10 @@ def test_it_is_exact_and_reads_what_was_planned(store: Store) -> None:
     assert len(set(expected)) > 10, "a text that repeats one token would make windows look better than they are"
     for stage in (1, 5):
         exact = load(store, stage=stage, predictor="oracle", dram_budget="99%")
-        assert exactness(exact, stage, prompt, expected, logits)["tokens_equal"]
+        assert exactness(exact, stage, prompt, expected, logits).tokens_equal
     model = load(store, dram_budget="150%")
     forced(model, prompt, expected)
-    read = per_token(model.flash)["bytes_per_token"] / (store.layers * store.shape.layer_bytes)
+    read = per_token(model.flash).bytes_per_token / (store.layers * store.shape.layer_bytes)
     assert read == pytest.approx(store.manifest["planted"]["new"], rel=0.4)
 
 

@@ -503,7 +503,7 @@ def test_predictors_that_torch_would_read_beyond_are_one_line(rank: int, copy: P
         elif name.endswith(".b"):
             state[name] = state[name][:, :rank].contiguous()
     save_predictor(state, json.dumps(reports), copy / PREDICTOR)
-    assert_one_line(PredictorError, lambda: flashlite.load(copy, dram_budget=AMPLE), "is no multiple of 32: change")
+    assert_one_line(PredictorError, lambda: flashlite.load(copy, dram_budget=AMPLE), "not multiples of 32: change")
 
 
 # Tokenizers

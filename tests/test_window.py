@@ -60,7 +60,7 @@ def test_with_room_enough_the_last_k_tokens_stay(tokens: int, sequence: list[set
     window = Window(NEURONS, tokens, NEURONS)
     for i, active in enumerate(sequence):
         step = move_on(window, active)
-        assert as_set(window.resident) == used_by_last(sequence[: i + 1], tokens)
+        assert as_set(window.held) == used_by_last(sequence[: i + 1], tokens)
         assert len(step.overflow) == 0
 
 
@@ -71,9 +71,9 @@ def test_only_what_is_missing_is_loaded_and_only_what_leaves_is_dropped(
 ) -> None:
     window = Window(NEURONS, tokens, capacity)
     for active in sequence:
-        before = as_set(window.resident)
+        before = as_set(window.held)
         step = move_on(window, active)
-        after, overflow = as_set(window.resident), as_set(step.overflow)
+        after, overflow = as_set(window.held), as_set(step.overflow)
         assert as_set(step.load) == active - overflow - before
         assert as_set(step.drop) == (before | active) - overflow - after
 
@@ -83,10 +83,10 @@ def test_only_what_is_missing_is_loaded_and_only_what_leaves_is_dropped(
 def test_window_of_no_tokens_drops_all_it_had_and_loads_all_it_needs(capacity: int, sequence: list[set[int]]) -> None:
     window = Window(NEURONS, 0, capacity)
     for active in sequence:
-        before = as_set(window.resident)
+        before = as_set(window.held)
         step = move_on(window, active)
         assert as_set(step.drop) == before
-        assert as_set(step.load) == as_set(window.resident) == active - as_set(step.overflow)
+        assert as_set(step.load) == as_set(window.held) == active - as_set(step.overflow)
 
 
 @QUICK
@@ -99,7 +99,7 @@ def test_with_too_little_room_the_oldest_tokens_leave_first(
     window, plain = Window(NEURONS, tokens, capacity), PlainWindow(tokens, capacity)
     for active in sequence:
         plain.step(active - as_set(move_on(window, active).overflow))
-        assert as_set(window.resident) == plain.resident
+        assert as_set(window.held) == plain.resident
 
 
 @QUICK
@@ -110,7 +110,7 @@ def test_size_is_what_is_resident_and_never_above_capacity(
     window = Window(NEURONS, tokens, capacity)
     for active in sequence:
         move_on(window, active)
-        assert window.size == len(window.resident) <= capacity
+        assert window.size == len(window.held) <= capacity
 
 
 @QUICK
@@ -120,12 +120,12 @@ def test_overflow_is_what_cannot_fit_and_nothing_that_was_there(
 ) -> None:
     window = Window(NEURONS, tokens, capacity)
     for active in sequence:
-        stays_from_before = as_set(window.resident) if tokens else set()
+        stays_from_before = as_set(window.held) if tokens else set()
         overflow = as_set(move_on(window, active).overflow)
         assert len(overflow) == max(0, len(active) - capacity)
         assert overflow <= active - stays_from_before
-        assert active - overflow <= as_set(window.resident)
-        assert not overflow & as_set(window.resident)
+        assert active - overflow <= as_set(window.held)
+        assert not overflow & as_set(window.held)
 
 
 @QUICK
@@ -144,7 +144,7 @@ def test_memory_that_drops_and_then_loads_holds_what_the_window_says(
             assert drop <= memory
             assert not load & (memory - drop)
             memory = (memory - drop) | load
-        assert as_set(window.resident) == memory
+        assert as_set(window.held) == memory
 
 
 @QUICK
@@ -154,7 +154,7 @@ def test_a_neuron_is_dropped_and_loaded_at_once_only_where_nothing_is_kept(
 ) -> None:
     window = Window(NEURONS, tokens, capacity)
     for active in sequence:
-        before = as_set(window.resident)
+        before = as_set(window.held)
         step = move_on(window, active)
         reloaded = as_set(step.load) & as_set(step.drop)
         assert reloaded == (set() if tokens else before & active - as_set(step.overflow))
@@ -166,9 +166,9 @@ def test_residents_and_overflow_are_sorted(tokens: int, capacity: int, sequence:
     window = Window(NEURONS, tokens, capacity)
     for active in sequence:
         step = move_on(window, active)
-        assert {part.dtype for part in (step.load, step.drop, step.overflow, window.resident)} == {np.dtype(np.int64)}
+        assert {part.dtype for part in (step.load, step.drop, step.overflow, window.held)} == {np.dtype(np.int64)}
         assert (np.diff(step.overflow) > 0).all()
-        assert (np.diff(window.resident) > 0).all()
+        assert (np.diff(window.held) > 0).all()
 
 
 @QUICK
@@ -179,9 +179,9 @@ def test_cleared_window_is_as_good_as_new(
     used, new = Window(NEURONS, tokens, capacity), Window(NEURONS, tokens, capacity)
     for active in before:
         move_on(used, active)
-    there = used.resident
+    there = used.held
     assert used.clear().tolist() == there.tolist()
-    assert (used.size, len(used.resident)) == (0, 0)
+    assert (used.size, len(used.held)) == (0, 0)
     for active in after:
         found, expected = move_on(used, active), move_on(new, active)
         assert all(np.array_equal(getattr(found, part), getattr(expected, part)) for part in ("load", "drop"))

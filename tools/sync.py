@@ -1,4 +1,4 @@
-"""Write exercises/ and solutions/ from the engine's own code, as course.toml says: python tools/sync.py.
+"""Write exercises/ with its README, and solutions/, from the engine's own code and course.toml: python tools/sync.py.
 
 --check    change nothing; fail if a file isn't what the engine's code gives, or an exercise was edited
 --force    write over exercises that were edited
@@ -6,13 +6,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from pathlib import Path
 
 from flashlite.course.generate import generated_files
 from flashlite.course.manifest import STUBS, Course, read_course
+from flashlite.course.source import digest
 from flashlite.errors import FlashliteError
 
 ROOT = Path(__file__).parent.parent
@@ -30,8 +30,8 @@ def edited_exercises(course: Course) -> list[str]:
 def wanted_files(course: Course) -> dict[str, str]:
     """Every file that this tool writes, with its text."""
     files = generated_files(course)
-    stubs = {Path(name).name: text for name, text in files.items() if name.startswith("exercises/")}
-    digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in stubs.items()}
+    stubs = {name: files[f"exercises/{name}"] for name in course.files}
+    digests = {name: digest(text) for name, text in stubs.items()}
     return {**files, STUBS: json.dumps(digests, indent=1) + "\n"}
 
 

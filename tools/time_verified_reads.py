@@ -29,7 +29,8 @@ def main() -> None:
         float(np.median([call.total_ms for call in model.flash.calls if call.tokens == 1])) for model in models
     )
     result = {
-        "machine": host() | drive(store.path), "model": "opt-mini", "dtype": store.dtype_name, "stage": STAGE,
+        "machine": host().to_json() | drive(store.path).to_json(),
+        "model": "opt-mini", "dtype": store.dtype_name, "stage": STAGE,
         "tokens": ROUNDS * (TOKENS - 1), "plain_ms": plain, "verified_ms": verified,
     }  # fmt: skip
     write_file(ROOT / "results/verified-reads.json", json.dumps(result, indent=1) + "\n")

@@ -6,6 +6,10 @@
 
 A process that passes the limit is killed, so a program that ends properly has proved what it needs. Linux offers this
 by control groups, version 1 or 2, or through systemd; where none of them is granted, `enforced` is False.
+
+A control group counts each page once, for the group whose process touched it first. Most pages of Python's and torch's
+libraries are in memory already when a measuring process begins, so they count to another group. The process's own
+resident set (RSS) counts them all, and may therefore pass a cap that the process keeps.
 """
 
 from __future__ import annotations
@@ -19,16 +23,58 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flashlite.bench.process.run import run_worker
+from flashlite.bench.process.task import IdleTask, Setup
+from flashlite.bench.row import Record
+
+if TYPE_CHECKING:  # so that a result can be read without torch
+    from flashlite.storage.store import Store
 
 log = logging.getLogger("flashlite")
 
 CGROUPS = Path("/sys/fs/cgroup")
 ENTER = 'echo 0 > "$0/cgroup.procs" && exec "$@"'  # 0 means the process that writes
+NO_LIMIT = 2**50
+WORK_BYTES = 4 * 2**20
+INDEX_BYTES = 22  # of a neuron, in window and pool
+PROMPT_COPIES = 32  # of a prompt's hidden states, in the activations of a layer
+PAGE_TABLE_SHARE = 8 / 4096
+
+
+@dataclass(frozen=True)
+class Base(Record):
+    """What a process needs beyond its budget, in bytes; work: activations and the allocator."""
+
+    libraries: int
+    kv_cache: int
+    work: int
+    total: int
+
+
+@dataclass(frozen=True)
+class CapReport(Record):
+    """What there is to say of a benchmark's memory cap; as it is by default where none was asked for.
+
+    bytes: the cap, which is the budget and `base_bytes`
+    enforced, how: whether the system enforces it, and by what
+    base_bytes: what a process needs beyond the budget, counted as the system counts it
+    peak_bytes: the most that was in use
+    dense_fits: whether the dense model runs under the cap; None where that wasn't tried
+    """
+
+    bytes: int | None = None
+    enforced: bool = False
+    how: str | None = None
+    base_bytes: int | None = None
+    peak_bytes: int | None = None
+    dense_fits: bool | None = None
 
 
 @dataclass(frozen=True)
 class Cap:
-    """A limit of `nbytes`. how: what enforces it, None where nothing does; group: its control group's folder."""
+    """A limit of `nbytes`. how: what enforces it, or None where nothing does; group: its control group's folder."""
 
     nbytes: int
     how: str | None = None
@@ -71,6 +117,28 @@ def memory_cap(nbytes: int) -> Iterator[Cap]:
         return
     log.warning("flashlite: the memory cap of %d bytes is not enforced: no control group may be made here", nbytes)
     yield Cap(nbytes)
+
+
+def fixed_base(store: Store, libraries: int, prompt_tokens: int, tokens: int) -> Base:
+    """What a process needs beyond the budget: libraries (measured, in bytes), KV cache, activations and allocator.
+
+    A prompt's product puts one of attention's matrices into another order first, and the allocator keeps its place.
+    """
+    shape = store.shape
+    cache = 2 * store.layers * (prompt_tokens + tokens) * shape.half_bytes
+    indices = INDEX_BYTES * store.layers * shape.neurons
+    work = WORK_BYTES + indices + (shape.d_model + PROMPT_COPIES * prompt_tokens) * shape.half_bytes
+    return Base(libraries, cache, work, libraries + cache + work)
+
+
+def counted_base(store: Store, setup: Setup, budget: int, worker: Sequence[str]) -> int:
+    """What a process needs beyond a budget of so many bytes, as the system counts it, by one that loads no model."""
+    with memory_cap(NO_LIMIT) as group:
+        idle = run_worker(IdleTask(setup), group.wrap(worker))
+        base = fixed_base(store, idle.base_rss_bytes, len(setup.prompt), setup.tokens).total
+        if group.peak_bytes:
+            base += group.peak_bytes - idle.peak_rss_bytes
+    return base + int(budget * PAGE_TABLE_SHARE)
 
 
 def _own_group(controller: str) -> str | None:

@@ -27,8 +27,11 @@ SAMPLE_BYTES = 2**29  # far more than the processor's caches hold
 class Work:
     """What one token does, counted.
 
-    reads and bytes from flash, in `batches` that each wait for the one before; bytes copied inside DRAM; bytes of FFN
-    weights multiplied; overlapped: whether products run while the next read is under way.
+    reads, bytes: from flash
+    batches: in how many parts a token waits for its reads, each part after the one before
+    copied_bytes: inside DRAM
+    product_bytes: of FFN weights that are multiplied
+    overlapped: whether the drive reads for one layer while the processor computes another
     """
 
     reads: float
@@ -41,7 +44,11 @@ class Work:
 
 @dataclass(frozen=True)
 class Speeds:
-    """What the processor does: FFN products and copies in bytes a second; rest_ms: a token's time without its FFNs."""
+    """What the processor does.
+
+    product, copy: FFN weights multiplied, and bytes copied, in bytes a second
+    rest_ms: a token's time without its FFNs, in milliseconds
+    """
 
     product: float
     copy: float
@@ -51,7 +58,9 @@ class Speeds:
 def io_ms(curve: Curve, reads: float, nbytes: float, batches: int) -> float:
     """Milliseconds that reads take: as many in flight as a batch has, at most what the curve was measured with.
 
-    reads, nbytes: of one token, from flash; batches: in how many parts it waits for them.
+    curve: what the drive does
+    reads, nbytes: of one token, from flash
+    batches: in how many parts the token waits for them
     """
     if reads == 0:
         return 0.0
@@ -60,24 +69,15 @@ def io_ms(curve: Curve, reads: float, nbytes: float, batches: int) -> float:
 
 
 def token_ms(curve: Curve, work: Work, speeds: Speeds) -> float:
-    """Milliseconds that one token must take."""
-    io = io_ms(curve, work.reads, work.bytes, work.batches)
-    memory = 1e3 * work.copied_bytes / speeds.copy
-    product = 1e3 * work.product_bytes / speeds.product
-    return speeds.rest_ms + memory + (max(io, product) if work.overlapped else io + product)
+    """Milliseconds that one token must take: flash I/O + memory management + compute.
 
-
-def predicted_ms(curve: Curve, work: Work, speeds: Speeds, ahead: bool = False) -> float:
-    """`token_ms`, or `overlapped_ms` for reads ahead of their layer, and what batches take to be begun and ended."""
-    return (overlapped_ms if ahead else token_ms)(curve, work, speeds) + work.batches * curve.batch_ms
-
-
-def overlapped_ms(curve: Curve, work: Work, speeds: Speeds) -> float:
-    """Milliseconds that a token must take where the drive reads for one layer while the processor computes another:
-    as long as the slower of the two, and what is copied."""
+    Where reads and computing overlap, both together take as long as the slower of the two. What is copied, and what
+    each batch takes to be begun and ended, comes on top. (Paper: section 2.1; overlap is beyond the paper)
+    """
     io = io_ms(curve, work.reads, work.bytes, work.batches)
     compute = speeds.rest_ms + 1e3 * work.product_bytes / speeds.product
-    return 1e3 * work.copied_bytes / speeds.copy + max(io, compute)
+    on_top = 1e3 * work.copied_bytes / speeds.copy + work.batches * curve.batch_ms
+    return on_top + (max(io, compute) if work.overlapped else io + compute)
 
 
 def _median_seconds(run: Callable[[], object], repeats: int = 15) -> float:
@@ -92,8 +92,10 @@ def _median_seconds(run: Callable[[], object], repeats: int = 15) -> float:
 def product_speed(shape: FFNShape, layers: int, dtype: torch.dtype, rows: int, fires: float | None = None) -> float:
     """Bytes of FFN weights a second: one token through `rows` neurons of each layer in turn, as in decoding.
 
-    fires: share of these neurons that fire, whose down columns alone the sparse product reads; None for the product of
-    whole layers as they stream. As many layers as fit SAMPLE_BYTES stand for all, but at least one.
+    shape, layers, dtype: of the model; as many layers as fit SAMPLE_BYTES stand for all, but at least one does
+    rows: neurons of a layer that are multiplied at a time
+    fires: share of these neurons that fire, because the sparse product reads only their down columns; None for the
+        product of whole layers as they stream
     """
     d, nbytes = shape.d_model, rows * 2 * shape.half_bytes
     layers = max(1, min(layers, SAMPLE_BYTES // nbytes))
@@ -109,7 +111,7 @@ def product_speed(shape: FFNShape, layers: int, dtype: torch.dtype, rows: int, f
 
 
 def linear_speed(width: int, dtype: torch.dtype) -> float:
-    """Bytes a second of square matrices that one token multiplies, as attention does: what is no FFN."""
+    """Bytes a second of square matrices that one token multiplies, as attention does: the part that is not FFN."""
     x, nbytes = torch.randn(1, width).to(dtype), width * width * dtype.itemsize
     matrices = [torch.randn(width, width).to(dtype) for _ in range(max(1, SAMPLE_BYTES // nbytes))]
     return len(matrices) * nbytes / _median_seconds(lambda: [linear(x, matrix) for matrix in matrices])

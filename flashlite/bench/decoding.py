@@ -1,26 +1,35 @@
-"""Decoding as the measurements need it: token by token, timed, and compared with the dense model."""
+"""Decoding as the measurements need it: token by token, timed, compared with the dense model, and what it cost."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import OPTForCausalLM, StaticCache
 
+from flashlite.bench.row import Exactness, TokenCost
+from flashlite.engine.model import Engine
 from flashlite.engine.stages import NAMES
+from flashlite.engine.timing import CallCost
 from flashlite.errors import FlashliteError
 
 ALLOWED_ERROR = {"fp32": 1e-3, "bf16": 0.5, "fp16": 0.1}  # of logits, by what rounding alone does to the sum's order
+WARM_UP = 4  # first tokens, left out of what is measured
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """What a model made of a text. prompt_ms: the prompt's time; token_ms: that of each later token but the last, whose
-    output nobody asked for; chosen: the tokens that the model would choose; logits: [kept, vocab] float32, those that
-    choose each of the first tokens."""
+    """What a model did with given tokens.
+
+    prompt_ms: time of the prompt
+    token_ms: time of each later token but the last one, because nothing is asked that would follow the last
+    chosen: the tokens that the model itself would have chosen
+    logits: [kept, vocab] float32, which choose the first of these tokens
+    """
 
     prompt_ms: float
     token_ms: list[float]
@@ -39,40 +48,44 @@ def greedy(model: OPTForCausalLM, prompt: list[int], tokens: int) -> tuple[list[
 
 
 @torch.no_grad()
-def forced(model: OPTForCausalLM, prompt: list[int], tokens: list[int], kept: int | None = None) -> Decoding:
-    """Feed given tokens one by one, as decoding would. kept: of how many tokens to keep the logits, all unless given.
+def feed(model: OPTForCausalLM, prompt: list[int], tokens: list[int]) -> Iterator[tuple[float, Tensor]]:
+    """Call a model for the prompt and then for one given token after the other, as decoding would.
 
-    The cache of keys and values is allocated once: one that grows leaves several times its size in holes of the
+    Each call yields its milliseconds, and the logits [vocab] from which the model would choose the token that follows.
+    The cache of keys and values is allocated once, because one that grows leaves several times its size in holes of the
     process's memory.
     """
-    kept = len(tokens) if kept is None else kept
-    times, chosen, logits = [], [], torch.empty(kept, model.config.vocab_size)
     cache = StaticCache(config=model.config, max_cache_len=len(prompt) + len(tokens))
-    for i, ids in enumerate([prompt, *([token] for token in tokens[:-1])]):
+    for ids in [prompt, *([token] for token in tokens[:-1])]:
         began = time.perf_counter()
         out = model(torch.tensor([ids]), past_key_values=cache, use_cache=True, logits_to_keep=1)
-        times.append(1e3 * (time.perf_counter() - began))
-        chosen.append(int(out.logits[0, -1].argmax()))
+        yield 1e3 * (time.perf_counter() - began), out.logits[0, -1]
+
+
+def forced(model: OPTForCausalLM, prompt: list[int], tokens: list[int], kept: int | None = None) -> Decoding:
+    """`feed` a model all tokens. kept: for how many tokens the logits are kept; for all of them unless it is given."""
+    kept = len(tokens) if kept is None else kept
+    times, chosen, logits = [], [], torch.empty(kept, model.config.vocab_size)
+    for i, (milliseconds, found) in enumerate(feed(model, prompt, tokens)):
+        times.append(milliseconds)
+        chosen.append(int(found.argmax()))
         if i < kept:
-            logits[i] = out.logits[0, -1]
+            logits[i] = found
     return Decoding(times[0], times[1:], chosen, logits)
 
 
-def exactness(
-    model: OPTForCausalLM, stage: int, prompt: list[int], tokens: list[int], logits: Tensor
-) -> dict[str, Any]:
+def exactness(model: OPTForCausalLM, stage: int, prompt: list[int], tokens: list[int], logits: Tensor) -> Exactness:
     """How a stage with the oracle predictor compares with the dense model's tokens and logits [tokens, vocab].
 
     The stage is given the dense model's tokens, so that choosing each of them means that it writes the same text.
     Raises FlashliteError as `compare_logits` does.
     """
-    return compare_logits(
-        forced(model, prompt, tokens).logits, logits, model.flash.store.dtype_name, f"stage {stage} ({NAMES[stage]})"
-    )
+    who = f"stage {stage} ({NAMES[stage]})"
+    return compare_logits(forced(model, prompt, tokens).logits, logits, model.flash.store.dtype_name, who)
 
 
-def compare_logits(found: Tensor, logits: Tensor, dtype: str, who: str) -> dict[str, Any]:
-    """Whether logits are the dense model's: tokens_equal and max_logit_error.
+def compare_logits(found: Tensor, logits: Tensor, dtype: str, who: str) -> Exactness:
+    """Whether logits are the dense model's.
 
     found, logits: [tokens, vocab] float32. Raises FlashliteError if a token differs, or if the logits differ by more
     than rounding explains.
@@ -83,4 +96,42 @@ def compare_logits(found: Tensor, logits: Tensor, dtype: str, who: str) -> dict[
             f"{who} is wrong: with the oracle predictor its tokens {'equal' if equal else 'differ from'} the dense "
             f"model's and its logits are off by {error:.3g}; no speed is shown for a wrong answer"
         )
-    return {"tokens_equal": equal, "max_logit_error": error}
+    return Exactness(equal, error)
+
+
+def agreement(chosen: list[int], tokens: list[int]) -> float:
+    """The share of the tokens that a model would choose as the dense model did, 0 to 1."""
+    return float(np.mean([a == b for a, b in zip(chosen, tokens, strict=True)]))
+
+
+def per_token(engine: Engine) -> TokenCost:
+    """What an engine that decoded needed for a token, after the first WARM_UP tokens."""
+    calls = [call for call in engine.calls if call.tokens == 1][WARM_UP:]
+    ordered, quarter = sorted(calls, key=lambda call: call.total_ms), len(calls) // 4
+    middle = ordered[quarter : len(calls) - quarter]
+
+    def mean(name: str, of: list[CallCost] = calls) -> float:
+        return float(np.mean([getattr(call, name) for call in of]))
+
+    nbytes, io_ms = mean("bytes"), mean("io_ms", middle)
+    return TokenCost(
+        tokens=len(calls), io_ms=io_ms, memory_ms=mean("memory_ms", middle), compute_ms=mean("compute_ms", middle),
+        product_ms=mean("product_ms", middle), total_ms=mean("total_ms", middle), bytes_per_token=nbytes,
+        reads_per_token=mean("reads"), read_mb_s=nbytes / io_ms / 1e3 if io_ms else 0.0,
+        prefetched_bytes=mean("prefetched"), wasted_bytes=mean("wasted"), batches_per_token=_batches(engine),
+        rows_moved=engine.rows_moved / len(engine.calls), dram_bytes=_dram(engine),
+    )  # fmt: skip
+
+
+def _batches(engine: Engine) -> int:
+    """How often a token waits for reads: once a layer, or, streamed, once a pass."""
+    layers, stage = engine.store.layers, engine.stage
+    passes = 1 if stage.predictor else -(-engine.store.shape.neurons // engine.stream.rows)
+    return layers * passes + (0 if stage.resident else layers + 1)
+
+
+def _dram(engine: Engine) -> int:
+    """DRAM that the budget accounts for, as it was spent, in bytes."""
+    budget, record = engine.budget, engine.store.shape.record_bytes
+    rows = sum(budget.layer_rows) + engine.stage.memory.spare * max(budget.layer_rows, default=0)
+    return budget.resident + budget.predictors + budget.buffers + rows * record

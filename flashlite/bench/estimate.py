@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from flashlite.bench.cost import Speeds, Work, copy_speed, linear_speed, predicted_ms, product_speed
+from flashlite.bench.cost import Speeds, Work, copy_speed, linear_speed, product_speed, token_ms
 from flashlite.drive.probe import Curve
 from flashlite.drive.reads import LARGEST_READ
 from flashlite.engine.budget import LARGEST_BUFFER
@@ -28,8 +28,14 @@ MOST_LAYERS = 32  # that a sample of products goes round
 
 @dataclass(frozen=True)
 class Sparsity:
-    """Shares of an FFN's neurons, for one token: those that fire, that are predicted to, that are in DRAM, that must be
-    read; wasted: what stage 6 reads for nothing, as a share of what it must read. (Paper: 3.1, OPT-6.7B)"""
+    """Shares of an FFN's neurons, for one token. (Paper: 3.1, OPT-6.7B)
+
+    active: those that fire
+    predicted: those that are predicted to fire
+    resident: those that are in DRAM
+    new: those that must be read
+    wasted: neurons that stage 6 reads for nothing, as a share of those that it must read
+    """
 
     active: float = 0.033
     predicted: float = 0.10
@@ -39,7 +45,12 @@ class Sparsity:
 
 
 def count_work(shape: FFNShape, layers: int, resident_bytes: int, sparsity: Sparsity) -> dict[str, Work]:
-    """What a token does at each stage, by the stage's name. resident_bytes: all weights but the FFNs'."""
+    """What a token does at each stage, by the stage's name.
+
+    shape, layers: of the model's FFNs
+    resident_bytes: of all weights that are not in an FFN's matrices
+    sparsity: shares of neurons
+    """
     neurons, record = layers * shape.neurons, shape.record_bytes
     ffn_bytes = layers * shape.layer_bytes
     passes = layers * -(-shape.layer_bytes // LARGEST_BUFFER)
@@ -59,7 +70,7 @@ def count_work(shape: FFNShape, layers: int, resident_bytes: int, sparsity: Spar
     works = (
         naive, resident, sparse(s.predicted, s.predicted, 2, copied=True), sparse(s.new, s.resident, 2, copied=True),
         sparse(s.new, s.resident, 1, copied=True), pool,
-        replace(pool, reads=pool.reads * (1 + s.wasted), bytes=pool.bytes * (1 + s.wasted)),
+        replace(pool, reads=pool.reads * (1 + s.wasted), bytes=pool.bytes * (1 + s.wasted), overlapped=True),
     )  # fmt: skip
     return dict(zip(NAMES, works, strict=True))
 
@@ -69,7 +80,12 @@ def estimate(
 ) -> dict[str, Any]:
     """Milliseconds a token at every stage and on every drive, and what they follow from.
 
-    name: a published OPT, such as opt-6.7b; curves: drives by name. Raises FlashliteError for an unknown name or dtype.
+    name: a published OPT, such as opt-6.7b
+    curves: drives by name
+    dtype: fp32, bf16 or fp16
+    sparsity: shares of neurons, the paper's unless given
+
+    Raises FlashliteError for an unknown name or dtype.
     """
     if dtype not in DTYPES:
         raise FlashliteError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
@@ -98,4 +114,4 @@ def _speeds(shape: FFNShape, dtype: torch.dtype, rest: float, rows: int, fires: 
 
 
 def _drive_ms(curve: Curve, works: Mapping[str, Work], speeds: Mapping[str, Speeds]) -> dict[str, float]:
-    return {stage: predicted_ms(curve, work, speeds[stage], ahead=stage == NAMES[-1]) for stage, work in works.items()}
+    return {stage: token_ms(curve, work, speeds[stage]) for stage, work in works.items()}

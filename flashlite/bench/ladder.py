@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import re
-import signal
-import subprocess
-import sys
+import contextlib
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
 
-import numpy as np
-
-from flashlite.bench.cap import memory_cap
-from flashlite.bench.cost import Speeds, Work, predicted_ms
-from flashlite.bench.machine import drive, host
-from flashlite.bench.measure_one import CHECKPOINT, Task
+from flashlite.arguments import parse_budget
+from flashlite.bench.cap import CapReport, counted_base, fixed_base, memory_cap
+from flashlite.bench.cost import Speeds, Work, token_ms
+from flashlite.bench.machine import Ceiling, Disturbance, cores_of_others, drive, host, measure_ceiling
 from flashlite.bench.peers import PEERS, WEIGHTS, check_installed, export
-from flashlite.drive.probe import DEPTHS, SIZES, Curve, probe_file, random_mb_s
-from flashlite.engine.budget import parse_budget
+from flashlite.bench.process.run import WORKER, Step, run_steps, run_worker
+from flashlite.bench.process.task import CHECKPOINT, DenseTask, PeerTask, Setup, StageTask
+from flashlite.bench.result import Result, mean_dense, median_run
+from flashlite.bench.row import DenseCost, MeasuredStage, PeerRow, StageRun
+from flashlite.drive.probe import Curve
 from flashlite.engine.ffn import FlashFFN
+from flashlite.engine.model import choose_stage, plan
 from flashlite.engine.stages import LADDER, NAMES
 from flashlite.errors import FlashliteError, KilledError
 from flashlite.storage.safetensors_file import drop_from_cache
@@ -38,14 +36,14 @@ PROMPT = '''def read_table(path, separator=","):
     with open(path, encoding="utf-8") as handle:
         for line in handle:
 '''
-Measured = dict[int, list[dict[str, Any]]]  # by stage, the results of its rounds
-Result = TypeVar("Result")
-WORKER = (sys.executable, "-m", "flashlite.bench.measure_one")
-DEPTH = 128
-WORK_BYTES = 4 * 2**20
-INDEX_BYTES = 22  # of a neuron, in window and pool
-PROMPT_COPIES = 32  # of a prompt's hidden states, in the activations of a layer
-PAGE_TABLE_SHARE = 8 / 4096
+
+
+class Interrupted(KeyboardInterrupt):
+    """A benchmark was interrupted. result: what was complete by then; None if that was no stage."""
+
+    def __init__(self, result: Result | None) -> None:
+        super().__init__("the benchmark was interrupted")
+        self.result = result
 
 
 def prompt_ids(store: Store, length: int) -> list[int]:
@@ -56,205 +54,193 @@ def prompt_ids(store: Store, length: int) -> list[int]:
     return [*first_token(store), *(ids * (length // len(ids) + 1))][:length]
 
 
-def run_worker(task: Task, command: Sequence[str] = WORKER) -> dict[str, Any]:
-    """Measure in a fresh process. Raises KilledError if the system kills it, else FlashliteError with what it said if
-    it fails."""
-    path = Path(task.folder) / "task.json"
-    path.write_text(json.dumps(asdict(task)))
-    done = subprocess.run([*command, str(path)], capture_output=True, text=True)
-    try:
-        result = json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError):
-        ended = f"the measuring process ended with code {done.returncode}"
-        if done.returncode == -signal.SIGKILL:
-            raise KilledError(f"{ended}: killed for want of memory") from None
-        raise FlashliteError(f"{ended}: {_last_words(done.stderr)}") from None
-    if "error" in result:
-        raise FlashliteError(result["error"])
-    return result
-
-
-def _last_words(stderr: str) -> str:
-    """The last line of a traceback, with the place in code outside of libraries that it comes from."""
-    frames = [line for line in re.findall(r'File "(.+), in', stderr) if "site-packages" not in line]
-    place = Path(frames[-1].replace('", line ', ":")).name + ": " if frames else ""
-    return place + (stderr.strip().splitlines() or ["no message"])[-1]
-
-
 def bench(
     store: Store, *, stages: Sequence[int], tokens: int = 64, prompt_tokens: int = 32, budget: int | str = "50%",
-    window: int = 5, predictor: str = "trained", rounds: int = 3, capped: bool = False, peers: bool = False,
+    window: int | str = 5, predictor: str = "trained", rounds: int = 3, capped: bool = False, peers: bool = False,
     slow_tokens: int | None = None, check_tokens: int | None = None, verify_reads: bool = False,
     progress: Callable[[str], None] = lambda line: None, worker: Sequence[str] = WORKER,
-) -> dict[str, Any]:  # fmt: skip
-    """Measure stages of the ladder. Returns the JSON object that `flashlite bench` prints.
+) -> Result:  # fmt: skip
+    """Measure stages of the ladder.
 
-    capped: run every stage under a memory cap of the budget and the base, page cache included; peers: measure what
-    people use today as well; slow_tokens: how many tokens where every weight is read for each; check_tokens: how many
-    with the oracle; verify_reads: compare what stages read with its checksums; worker: the command that runs one
-    measurement; another one may run the engine on somebody else's code.
+    tokens, prompt_tokens: how many to generate, after a prompt of how many
+    budget, window, predictor: as `load` takes them
+    rounds: processes for each stage; the row is the one of median time
+    capped: run every stage under a memory cap of the budget and the base, page cache included
+    peers: measure what people use today as well
+    slow_tokens: how many to generate where every weight is read for each token; `tokens` unless given
+    check_tokens: how many to compare with the oracle; `tokens` unless given
+    verify_reads: compare what stages read with its checksums
+    progress: takes a line for each step
+    worker: the command that runs one measurement; another one may run the engine on somebody else's code
 
-    Raises FlashliteError, and shows no speed, if a stage doesn't give the dense model's tokens with the oracle.
+    Raises FlashliteError, and shows no speed, if a stage doesn't give the dense model's tokens with the oracle; and
+    Interrupted, with what is complete, in place of KeyboardInterrupt.
     """
-    if not store.config.max_position_embeddings > prompt_tokens + tokens:
-        raise FlashliteError(
-            f"{prompt_tokens} + {tokens} tokens exceed {store.config.max_position_embeddings} positions"
-        )
-    with tempfile.TemporaryDirectory(prefix=".flashlite-bench-", dir=store.path.parent) as folder:
-        task = Task(str(store.path), None, prompt_ids(store, prompt_tokens), tokens, folder, budget, window, predictor)
-        task = replace(task, verify_reads=verify_reads)
-        tasks = _stage_tasks(task, stages, slow_tokens or tokens, check_tokens or tokens)
-        rivals = _peer_tasks(store, task, slow_tokens or tokens, progress) if peers else []
-        progress("the drive's ceiling")
-        path = store.path / ffn_file(store.layouts[-1])
-        curve, ceiling = measure_ceiling(store, path)
-        progress("dense model")
-        dense = run_worker(task)
-
-        def measure(worker: Sequence[str]) -> tuple[Measured, list[dict[str, Any]]]:
-            return _measure_rounds(tasks, rounds, progress, worker), measure_peers(rivals, progress, worker)
-
-        if capped:
-            measured, cap = _under_cap(store, task, worker, measure)
-        else:
-            measured, cap = measure(worker), {"bytes": None, "enforced": False}
-        again = run_worker(task) if rounds > 1 else dense  # at both ends, so that a drift of the machine shows
-        dense |= {key: (dense[key] + again[key]) / 2 for key in ("total_ms", "prompt_ms", "rest_ms")}
-    rows = [_row(number, runs, curve, dense, store) for number, runs in measured[0].items()]
-    return {
-        "model": store.manifest["name"], "planted": "planted" in store.manifest, "dtype": store.dtype_name,
-        "weight_bytes": store.weight_bytes, "budget_bytes": parse_budget(budget, store.weight_bytes),
-        "memory_cap": cap, "prompt_tokens": prompt_tokens, "new_tokens": tokens, "window": window, "rounds": rounds,
-        "host": host(), "drive": drive(path), "ceiling": ceiling, "curve": curve.to_json(),
-        "dense": dense, "base": fixed_base(store, [dense, *rows], prompt_tokens, tokens), "stages": rows,
-        "peers": measured[1],
-    }  # fmt: skip
+    _check(store, stages, prompt_tokens + tokens, budget, predictor, window)
+    if peers:
+        check_installed()
+    others = cores_of_others()
+    with _own_folder(store, peers) as folder:
+        setup = Setup(str(store.path), folder, prompt_ids(store, prompt_tokens), tokens)
+        slow = replace(setup, tokens=slow_tokens or tokens)
+        wish = StageTask(setup, 0, budget, window, predictor, check_tokens or tokens, verify_reads)
+        tasks = {
+            stage: replace(wish, stage=stage, setup=setup if LADDER[NAMES[stage]].predictor else slow)
+            for stage in stages
+        }
+        rivals = [PeerTask(slow, name) for name in PEERS] if peers else []
+        benchmark = _Benchmark(store, wish, tasks, rivals, rounds, worker)
+        try:
+            with benchmark.stack:
+                run_steps(benchmark.steps(capped), progress)
+        except KeyboardInterrupt:
+            raise Interrupted(benchmark.result(others) if benchmark.runs else None) from None
+        return benchmark.result(others)
 
 
-def _stage_tasks(task: Task, stages: Sequence[int], slow: int, check: int) -> dict[int, Task]:
-    """What to measure of each stage, by its number."""
-    sparse = {stage: LADDER[NAMES[stage]].predictor for stage in stages}
-    return {
-        stage: replace(task, stage=stage, tokens=task.tokens if sparse[stage] else slow, check=check)
-        for stage in stages
-    }  # fmt: skip
+def _check(
+    store: Store, stages: Sequence[int], tokens: int, budget: int | str, predictor: str, window: int | str
+) -> None:  # fmt: skip
+    """Raise FlashliteError for what can't work, before anything is measured. tokens: of the whole text."""
+    positions = store.config.max_position_embeddings
+    if tokens >= positions:
+        raise FlashliteError(f"a text of {tokens} tokens is too long: the model has {positions} positions")
+    for stage in stages:
+        plan(store, choose_stage(store, stage, window, budget), budget, predictor)
 
 
-def _peer_tasks(store: Store, task: Task, slow: int, progress: Callable[[str], None]) -> list[Task]:
-    """What to measure of each peer; the store's weights are written out in the form that peers read."""
-    check_installed()
-    progress("the same weights as a checkpoint, for the peers")
-    export(store, Path(task.folder) / CHECKPOINT)
-    return [replace(task, peer=name, tokens=slow) for name in PEERS]
+def _own_folder(store: Store, peers: bool) -> tempfile.TemporaryDirectory[str]:
+    """A benchmark's own folder, beside the store, because the peers' checkpoint must lie on the same drive.
+
+    Where no folder can be made there, and no peers are measured, it is in the system's folder for temporary files.
+    """
+    beside = store.path.parent
+    for place in (beside,) if peers else (beside, None):
+        try:
+            return tempfile.TemporaryDirectory(prefix=".flashlite-bench-", dir=place)
+        except OSError as error:
+            reason = error.strerror
+    wanted = "beside the store, because --peers needs a checkpoint on the same drive" if peers else "for its own files"
+    raise FlashliteError(f"bench needs a folder {wanted}, and {beside} cannot be written: {reason}")
 
 
 def check_stage(
-    store: Store, stage: int, budget: int | str, window: int, worker: Sequence[str], tokens: int = 8
+    store: Store, stage: int, budget: int | str, window: int | str, worker: Sequence[str], tokens: int = 8
 ) -> None:
     """Raise FlashliteError unless a stage, run by this command, gives the dense model's tokens with the oracle."""
     with tempfile.TemporaryDirectory(prefix="flashlite-check-") as folder:
-        task = Task(str(store.path), None, prompt_ids(store, 32), tokens, folder, budget, window, "oracle")
-        run_worker(task)
-        run_worker(replace(task, stage=stage, check=tokens), worker)
+        setup = Setup(str(store.path), folder, prompt_ids(store, 32), tokens)
+        run_worker(DenseTask(setup))
+        run_worker(StageTask(setup, stage, budget, window, "oracle", check=tokens), worker)
 
 
-def _under_cap(
-    store: Store, task: Task, worker: Sequence[str], measure: Callable[[Sequence[str]], Result]
-) -> tuple[Result, dict[str, Any]]:
-    """What `measure` gives under a cap of the budget and what a process needs without any model, counted as the system
-    counts it; and what there is to say of the cap."""
-    budget = parse_budget(task.budget, store.weight_bytes)
-    with memory_cap(2**50) as group:
-        idle = run_worker(replace(task, tokens=0), group.wrap(worker))
-        base = fixed_base(store, [idle], len(task.prompt), task.tokens)["total"] + int(budget * PAGE_TABLE_SHARE)
-        if group.peak_bytes:  # the system counts pages of libraries to whoever read them first
-            base += group.peak_bytes - idle["peak_rss_bytes"]
-    total = budget + base
-    with memory_cap(total) as group:
-        measured = measure(group.wrap(worker))
-        peak, dense_fits = group.peak_bytes, _survives(task, group.wrap(worker))
-    return measured, {
-        "bytes": total, "base_bytes": base, "enforced": group.enforced, "how": group.how, "peak_bytes": peak,
-        "dense_fits": dense_fits,
-    }  # fmt: skip
+class _Benchmark:
+    """A benchmark under way: what is to be measured, and what has been.
 
-
-def _survives(task: Task, worker: Sequence[str]) -> bool:
-    """Whether the dense model runs by this command, as it must not under a cap that is worth something."""
-    try:
-        run_worker(task, worker)
-    except KilledError:
-        return False
-    return True
-
-
-def fixed_base(store: Store, rows: list[dict[str, Any]], prompt_tokens: int, tokens: int) -> dict[str, int]:
-    """What a process needs beyond the budget, in bytes: libraries (measured), KV cache, activations and allocator.
-
-    A prompt's product puts one of attention's matrices into another order first, and the allocator keeps its place.
+    wish: how stages run; tasks: what to measure of each stage, by its number; rivals: the same of the peers
+    dense: what the dense model gave, at the run's ends; runs: what the rounds of each stage gave
     """
-    shape = store.shape
-    libraries = max(row["base_rss_bytes"] for row in rows)
-    cache = 2 * store.layers * (prompt_tokens + tokens) * shape.half_bytes
-    indices = INDEX_BYTES * store.layers * shape.neurons
-    work = WORK_BYTES + indices + (shape.d_model + PROMPT_COPIES * prompt_tokens) * shape.half_bytes
-    return {"libraries": libraries, "kv_cache": cache, "work": work, "total": libraries + cache + work}
 
+    def __init__(
+        self, store: Store, wish: StageTask, tasks: dict[int, StageTask], rivals: list[PeerTask], rounds: int,
+        worker: Sequence[str],
+    ) -> None:  # fmt: skip
+        self.store, self.wish, self.tasks, self.rivals, self.rounds = store, wish, tasks, rivals, rounds
+        self.path = store.path / ffn_file(store.layouts[-1])
+        self.budget = parse_budget(wish.budget, store.weight_bytes)
+        self.drive: tuple[Curve, Ceiling] | None = None
+        self.dense: list[DenseCost] = []
+        self.runs: dict[int, list[StageRun]] = {}
+        self.peers: list[PeerRow] = []
+        self.cap, self.worker, self.stack = CapReport(), worker, contextlib.ExitStack()
 
-def measure_ceiling(store: Store, path: Path) -> tuple[Curve, dict[str, Any]]:
-    """What the drive gives, measured on the packed model itself."""
-    record = store.shape.record_bytes
-    curve = probe_file(path, sorted({*SIZES, record}), DEPTHS[::2] + DEPTHS[-1:])
-    random = random_mb_s(path, record, DEPTH, np.random.default_rng(0))
-    return curve, {
-        "record_bytes": record, "depth": DEPTH, "random_mb_s": random, "sequential_mb_s": curve.sequential_mb_s
-    }  # fmt: skip
+    def steps(self, capped: bool) -> list[Step]:
+        """All that is to be done. Every stage runs once a round, the order turned round each time."""
+        dense = Step("dense", "the dense model", self._run_dense)
+        steps = [Step("drive", "what the drive gives", self._measure_drive), dense]
+        if self.rivals:
+            steps.insert(0, Step("checkpoint", "the same weights as a checkpoint, for the peers", self._export))
+        if capped:
+            steps.append(Step("idle", "what a process needs without a model", self._begin_cap))
+        for number in range(self.rounds):
+            for stage in self.tasks if number % 2 == 0 else reversed(self.tasks):
+                what = f"stage {stage} {NAMES[stage]}, round {number + 1} of {self.rounds}"
+                steps.append(Step(f"stage {stage}", what, partial(self._run_stage, stage)))
+        steps += [Step(task.peer, f"peer: {task.peer}", partial(self._run_peer, task)) for task in self.rivals]
+        if capped:
+            steps.append(Step("dense", "the dense model under the cap", self._end_cap))
+        return [*steps, dense] if self.rounds > 1 else steps  # at both ends, so that a drift of the machine shows
 
+    def _export(self) -> None:
+        export(self.store, Path(self.wish.setup.folder) / CHECKPOINT)
 
-def _measure_rounds(
-    tasks: dict[int, Task], rounds: int, progress: Callable[[str], None], worker: Sequence[str]
-) -> Measured:
-    """Every stage once a round, the order turned round each time, checked for exactness in the first."""
-    measured: Measured = {stage: [] for stage in tasks}
-    for number in range(rounds):
-        for stage in tasks if number % 2 == 0 else reversed(tasks):
-            progress(f"round {number + 1} of {rounds}: stage {stage} {NAMES[stage]}")
-            task = tasks[stage] if number == 0 else replace(tasks[stage], check=0)
-            measured[stage].append(run_worker(task, worker))
-    return measured
+    def _measure_drive(self) -> None:
+        self.drive = measure_ceiling(self.path, self.store.shape.record_bytes)
 
+    def _run_dense(self) -> None:
+        self.dense.append(run_worker(DenseTask(self.wish.setup)))
 
-def measure_peers(tasks: list[Task], progress: Callable[[str], None], worker: Sequence[str]) -> list[dict[str, Any]]:
-    """A row for each peer, where `killed` says that the system ended it for want of memory."""
-    rows = []
-    for task in tasks:
-        progress(f"peer: {task.peer}")
-        drop_from_cache(Path(task.folder) / CHECKPOINT / WEIGHTS)  # what is cached already counts to nobody's cap
+    def _run_stage(self, stage: int) -> None:
+        """One round of a stage, checked for exactness in the first."""
+        task = replace(self.tasks[stage], check=0) if stage in self.runs else self.tasks[stage]
+        run = run_worker(task, self.worker)
+        self.runs.setdefault(stage, []).append(run)
+
+    def _run_peer(self, task: PeerTask) -> None:
+        self.peers.append(run_peer(task, self.worker))
+
+    def _begin_cap(self) -> None:
+        """From now on every process runs under a cap of the budget and what a process needs without a model."""
+        base = counted_base(self.store, self.wish.setup, self.budget, self.worker)
+        self.group = self.stack.enter_context(memory_cap(self.budget + base))
+        self.worker = self.group.wrap(self.worker)
+        self.cap = CapReport(self.budget + base, self.group.enforced, self.group.how, base)
+
+    def _end_cap(self) -> None:
+        peak, fits = self.group.peak_bytes, True
         try:
-            rows.append({"name": task.peer, "killed": False, **run_worker(task, worker)})
-        except KilledError:
-            rows.append({"name": task.peer, "killed": True})
-    return rows
+            run_worker(DenseTask(self.wish.setup), self.worker)
+        except KilledError:  # as it must be under a cap that is worth something
+            fits = False
+        self.cap = replace(self.cap, peak_bytes=peak, dense_fits=fits)
+
+    def result(self, others: float | None) -> Result:
+        """What is complete; there must be a stage. others: cores that other processes used before the run."""
+        assert self.drive is not None
+        (curve, ceiling), setup, dense = self.drive, self.wish.setup, mean_dense(self.dense)
+        drift = abs(self.dense[-1].total_ms - self.dense[0].total_ms) / dense.total_ms if len(self.dense) > 1 else None
+        runs = [median_run(runs) for runs in self.runs.values()]
+        rows = [beside_prediction(run, curve, dense.rest_ms, self.store.shape.record_bytes) for run in runs]
+        libraries = max(dense.base_rss_bytes, *(row.base_rss_bytes for row in rows))
+        return Result(
+            model=self.store.manifest["name"], planted="planted" in self.store.manifest, dtype=self.store.dtype_name,
+            weight_bytes=self.store.weight_bytes, budget_bytes=self.budget, memory_cap=self.cap,
+            prompt_tokens=len(setup.prompt), new_tokens=setup.tokens, window=self.wish.window, rounds=self.rounds,
+            host=host(), drive=drive(self.path), ceiling=ceiling, curve=curve,
+            disturbance=Disturbance(others, dense.scatter, drift), dense=dense,
+            base=fixed_base(self.store, libraries, len(setup.prompt), setup.tokens), stages=rows, peers=self.peers,
+        )  # fmt: skip
 
 
-def median_run(number: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of the runs of a stage the one of median total time. Raises FlashliteError if they read different amounts."""
-    if len({run["bytes_per_token"] for run in runs}) > 1:
-        raise FlashliteError(f"stage {number} read different amounts in different runs: counts must not vary")
-    chosen = sorted(runs, key=lambda run: run["total_ms"])[(len(runs) - 1) // 2]
-    return {"stage": number, "name": NAMES[number], **runs[0], **chosen}
+def beside_prediction(run: StageRun, curve: Curve, rest_ms: float, record_bytes: int) -> MeasuredStage:
+    """A stage with the time that a token must take on this machine.
 
-
-def _row(
-    number: int, runs: list[dict[str, Any]], curve: Curve, dense: dict[str, Any], store: Store
-) -> dict[str, Any]:  # fmt: skip
-    """One line of the table: the median round, with the cost model's prediction beside it."""
-    row = median_run(number, runs) | {"peak_rss_bytes": max(run["peak_rss_bytes"] for run in runs)}
-    stage = LADDER[NAMES[number]]
-    copied = 0.0 if stage.memory.spare == 0 or not stage.predictor else row["rows_moved"] * store.shape.record_bytes
+    curve: what the drive gives; rest_ms: a token's time without its FFNs; record_bytes: bytes of a neuron.
+    """
+    stage = LADDER[run.name]
+    copied = 0.0 if stage.memory.spare == 0 or not stage.predictor else run.rows_moved * record_bytes
     work = Work(
-        row["reads_per_token"], row["bytes_per_token"], row["batches_per_token"], copied, row["product_bytes"],
-        overlapped=False,
+        run.reads_per_token, run.bytes_per_token, run.batches_per_token, copied, run.product_bytes,
+        overlapped=stage.ffn is not FlashFFN,
     )  # fmt: skip
-    speeds = Speeds(row["product_bytes_a_second"], row["copy_bytes_a_second"], dense["rest_ms"])
-    return row | {"predicted_ms": predicted_ms(curve, work, speeds, ahead=stage.ffn is not FlashFFN)}
+    speeds = Speeds(run.product_bytes_a_second, run.copy_bytes_a_second, rest_ms)
+    return MeasuredStage(**vars(run), predicted_ms=token_ms(curve, work, speeds))
+
+
+def run_peer(task: PeerTask, worker: Sequence[str] = WORKER) -> PeerRow:
+    """Measure a peer, which the system may kill because memory runs out."""
+    drop_from_cache(Path(task.setup.folder) / CHECKPOINT / WEIGHTS)  # what is cached already counts to nobody's cap
+    try:
+        return PeerRow(task.peer, run_worker(task, worker))
+    except KilledError:
+        return PeerRow(task.peer, None)

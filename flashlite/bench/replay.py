@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from flashlite.engine.window import Window
 from flashlite.errors import FlashliteError
@@ -47,6 +48,23 @@ def replay_belady(trace: Sequence[np.ndarray], neurons: int, capacity: int) -> R
         next_uses.append(following[trace[t]])
         following[trace[t]] = t
     return _replay(trace, neurons, capacity, next_uses[::-1])
+
+
+def replay_friends(trace: Sequence[np.ndarray], friend: np.ndarray | Tensor) -> np.ndarray:
+    """Reads by token where a bundle holds a neuron and its closest friend: [tokens] int64.
+
+    A neuron that a token needs, and that no bundle has brought for this token yet, is read, and its friend comes along.
+    friend: [neurons], see `closest_friends`.
+    """
+    friends, reads = friend.tolist(), []
+    for active in trace:
+        here: set[int] = set()
+        reads.append(0)
+        for neuron in active.tolist():
+            if neuron not in here:
+                here |= {neuron, friends[neuron]}
+                reads[-1] += 1
+    return np.array(reads)
 
 
 def _replay(trace: Sequence[np.ndarray], neurons: int, capacity: int, ranks: Sequence[np.ndarray]) -> Replay:

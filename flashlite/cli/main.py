@@ -4,64 +4,102 @@ from __future__ import annotations
 
 import io
 import sys
-import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from flashlite.cli import course, measure
+from flashlite.arguments import Dtype
+from flashlite.cli import checks, course, measure, run, unsolved
 from flashlite.cli.options import (
     MORE_FILES,
-    BudgetOption,
     ImplOption,
     JsonOption,
+    LayoutOption,
     ModelArgument,
-    PredictorOption,
+    OutArgument,
+    SeedOption,
+    StoreArgument,
     TextOption,
-    VerifyOption,
-    WindowOption,
+    check_outputs,
     open_store,
-    screen,
+    show_json,
     show_progress,
-    write_json,
+    show_table,
+    words_beside_json,
 )  # fmt: skip
 from flashlite.course import plug
 from flashlite.errors import FlashliteError
+from flashlite.version import __version__
 
 app = typer.Typer(
-    help="Run a language model larger than memory by streaming its weights from flash.",
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    invoke_without_command=True, add_completion=False, pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
+
+UsageError: Any = typer.BadParameter.__base__  # what typer raises of any wrong command line; older typers take click's
 
 measure.register(app)
 course.register(app)
+app.command()(run.run)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"flashlite {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def flashlite(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="show the version", callback=_show_version)] = False,
+) -> None:
+    """Run a language model larger than memory by streaming its weights from flash."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @app.command()
 def pack(
     model: ModelArgument,
-    out: Annotated[Path, typer.Argument(help="the store to write, a folder")],
-    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; the checkpoint's own if not given")] = None,
-    layout: Annotated[str, typer.Option(help="bundled, split, or both")] = "bundled,split",
+    out: OutArgument,
+    dtype: Annotated[Dtype | None, typer.Option(help="of the weights; the checkpoint's own if not given")] = None,
+    layout: LayoutOption = "bundled,split",
     force: Annotated[bool, typer.Option("--force", help="replace a store that exists")] = False,
+    impl: ImplOption = "ref",
 ) -> None:
-    """Write a model to flash in the form that streaming needs, one tensor at a time."""
+    """Write a model to flash in the form that streaming needs, one tensor at a time.
+
+    What exercises pack says so in its manifest, and never lands where the engine's own code would look for it.
+    """
+    checks.check_new_folder(out, force, "choose another name, or replace it with --force")
+    unsolved.check_solved(impl, unsolved.PACK if "bundled" in layout else set())
+    plugged = plug.plug_in(impl)
+    from flashlite.storage.find import check_apart
     from flashlite.storage.pack import pack as pack_model
 
-    store = pack_model(model, out, dtype, tuple(layout.split(",")), force, show_progress)
+    if plugged.plugs:
+        check_apart(out)
+    layouts = tuple(layout.split(","))
+    store = pack_model(model, out, dtype, layouts, force, show_progress, packed_by=plugged.names)
     print(f"{store.path}: {store.layers} layers, {store.weight_bytes / 1e6:.1f} MB of weights as {store.dtype_name}")
+    plugged.show_calls()
 
 
 @app.command()
 def synth(
     name: Annotated[str, typer.Argument(help="a published OPT, such as opt-1.3b or opt-6.7b")],
-    out: Annotated[Path, typer.Argument(help="the store to write, a folder")],
-    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16")] = "bf16",
-    layout: Annotated[str, typer.Option(help="bundled, split, or both")] = "bundled,split",
-    seed: int = 0,
+    out: OutArgument,
+    dtype: Annotated[Dtype, typer.Option(help="of the weights")] = "bf16",
+    layout: LayoutOption = "bundled,split",
+    seed: SeedOption = 0,
 ) -> None:
     """Write a model of a published size with planted sparsity: real reads and products, noise for text."""
+    from flashlite.families.opt import check_published
+
+    check_published(name)
+    checks.check_new_folder(out, False, "choose another name")
     from flashlite.bench import tables
     from flashlite.training.planted import synth as plant
 
@@ -71,7 +109,7 @@ def synth(
 
 
 @app.command()
-def verify(store: Annotated[Path, typer.Argument(help="a store")]) -> None:
+def verify(store: StoreArgument) -> None:
     """Read every byte of a store and compare it with its checksums."""
     from flashlite.engine.predictor_file import PredictorSet
     from flashlite.storage.store import PREDICTOR, Store
@@ -86,23 +124,37 @@ def verify(store: Annotated[Path, typer.Argument(help="a store")]) -> None:
 @app.command("train-predictor", context_settings=MORE_FILES)
 def train_predictor(
     context: typer.Context,
-    store: Annotated[Path, typer.Argument(help="a store; the predictor is written into it")],
+    store: StoreArgument,
     text: TextOption,
     held_out: Annotated[
         list[Path] | None, typer.Option(help="files to calibrate and report on; the last tenth of --text if not given")
     ] = None,
     recall: Annotated[float, typer.Option(help="share of firing neurons to predict", min=0.5, max=0.9999)] = 0.97,
-    tokens: Annotated[int, typer.Option(help="most tokens to train on")] = 100_000,
-    seed: int = 0,
+    tokens: Annotated[int, typer.Option(help="most tokens to train on", min=1)] = 100_000,
+    seed: SeedOption = 0,
+    steps: Annotated[int, typer.Option(help="of training, for each layer and rank", min=1)] = 800,
+    out: Annotated[Path | None, typer.Option(help="the file to write in place of the store's own predictor")] = None,
+    impl: ImplOption = "ref",
 ) -> None:
-    """Train the low-rank predictors that say which neurons will fire."""
+    """Train the low-rank predictors that say which neurons will fire, and write them into the store.
+
+    What exercises train goes to --out, never into a store that the engine's own code packed.
+    """
+    texts, target = [*text, *map(Path, context.args)], out or store / "predictor.safetensors"
+    checks.check_texts([*texts, *(held_out or [])])
+    checks.check_file(target, str(target))
+    unsolved.check_solved(impl, unsolved.TRAIN)
+    plugged = plug.plug_in(impl)
     from flashlite.bench import tables
-    from flashlite.storage.store import PREDICTOR, Store
+    from flashlite.storage.find import check_apart
+    from flashlite.storage.store import Store
     from flashlite.storage.tokenizer import read_files, token_windows
     from flashlite.training.train_predictor import train_predictors
 
+    if plugged.plugs:
+        check_apart(target)
     opened = Store(store)
-    windows = token_windows(read_files([*text, *map(Path, context.args)]), opened, tokens)
+    windows = token_windows(read_files(texts), opened, tokens)
     if held_out:
         test = token_windows(read_files(held_out), opened, 32_768)
     else:
@@ -110,99 +162,67 @@ def train_predictor(
         if len(windows) <= share:
             raise FlashliteError(f"{windows.numel()} tokens are too few to train and to calibrate on: give more text")
         windows, test = windows[:-share], windows[-share:]
-    predictors = train_predictors(opened, windows, test, recall, seed, show_progress)
-    predictors.save(opened.path / PREDICTOR)
-    screen.print(tables.predictor_table(list(predictors.reports)))
+    predictors = train_predictors(opened, windows, test, recall, seed, show_progress, steps)
+    predictors.save(target)
+    show_table(tables.predictor_table(list(predictors.reports)))
+    plugged.show_calls()
 
 
 @app.command("eval", context_settings=MORE_FILES)
+@words_beside_json
 def evaluate(
     context: typer.Context,
     store: ModelArgument,
     text: TextOption,
-    tokens: Annotated[int, typer.Option(help="most tokens to read")] = 50_000,
+    tokens: Annotated[int, typer.Option(help="most tokens to read", min=1)] = 50_000,
     json_file: JsonOption = None,
 ) -> None:
-    """Perplexity of the dense model and of the predicted one, and how good each layer's predictor is."""
+    """Perplexity of the dense model and of the predicted one, and how good each layer's predictor is, on a text."""
+    texts = [*text, *map(Path, context.args)]
+    checks.check_texts(texts)
+    check_outputs(json_file, None)
     from flashlite.bench import tables
-    from flashlite.engine.predictor_file import PredictorSet
     from flashlite.storage.tokenizer import read_files, token_windows
-    from flashlite.training.evaluate import evaluate as measure
+    from flashlite.training.evaluate import evaluate as measure_predictors
 
     opened = open_store(store)
-    reports = PredictorSet.load(opened).reports
-    result = measure(opened, token_windows(read_files([*text, *map(Path, context.args)]), opened, tokens))
-    screen.print(tables.predictor_table(list(reports)))
+    result = measure_predictors(opened, token_windows(read_files(texts), opened, tokens))
+    show_table(tables.predictor_table(list(result.layers)))
     change = result.predicted_perplexity / result.dense_perplexity - 1
     print(
         f"perplexity on {result.tokens} tokens: dense {result.dense_perplexity:.4f}, "
         f"predicted {result.predicted_perplexity:.4f} ({change:+.2%})"
     )
-    write_json(json_file, {**vars(result), "layers": [vars(report) for report in reports]})
-
-
-@app.command()
-def run(
-    model: ModelArgument = "opt-mini",
-    prompt: Annotated[str, typer.Option(help="text to continue; an empty one begins a new text")] = "def add(a, b):",
-    max_new_tokens: Annotated[int, typer.Option(help="fewer where the model's positions end", min=1)] = 64,
-    stage: Annotated[int, typer.Option(help="of the ladder, 0 to 6")] = 5,
-    dram_budget: BudgetOption = "50%",
-    predictor: PredictorOption = "trained",
-    window: WindowOption = 5,
-    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16")] = None,
-    verify_reads: VerifyOption = False,
-    impl: ImplOption = "ref",
-) -> None:
-    """Continue a prompt, token by token, with the weights on flash.
-
-    A prompt may hold any valid Unicode; one that isn't UTF-8 or fills the model's positions is refused. With --impl the
-    code of exercises runs as any program of yours, without the limits that grading sets.
-    """
-    plugs, _ = plug.plug_in(impl)
-    import torch
-    from transformers import TextStreamer
-
-    from flashlite.bench import tables
-    from flashlite.bench.ladder import check_stage
-    from flashlite.engine.model import load
-    from flashlite.storage.tokenizer import encode, load_tokenizer, settings_named
-
-    store = open_store(model, dtype)
-    tokenizer = load_tokenizer(store)
-    ids = encode(tokenizer, prompt, store)
-    if plugs:
-        check_stage(store, stage, dram_budget, window, plug.command(plugs, "flashlite.bench.measure_one"))
-    longest = store.config.max_position_embeddings - ids.shape[1]
-    flash_model = load(
-        store, dram_budget=dram_budget, stage=stage, predictor=predictor, window=window, verify_reads=verify_reads
-    )
-    began = time.perf_counter()
-    with settings_named(store):
-        flash_model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=min(max_new_tokens, longest), do_sample=False,
-            num_beams=1, streamer=TextStreamer(tokenizer),
-        )  # fmt: skip
-    engine = flash_model.flash
-    print(tables.token_line(engine.calls, engine.budget.total, time.perf_counter() - began))
+    show_json(json_file, result.to_json())
 
 
 def main() -> None:
-    """Run the command line; an error that flashlite foresees is one line and exit code 1."""
+    """Run the command line. Whatever flashlite foresees is one line: exit code 2 if the command line itself is wrong, 1
+    for anything else."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # whatever a model writes, even where the terminal lacks the letters
         sys.stdout.reconfigure(errors="replace")
     try:
-        app()
-    except FlashliteError as error:
-        print(f"flashlite: {error}", file=sys.stderr)
-        sys.exit(1)
-    except NotImplementedError as error:  # a stub of the course
-        print(f"flashlite: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(app(standalone_mode=False))
+    except UsageError as error:
+        _fail(_usage(error), error.exit_code)
+    except (FlashliteError, NotImplementedError) as error:  # NotImplementedError: a stub of the course
+        _fail(str(error))
+    except typer.Abort:  # Ctrl-C, in older typers
+        sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)
     except Exception as error:
         if not (line := plug.own_line(error)):
             raise
-        print(f"flashlite: {line}{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(1)
+        _fail(f"{line}{type(error).__name__}: {error}")
+
+
+def _usage(error: Any) -> str:
+    """What is wrong with the command line, and where to read how it is written."""
+    said = error.format_message().replace("Value error, ", "").rstrip(".")
+    return f"{said}: see `{error.ctx.command_path} --help`" if error.ctx else said
+
+
+def _fail(line: str, code: int = 1) -> NoReturn:
+    print(f"flashlite: {line}", file=sys.stderr)
+    sys.exit(code)

@@ -3,61 +3,79 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flashlite.arguments import Dtype, parse_stages, parse_window
+from flashlite.cli import unsolved
+from flashlite.cli.checks import check_stages
 from flashlite.cli.options import (
     BudgetOption,
+    DtypeOption,
+    FolderArgument,
     ImplOption,
     JsonOption,
     ModelArgument,
     PlotOption,
     PredictorOption,
+    StagesOption,
     VerifyOption,
     WindowOption,
+    check_outputs,
+    notes,
     open_store,
-    screen,
+    show_json,
+    show_plot,
     show_progress,
-    write_json,
+    show_table,
+    words_beside_json,
 )  # fmt: skip
 from flashlite.course import plug
 from flashlite.errors import FlashliteError
+
+if TYPE_CHECKING:
+    from flashlite.bench.result import Result
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
     for command in (probe, bench, estimate):
-        app.command()(command)
+        app.command()(words_beside_json(command))
 
 
 def probe(
-    folder: Annotated[Path, typer.Argument(help="a folder on the drive to measure")] = Path("."),
-    json_file: JsonOption = None,
-    plot: PlotOption = None,
+    folder: FolderArgument = Path("."), json_file: JsonOption = None, plot: PlotOption = None, impl: ImplOption = "ref"
 ) -> None:
     """Measure what the drive can do: read sizes against reads in flight."""
-    from flashlite import plots
+    check_outputs(json_file, plot)
+    unsolved.check_solved(impl, unsolved.PROBE)
+    plugged = plug.plug_in(impl)
     from flashlite.bench import tables
-    from flashlite.drive.probe import probe as measure
+    from flashlite.drive.probe import check_folder
+    from flashlite.drive.probe import probe as measure_drive
 
-    curve = measure(folder)
-    screen.print(tables.curve_table(curve))
+    check_folder(folder)
+    curve = measure_drive(folder)
+    show_table(tables.curve_table(curve))
     print(f"sequential {curve.sequential_mb_s:.0f} MB/s; backend {curve.backend}, grid of {curve.alignment} bytes")
-    print(f"plot: {plots.save(plots.drive_curve(curve), plot or Path('.flashlite/probe.png'))}")
-    write_json(json_file, curve.to_json())
-    print(json.dumps(curve.to_json()))
+    plugged.show_calls()
+    try:
+        show_plot(lambda plots: plots.drive_curve(curve), plot, "probe")
+    finally:
+        show_json(json_file, curve.to_json())
 
 
 def bench(
     model: ModelArgument = "opt-mini",
-    stages: Annotated[str, typer.Option("--stages", "--stage", help="a range or a list: 0-6, or 0,3,5")] = "0-6",
+    stages: StagesOption = "0-6",
     tokens: Annotated[int, typer.Option(help="to generate", min=8)] = 64,
     prompt_tokens: Annotated[int, typer.Option(min=1)] = 32,
-    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16")] = None,
+    dtype: DtypeOption = None,
     dram_budget: BudgetOption = "50%",
-    window: WindowOption = 5,
+    window: WindowOption = "5",
     predictor: PredictorOption = "trained",
     rounds: Annotated[int, typer.Option(help="processes for each stage", min=1)] = 3,
     memory_cap: Annotated[bool, typer.Option("--memory-cap", help="have the system enforce budget plus base")] = False,
@@ -69,74 +87,112 @@ def bench(
         int | None, typer.Option(help="to compare with the oracle; --tokens if not given", min=1)
     ] = None,
     verify_reads: VerifyOption = False,
+    wide: Annotated[bool, typer.Option("--wide", help="show all columns, in more than 80 characters")] = False,
     impl: ImplOption = "ref",
     json_file: JsonOption = None,
     plot: PlotOption = None,
 ) -> None:
-    """Measure the ladder, each stage in a fresh process and checked against the dense model first."""
-    plugs, plugged = plug.plug_in(impl)
-    from flashlite import plots
-    from flashlite.bench import tables
-    from flashlite.bench.ladder import bench as measure
-    from flashlite.engine.stages import parse_stages
+    """Measure the ladder, each stage in a fresh process and checked against the dense model first.
 
-    result = measure(
-        open_store(model, dtype), stages=parse_stages(stages), tokens=tokens, prompt_tokens=prompt_tokens,
-        budget=dram_budget, window=window, predictor=predictor, rounds=rounds, capped=memory_cap, peers=peers,
-        slow_tokens=slow_tokens, check_tokens=check_tokens, verify_reads=verify_reads, progress=show_progress,
-        worker=plug.command(plugs, "flashlite.bench.measure_one"),
-    ) | {"impl": impl, "plugged": plugged}  # fmt: skip
+    When it is interrupted, it shows the stages that are complete.
+    """
+    numbers, window_tokens = parse_stages(stages), parse_window(window)
+    check_outputs(json_file, plot)
+    unsolved.check_solved(impl, unsolved.of_stages(numbers) | unsolved.COST_MODEL)
+    plugged = plug.plug_in(impl, model, dtype)
+    from flashlite.bench import ladder
+
+    store = open_store(plugged.model, dtype)
+    check_stages(store, numbers, dram_budget, predictor, window_tokens)
+    try:
+        result = ladder.bench(
+            store, stages=numbers, tokens=tokens, prompt_tokens=prompt_tokens, budget=dram_budget, window=window_tokens,
+            predictor=predictor, rounds=rounds, capped=memory_cap, peers=peers, slow_tokens=slow_tokens,
+            check_tokens=check_tokens, verify_reads=verify_reads, progress=show_progress,
+            worker=plugged.command("flashlite.bench.measure_one"),
+        )  # fmt: skip
+    except ladder.Interrupted as interrupted:
+        _show_complete(interrupted.result, len(set(numbers)), wide)
+        raise typer.Exit(130) from None
+    result = replace(result, impl=impl, plugged=plugged.lines, calls=plugged.total())
+    _show_ladder(result, wide)
+    plugged.show_calls()
+    try:
+        show_plot(lambda plots: plots.ladder(result), plot, "bench")
+    finally:
+        show_json(json_file, result.to_json())
+
+
+def _show_ladder(result: Result, wide: bool) -> None:
+    """The tables of a benchmark, and the lines around them."""
+    from flashlite.bench import tables
+
     first, *rest = tables.summary_lines(result)
     print(first)
-    screen.print(tables.ladder_table(result))
-    if peers:
-        screen.print(tables.peer_table(result))
-    print("\n".join(rest))
-    print(f"plot: {plots.save(plots.ladder(result), plot or Path('.flashlite/bench.png'))}")
-    write_json(json_file, result)
-    print(json.dumps(result))
+    show_table(tables.ladder_table(result, wide))
+    if result.peers:
+        show_table(tables.peer_table(result, wide))
+    print("\n".join([tables.LEGEND, *rest]))
+
+
+def _show_complete(result: Result | None, wanted: int, wide: bool) -> None:
+    """What an interrupted benchmark has of the stages that were wanted."""
+    if result:
+        _show_ladder(result, wide)
+    complete = len(result.stages) if result else 0
+    notes.print(f"interrupted: {complete} of {wanted} stages are complete", highlight=False)
 
 
 def estimate(
     name: Annotated[str, typer.Argument(help="a published OPT, such as opt-6.7b")],
-    folder: Annotated[Path, typer.Argument(help="a folder on the drive to measure")] = Path("."),
+    folder: FolderArgument = Path("."),
     drive: Annotated[str | None, typer.Option(help="only this published drive, by a part of its name")] = None,
-    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16")] = "bf16",
+    dtype: Annotated[Dtype, typer.Option(help="of the weights")] = "bf16",
     against: Annotated[Path | None, typer.Option(help="a result of bench --json, to check the estimate with")] = None,
     json_file: JsonOption = None,
     plot: PlotOption = None,
+    impl: ImplOption = "ref",
 ) -> None:
     """What a token of a model would take on this drive and on published ones, without running the model."""
-    from flashlite import plots
+    check_outputs(json_file, plot)
+    unsolved.check_solved(impl, unsolved.ESTIMATE)
+    plugged = plug.plug_in(impl)
     from flashlite.bench import tables
-    from flashlite.bench.estimate import estimate as predict
-    from flashlite.drive.probe import Curve
-    from flashlite.drive.probe import probe as measure
+    from flashlite.drive.probe import check_folder
+    from flashlite.drive.probe import probe as measure_drive
     from flashlite.drive.published import DRIVES, find_drive
+    from flashlite.families.opt import check_published
 
+    check_published(name)
     drives = [find_drive(drive)] if drive else DRIVES
     curves = {f"{d.kind}: {d.name}": d.curve() for d in drives}
     measured = _read_result(against, name, dtype) if against else None
     if measured:
-        curves = {tables.MEASURED_DRIVE: Curve.from_json(measured["curve"]), **curves}
+        curves = {tables.MEASURED_DRIVE: measured.curve, **curves}
     if not drive:
-        curves = {"this drive": measure(folder), **curves}
+        check_folder(folder)
+        curves = {"this drive": measure_drive(folder), **curves}
+
+    from flashlite.bench.estimate import estimate as predict
+
     result = predict(name, curves, dtype)
-    screen.print(tables.estimate_table(result, measured))
+    show_table(tables.estimate_table(result, measured))
     print("\n".join(tables.drive_lines(drives)))
-    print(f"plot: {plots.save(plots.estimates(result, measured), plot or Path('.flashlite/estimate.png'))}")
-    write_json(json_file, result)
-    print(json.dumps(result))
-
-
-def _read_result(path: Path, name: str, dtype: str) -> dict[str, Any]:
-    """A result of bench of the same model. Raises FlashliteError if it is none."""
+    plugged.show_calls()
     try:
-        result = json.loads(path.read_text())
-        if not isinstance(result, dict) or not {"curve", "stages", "model", "dtype"} <= result.keys():
-            raise ValueError("it holds no stages")
-        if (result["model"], result["dtype"]) != (name, dtype):
-            raise ValueError(f"it is of {result['model']} {result['dtype']}, not of {name} {dtype}")
-        return result
-    except (OSError, ValueError) as error:
-        raise FlashliteError(f"{path} is no result of bench --json: {error}") from None
+        show_plot(lambda plots: plots.estimates(result, measured), plot, "estimate")
+    finally:
+        show_json(json_file, result)
+
+
+def _read_result(path: Path, name: str, dtype: str) -> Result:
+    """A result of bench of the same model. Raises FlashliteError if the file is not one."""
+    from flashlite.bench.result import Result
+
+    try:
+        result = Result.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError, FlashliteError) as error:
+        raise FlashliteError(f"{path} is not a result of bench --json: {error}") from None
+    if (result.model, result.dtype) != (name, dtype):
+        raise FlashliteError(f"{path} is a result of {result.model} {result.dtype}, not of {name} {dtype}")
+    return result

@@ -7,35 +7,32 @@ chapter.gain(flashlite.bench.compare.compare(store, [2, 3]))
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import json
 import logging
 import os
 import re
-import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
-from types import ModuleType
-from typing import Any
 
 import torch
 from IPython.display import Markdown
 from torch import Tensor
 
-from flashlite.bench.compare import beside_reference
 from flashlite.bench.machine import drive, host
+from flashlite.bench.result import Result
+from flashlite.bench.row import StageRow
 from flashlite.bench.tables import gain_markdown
-from flashlite.course import plug
-from flashlite.course.manifest import Course, Exercise, find_course
+from flashlite.course.manifest import Exercise, find_course
+from flashlite.course.yours import run_yours
 from flashlite.engine import stages
-from flashlite.errors import FlashliteError
 from flashlite.storage.find import open_model
 from flashlite.storage.store import Store
 from flashlite.storage.tokenizer import token_windows
 from flashlite.training.corpus import corpus
 
+__all__ = ["begin", "change", "exercises", "gain", "held_out", "result", "run_yours", "table", "training_text"]
 MODEL = "FLASHLITE_MODEL"
 
 
@@ -46,11 +43,11 @@ def begin(number: int) -> Store:
     store = open_model(os.environ.get(MODEL, "opt-mini"))
     machine, where = host(), drive(store.path / "manifest.json")
     print(
-        f"chapter {number} on {machine['processor']}, {machine['cores']} cores, "
-        f"{machine['memory_bytes'] / 2**30:.0f} GiB, drive {where['device']} (direct reads on a grid of "
-        f"{where['alignment']} bytes)\n"
-        f"{machine['system'].split()[0]}, Python {machine['python']}, torch {machine['torch']}, "
-        f"transformers {machine['transformers']}\n"
+        f"chapter {number} on {machine.processor}, {machine.cores} cores, "
+        f"{machine.memory_bytes / 2**30:.0f} GiB, drive {where.device} (direct reads on a grid of "
+        f"{where.alignment} bytes)\n"
+        f"{machine.system.split()[0]}, Python {machine.python}, torch {machine.torch}, "
+        f"transformers {machine.transformers}\n"
         f"{store.manifest['name']} {store.dtype_name}: {store.layers} layers, d_model {store.shape.d_model}, "
         f"{store.shape.neurons} neurons a layer, {store.weight_bytes / 1e6:.1f} MB of weights"
     )
@@ -82,10 +79,10 @@ def change(stage: int) -> Markdown:
     return table(columns, [[f"`{changed}`", f"`{old}`", f"`{new}`", meaning]], note=f"```python\n{line}\n```")
 
 
-def result(name: str) -> dict[str, Any] | None:
+def result(name: str) -> Result | None:
     """A result of `flashlite bench --json` that this clone keeps in results/, None if it has none of that name."""
     path = find_course().root / "results" / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return Result.from_json(json.loads(path.read_text())) if path.exists() else None
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], note: str = "") -> Markdown:
@@ -99,7 +96,7 @@ def _cell(value: object) -> str:
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
-def gain(rows: Sequence[dict[str, Any]]) -> Markdown:
+def gain(rows: Sequence[StageRow]) -> Markdown:
     """Two stages of `compare` beside each other, and the second in parts of the first."""
     return Markdown(gain_markdown(rows))
 
@@ -128,47 +125,3 @@ def _exercise(e: Exercise) -> str:
 
 def _indent(line: str) -> str:
     return line[: len(line) - len(line.lstrip())]
-
-
-def run_yours(store: Store, number: int, stage: int, source: str = "mine") -> Markdown | None:
-    """Benchmark a stage on the engine's own code and on your exercises of a chapter, side by side.
-
-    Says so, and measures nothing, if you haven't begun the chapter or its result would be wrong.
-    """
-    course, slot = find_course(), f"ex{number:02d}"
-    plugs = plug.choose(course, f"ref,{slot}={source}")
-    begun = {name: p for name, p in plugs.items() if source != "mine" or course.is_edited(course.root / p.file)}
-    if not begun:
-        print(_not_begun(course, slot, number))
-        return None
-    print("\n".join(plug.describe(course, begun)))
-    try:
-        rows = beside_reference(store, stage, plug.command(begun, "flashlite.bench.measure_one"))
-    except FlashliteError as error:
-        print(f"flashlite: {error}", file=sys.stderr)
-        return None
-    return Markdown(gain_markdown(rows, names=("the engine's code", "your code")))
-
-
-def _not_begun(course: Course, slot: str, number: int) -> str:
-    files = sorted(name for name in course.files if name.startswith(slot))
-    return (
-        f"Nothing of yours to run yet: {', '.join(f'exercises/{name}' for name in files)} "
-        f"{'is' if len(files) == 1 else 'are'} untouched.\n"
-        f"Solve them until `flashlite grade {number}` passes, then run this cell again."
-    )
-
-
-def yours(number: int, module: str) -> ModuleType | None:
-    """Your exercise file that stands for a module of the engine, imported; says so if you haven't begun it."""
-    course, slot = find_course(), f"ex{number:02d}"
-    file = course.root / plug.choose(course, f"ref,{slot}=mine")[module].file
-    if not course.is_edited(file):
-        print(_not_begun(course, slot, number))
-        return None
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded

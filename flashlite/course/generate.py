@@ -23,7 +23,7 @@ def find_function(tree: ast.AST, qualname: str) -> ast.FunctionDef:
             raise FlashliteError(f"there is no function {qualname}")
         scope = found[-1]
     if not isinstance(scope, ast.FunctionDef):
-        raise FlashliteError(f"{qualname} is no function")
+        raise FlashliteError(f"{qualname} is not a function")
     return scope
 
 
@@ -68,6 +68,7 @@ def _contract(exercise: Exercise, body: list[str], indent: str) -> list[str]:
     lines += _comment("Example: " + exercise.example, indent)
     if exercise.provided:
         lines += _comment("Provided: " + exercise.provided, indent)
+    lines += _comment(f"In the engine: {how_to_run(exercise)}", indent)
     order = f"exercise {exercise.id}: delete this line and write {exercise.qualname.split('.')[-1]}, see the TODO above"
     return [*lines, f'{indent}raise NotImplementedError("{order}")']
 
@@ -86,10 +87,50 @@ def _comment(text: str, indent: str) -> list[str]:
     return lines
 
 
+def how_to_run(exercise: Exercise) -> str:
+    """What runs an exercise in the engine: a command, or its chapter's last cell."""
+    if not exercise.run:
+        return f"the last code cell of chapter {exercise.chapter}"
+    command = exercise.run.format(model="opt-mini", store="my-store", text="flashlite/*/*.py")
+    return f"flashlite {command} --impl ref,{exercise.slot}=mine"
+
+
+def overview(course: Course) -> str:
+    """exercises/README.md: which exercise belongs to which chapter, where it is, and what runs it."""
+    lines = [
+        "# The exercises", "",
+        "Each file here is a module of the engine in which some functions have lost their bodies. The command",
+        "`flashlite grade 3.2` checks one exercise, `flashlite grade 3` a chapter, and `flashlite hint 3.2` helps.",
+        "The commands below run your code in the engine and say at the end how often it was called; so does each",
+        "chapter's last code cell. `flashlite pack opt-mini my-store` makes the store that some of them name.",
+        "", "tools/sync.py makes this page from course.toml.",
+    ]  # fmt: skip
+    for number, title in course.chapters.items():
+        lines += ["", f"## {_chapter(course, number, title)}", ""]
+        lines += ["| exercise | function | file | points | minutes | in the engine |", "|---|---|---|---|---|---|"]
+        lines += [_line(exercise) for exercise in course.exercises if exercise.chapter == number]
+    return "\n".join(lines) + "\n"
+
+
+def _chapter(course: Course, number: int, title: str) -> str:
+    """A chapter's number and title, with a link to its notebook if the clone has it."""
+    notebooks = sorted((course.root / "chapters").glob(f"{number:02}_*.ipynb"))
+    return f"[{number}. {title}](../chapters/{notebooks[0].name})" if notebooks else f"{number}. {title}"
+
+
+def _line(exercise: Exercise) -> str:
+    """An exercise as a line of the overview."""
+    run = f"`{how_to_run(exercise)}`" if exercise.run else how_to_run(exercise)
+    return (
+        f"| {exercise.id} {exercise.title} | `{exercise.qualname}` | [{exercise.file}]({exercise.file}) | "
+        f"{exercise.points} | {exercise.minutes} | {run} |"
+    )
+
+
 def generated_files(course: Course) -> dict[str, str]:
-    """Every file made from the engine: exercises/... and solutions/... with its text."""
+    """Every file made from the engine or from course.toml: exercises/... and solutions/... with its text."""
     files = {}
     for name, exercises in course.files.items():
         files[f"exercises/{name}"] = stub(course.root, exercises)
         files[f"solutions/{name}"] = solution(course.root, exercises)
-    return files
+    return files | {"exercises/README.md": overview(course)}

@@ -2,9 +2,8 @@
 
     python -m flashlite.course.plug SPEC MODULE ARGUMENTS...     # run a module with files plugged in
 
-SPEC is JSON, {"flashlite.engine.window": {"file": ".../ex03_window.py", "from_reference": ["Window.step"]}}. The
-functions that from_reference names are the engine's own, so that one exercise can be judged without the others of its
-file.
+SPEC is JSON, {"flashlite.engine.window": {"file": ".../ex03_window.py", "counted": {"Window.step": "3.2"}}}, a `Plug`
+for each module.
 """
 
 from __future__ import annotations
@@ -23,17 +22,29 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
 
+from flashlite.course import counting
 from flashlite.course.generate import find_function
-from flashlite.course.manifest import Course, find_course
+from flashlite.course.manifest import Course, Exercise, find_course
+from flashlite.course.open_clean import open_clean
+from flashlite.course.source import parse_source
 from flashlite.errors import FlashliteError
 
 
 @dataclass(frozen=True)
 class Plug:
-    """A file that takes the place of a module, but for the functions that the engine's own module gives."""
+    """A file that takes the place of a module.
+
+    from_reference: functions that are the engine's own all the same, so that one exercise can be judged without the
+        others of its file
+    counted: functions whose calls are counted, with their exercises' ids
+    """
 
     file: str
     from_reference: list[str] = field(default_factory=list)
+    counted: dict[str, str] = field(default_factory=dict)
+
+
+_installed: dict[str, Plug] = {}  # in this process
 
 
 def install(plugs: dict[str, Plug]) -> None:
@@ -42,6 +53,8 @@ def install(plugs: dict[str, Plug]) -> None:
     if late:
         raise FlashliteError(f"{', '.join(late)} was imported before the exercises were plugged in")
     sys.meta_path.insert(0, _Finder(plugs))
+    _installed.update(plugs)
+    counting.leave_counts()
 
 
 class _Finder(importlib.abc.MetaPathFinder):
@@ -61,12 +74,23 @@ class _Loader(importlib.abc.Loader):
         self._name, self._plug = name, plug
 
     def exec_module(self, module: ModuleType) -> None:
-        text = Path(self._plug.file).read_text(encoding="utf-8")
-        tree = ast.parse(text, self._plug.file)
+        tree = parse_source(Path(self._plug.file))
         if self._plug.from_reference:
             reference = Path(__file__).parents[2].joinpath(*self._name.split(".")).with_suffix(".py")
             graft(tree, ast.parse(reference.read_text(encoding="utf-8")), self._plug.from_reference)
         exec(compile(tree, self._plug.file, "exec"), module.__dict__)
+        counting.count(module, self._plug.counted)
+
+
+def load(plug: Plug) -> ModuleType:
+    """The file as a module of its own, beside the engine's."""
+    name = Path(plug.file).stem
+    spec = importlib.util.spec_from_file_location(name, plug.file, loader=_Loader(name, plug))
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def graft(tree: ast.Module, reference: ast.Module, names: list[str]) -> None:
@@ -106,8 +130,13 @@ def choose(course: Course, impl: str) -> dict[str, Plug]:
     for name, exercises in course.files.items():
         folder = folders[chosen[exercises[0].slot]]
         if folder is not None:
-            plugs[exercises[0].module] = Plug(str(existing(course.root / folder / name)))
+            plugs[exercises[0].module] = whole_file(existing(course.root / folder / name), exercises)
     return plugs
+
+
+def whole_file(path: Path, exercises: Sequence[Exercise]) -> Plug:
+    """The plug of a file all of whose exercises run, each counted."""
+    return Plug(str(path), counted={exercise.qualname: exercise.id for exercise in exercises})
 
 
 def existing(path: Path) -> Path:
@@ -128,16 +157,65 @@ def describe(course: Course, plugs: dict[str, Plug]) -> list[str]:
     return lines
 
 
-def plug_in(impl: str) -> tuple[dict[str, Plug], list[str]]:
-    """Let exercise files take the places of engine modules, before any of these is imported, and say so."""
+@dataclass(frozen=True)
+class Plugged:
+    """What `--impl` put in the place of the engine's code.
+
+    plugs: by module; none where the engine's own code runs
+    lines: what was said of each file
+    model: what the command is to open: the model that it was given, or the store that this means
+    calls: counts them, unless whoever started this process does
+    """
+
+    plugs: dict[str, Plug]
+    lines: list[str] = field(default_factory=list)
+    model: str = ""
+    calls: counting.Calls | None = None
+
+    @property
+    def names(self) -> str:
+        """The plugged files, as the manifest of a store that they packed tells them; empty if there are none."""
+        return ", ".join(Path(plug.file).name for plug in self.plugs.values())
+
+    def command(self, module: str) -> list[str]:
+        """The command that runs a module with the same files plugged in."""
+        return command(self.plugs, module)
+
+    def total(self) -> dict[str, int]:
+        """How often each exercise was called so far, by its id."""
+        return dict(sorted(self.calls.total().items())) if self.calls else {}
+
+    def show_calls(self) -> None:
+        """Print how often each exercise was called so far."""
+        if self.calls:
+            print("\n".join(counting.table(functions_of(self.plugs), self.total())))
+
+
+def plug_in(impl: str, model: str = "", dtype: str | None = None) -> Plugged:
+    """Let exercise files take the places of engine modules, before any of these is imported, and say so.
+
+    impl: as `choose` takes it
+    model, dtype: what the command is about to open, if anything; the engine's own code packs it first
+
+    Raises FlashliteError as `choose` and `open_clean` do.
+    """
+    if _installed:  # whoever started this process chose them
+        return Plugged(_installed, model=open_clean(model, dtype) if model else "")
     if impl == "ref":
-        return {}, []
+        return Plugged({}, model=model)
     course = find_course()
     plugs = choose(course, impl)
     lines = describe(course, plugs)
     print("\n".join([f"impl={impl}", *lines]))
+    store = open_clean(model, dtype) if model else ""
     install(plugs)
-    return plugs, lines
+    return Plugged(plugs, lines, store, counting.Calls())
+
+
+def functions_of(plugs: dict[str, Plug]) -> dict[str, str]:
+    """The functions that are counted, by their exercises' ids, in order."""
+    found = {exercise: name for plug in plugs.values() for name, exercise in plug.counted.items()}
+    return dict(sorted(found.items()))
 
 
 def command(plugs: dict[str, Plug], module: str) -> list[str]:
@@ -165,4 +243,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from flashlite.course import plug
+
+    plug.main()  # of the module that others import, which remembers what is plugged in

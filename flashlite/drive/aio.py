@@ -23,7 +23,7 @@ from flashlite.errors import ReadError
 _SYSCALLS = {"x86_64": (206, 207, 208, 209), "aarch64": (0, 1, 4, 2)}
 _PREADV = 7
 POLL_SECONDS = 2e-3
-PAUSES = tuple(1e-3 * 2**i for i in range(10))  # a second in all, for a system that has no room for reads
+PAUSES = tuple(1e-3 * 2**i for i in range(10))  # seconds; together one, for which a full system is asked again
 _IOCB = np.dtype(
     [
         *(("data", "u8"), ("key", "u4"), ("rw", "u4"), ("opcode", "u2"), ("priority", "i2"), ("fd", "i4")),
@@ -34,7 +34,7 @@ _EVENT = np.dtype([("data", "u8"), ("iocb", "u8"), ("result", "i8"), ("result2",
 
 
 def _syscall(number: int, *args: Any) -> int:
-    """A raw system call, begun again after a signal; minus the error number if it fails."""
+    """Make a raw system call, once more after each signal. Returns its result, or minus the error number."""
     while True:
         result = libc.syscall(ctypes.c_long(number), *args)
         if result >= 0:
@@ -46,8 +46,11 @@ def _syscall(number: int, *args: Any) -> int:
 class NativeAio:
     """Linux native AIO: a batch of reads is one array of control blocks, handed over with one system call.
 
-    patience: seconds for which it asks again and again before it sleeps until reads have finished. Raises OSError where
-    the system refuses it, and `submit` ReadError where it refuses more of it. Threads may share it.
+    depth: the most reads of a batch in flight
+    patience: seconds for which it asks the system again and again, before it sleeps until reads have finished
+
+    Raises OSError where the system refuses native AIO. `submit` raises ReadError where the system refuses another
+    queue. Threads may share it.
     """
 
     name = "aio"
@@ -57,8 +60,8 @@ class NativeAio:
         if sys.platform != "linux" or platform.machine() not in _SYSCALLS:
             raise OSError(errno.ENOSYS, "native AIO is a Linux interface")
         self._setup, self._destroy, self.getevents, self.iosubmit = _SYSCALLS[platform.machine()]
-        self._idle: list[int] = [self._new_queue()]  # a queue serves one batch at a time
-        self._all = list(self._idle)
+        self.idle: list[int] = [self._new_queue()]  # queues with nothing in flight; each serves one batch at a time
+        self._all = list(self.idle)
         self._pid = os.getpid()
 
     def _new_queue(self) -> int:
@@ -70,7 +73,7 @@ class NativeAio:
 
     def submit(self, fd: int, reads: Reads) -> Batch:
         try:
-            queue = self._idle.pop()
+            queue = self.idle.pop()
         except IndexError:
             self._all.append(queue := self._new_queue())
         try:
@@ -79,12 +82,8 @@ class NativeAio:
             self.discard(queue)
             raise
 
-    def release(self, queue: int) -> None:
-        """Take back a queue that has nothing in flight."""
-        self._idle.append(queue)
-
     def discard(self, queue: int) -> None:
-        """Destroy a queue, by which all that it has in flight ends: after an interrupt nobody knows what that is."""
+        """Destroy a queue, which ends all its reads: after an interrupt nobody knows which of them are in flight."""
         self._all.remove(queue)
         _syscall(self._destroy, ctypes.c_ulong(queue))
 
@@ -94,29 +93,46 @@ class NativeAio:
                 _syscall(self._destroy, ctypes.c_ulong(queue))
 
 
+def _insist(order: tuple[Any, ...]) -> int:
+    """Make a system call again after longer and longer pauses, because the system had no room for its reads. Returns
+    its last result. It is for a batch with nothing in flight, because the end of such reads would make room."""
+    for pause in PAUSES:
+        time.sleep(pause)
+        if (result := _syscall(*order)) != -errno.EAGAIN:
+            break
+    return result
+
+
 class _AioBatch:
+    """One batch in a queue of its own. The first _submitted reads were handed over, and _done of them have a result."""
+
     def __init__(self, aio: NativeAio, queue: int, fd: int, reads: Reads) -> None:
-        n = len(reads)
-        self._aio, self._queue, self._reads = aio, queue, reads
+        n = reads.number
+        self._aio, self._queue, self._reads, self._number = aio, queue, reads, n
         self._blocks = np.zeros(n, _IOCB)
         self._blocks["data"], self._blocks["opcode"], self._blocks["fd"] = np.arange(n), _PREADV, fd
-        self._blocks["buffers"] = reads.iovecs.ctypes.data + reads.first * IOVEC.itemsize
+        self._blocks["buffers"] = reads.iovecs.__array_interface__["data"][0] + reads.first * IOVEC.itemsize
         self._blocks["count"], self._blocks["offset"] = reads.count, reads.offset
-        self._pointers = (self._blocks.ctypes.data + np.arange(n) * _IOCB.itemsize).astype(np.uint64)
+        self._pointers = self._blocks.__array_interface__["data"][0] + np.arange(n) * _IOCB.itemsize
         self._events = np.empty(min(n, aio.depth), _EVENT)
+        self._events_at = ctypes.c_void_p(self._events.__array_interface__["data"][0])
         self._results = np.full(n, -errno.ECANCELED, np.int64)
         self._submitted = self._done = 0
         self._fill_queue()
 
     def _fill_queue(self) -> None:
-        """Hand over as many reads as the queue has room for. A read that is refused counts as failed, and if the system
-        has no room for any, so do all that are left."""
+        """Hand over as many reads as the queue has room for. A read that is refused counts as failed. If the
+        system has no room for any, all reads that are left count as failed."""
         room = self._aio.depth - (self._submitted - self._done)
-        while self._submitted < len(self._reads) and room > 0:
-            left = len(self._reads) - self._submitted
-            taken = self._hand_over(min(room, left))
+        while self._submitted < self._number and room > 0:
+            left = self._number - self._submitted
+            pointers = ctypes.c_void_p(self._pointers.__array_interface__["data"][0] + 8 * self._submitted)
+            order = self._aio.iosubmit, ctypes.c_ulong(self._queue), ctypes.c_long(min(room, left)), pointers
+            taken = _syscall(*order)
             if taken == -errno.EAGAIN and self._submitted > self._done:
                 return  # the system is busy: wait for some of ours first
+            if taken == -errno.EAGAIN:
+                taken = _insist(order)
             if taken < 0:
                 refused = left if taken == -errno.EAGAIN else 1
                 self._results[self._submitted : self._submitted + refused] = taken
@@ -126,54 +142,51 @@ class _AioBatch:
                 self._submitted += taken
                 room -= taken
 
-    def _hand_over(self, most: int) -> int:
-        """How many of the next reads the system takes, or minus an error number. While it has no room, and nothing of
-        ours is in flight whose end would make some, it is asked again after longer and longer pauses."""
-        pointers = ctypes.c_void_p(self._pointers.ctypes.data + 8 * self._submitted)
-        for pause in (*PAUSES, 0.0):
-            taken = _syscall(self._aio.iosubmit, ctypes.c_ulong(self._queue), ctypes.c_long(most), pointers)
-            if taken != -errno.EAGAIN or self._submitted > self._done:
-                break
-            time.sleep(pause)
-        return taken
-
     def wait(self) -> np.ndarray:
+        """See Batch."""
         try:
-            while self._done < len(self._reads):
+            while self._done < self._number:
                 if self._submitted > self._done:
                     self._reap()
-                self._fill_queue()
+                if self._submitted < self._number:
+                    self._fill_queue()
         except BaseException:
             self._leave(self._aio.discard)
             raise
-        self._leave(self._aio.release)
+        self._leave(self._aio.idle.append)
         return self._results
 
     def _leave(self, queue_to: Callable[[int], None]) -> None:
-        """Give up the queue, if that wasn't done before; then nothing is under way."""
+        """Give up the queue, unless that was done before. Afterwards nothing is under way."""
         queue, self._queue = self._queue, 0
         if queue:
             queue_to(queue)
-        self._submitted = self._done = len(self._reads)
+        self._submitted = self._done = self._number
 
     def _reap(self) -> None:
-        """Note the reads that have finished, at least one. Asks again and again at first, because sleeping until the
-        drive wakes us costs about as long as a small read takes, at every layer of every token."""
-        until = time.perf_counter() + self._aio.patience
-        while (got := self._finished(0)) == 0 and time.perf_counter() < until:
-            pass
-        few = 1 if self._aio.patience else max(1, (self._submitted - self._done) // 2)  # to be woken seldom
-        finished = self._events[: got or self._finished(few)]
-        self._results[finished["data"].astype(np.int64)] = finished["result"]
-        self._done += len(finished)
+        """Note the reads that have finished: at least one, and all of them if none is left to be handed over.
 
-    def _finished(self, least: int) -> int:
-        """How many reads have finished, their events in `_events`; waits until there are `least`."""
-        got = _syscall(
-            self._aio.getevents, ctypes.c_ulong(self._queue), ctypes.c_long(least),
-            ctypes.c_long(min(self._submitted - self._done, len(self._events))),
-            ctypes.c_void_p(self._events.ctypes.data), ctypes.c_void_p(None),
-        )  # fmt: skip
+        At first it asks again and again. To sleep until the drive wakes the thread would cost about as long as a small
+        read takes, at every layer of every token.
+        """
+        patience = self._aio.patience
+        until = time.perf_counter() + patience
+        while self._done < self._submitted:
+            in_flight = self._submitted - self._done
+            few = 1 if patience else max(1, in_flight // 2)  # so that it wakes seldom
+            got = self._finished(in_flight, 0 if time.perf_counter() < until else few)
+            if got:
+                finished = self._events[:got]
+                self._results[finished["data"].astype(np.int64)] = finished["result"]
+                self._done += got
+                if self._submitted < self._number:
+                    return
+                until = time.perf_counter() + patience
+
+    def _finished(self, in_flight: int, least: int) -> int:
+        """Wait until at least `least` reads have finished. Returns how many have; their events are in `_events`."""
+        queue, most = ctypes.c_ulong(self._queue), ctypes.c_long(min(in_flight, len(self._events)))
+        got = _syscall(self._aio.getevents, queue, ctypes.c_long(least), most, self._events_at, None)
         if got < 0:
             raise ReadError(f"io_getevents: {os.strerror(-got)}")
         return got

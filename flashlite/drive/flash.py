@@ -5,7 +5,7 @@
     file.read(offsets, 4096, buffer, rows)      # record i lands in buffer[rows[i]]
 
 Reads go past the page cache, adjacent records are merged into one read, and every read is counted. `submit` starts
-reads and returns at once; `wait` on what it returns ends them. An interrupt leaves no read without an owner.
+reads and returns a ticket at once; the ticket's `wait` ends them. An interrupt leaves no read without an owner.
 """
 
 from __future__ import annotations
@@ -15,45 +15,46 @@ import errno
 import functools
 import logging
 import os
-import time
 import weakref
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flashlite.drive.aio import NativeAio
-from flashlite.drive.backends import Backend, Batch, Serial, Threads
+from flashlite.drive.backends import Backend, Batch, Threads
 from flashlite.drive.background import Background
 from flashlite.drive.direct import Descriptor, aligned_buffer, direct_alignment, open_direct
 from flashlite.drive.reads import Reads, plan_reads
-from flashlite.errors import FlashliteError, ReadError
+from flashlite.errors import ReadError
 
 log = logging.getLogger("flashlite")
-
-BACKENDS = {"aio": NativeAio, "threads": Threads, "serial": Serial}
 
 
 @dataclass
 class Counters:
-    """What was read: records asked for, reads after merging, bytes moved from the drive, seconds spent reading."""
+    """Sums over some reads.
+
+    records: how many records were asked for
+    reads: how many reads fetched them, after merging
+    bytes: how many bytes came from the drive
+    """
 
     records: int = 0
     reads: int = 0
     bytes: int = 0
-    seconds: float = 0.0
 
     def __add__(self, other: Counters) -> Counters:
-        return Counters(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        return Counters(self.records + other.records, self.reads + other.reads, self.bytes + other.bytes)
 
     def __sub__(self, earlier: Counters) -> Counters:
-        return Counters(*(getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)))
+        return Counters(self.records - earlier.records, self.reads - earlier.reads, self.bytes - earlier.bytes)
 
 
 @functools.cache
 def default_backend() -> Backend:
-    """Native AIO where the system offers it, else 32 threads, announced in one line. All of a process share it."""
+    """Native AIO where the system offers it, else 32 threads, and one line is logged. The whole process shares it."""
     return _native_or_threads()
 
 
@@ -69,155 +70,133 @@ def _native_or_threads(**options: Any) -> Backend:
 
 
 def background_backend() -> Backend:
-    """What reads while the caller computes: like `default_backend`, but in a thread that sleeps whenever it can."""
+    """The backend that reads while the caller computes: it is like `default_backend`, but in a thread that sleeps
+    whenever it can."""
     shared = default_backend()
     return Background(_native_or_threads(patience=0.0) if isinstance(shared, NativeAio) else shared)
-
-
-def make_backend(name: str) -> Backend:
-    """A backend by name: aio, threads or serial. Raises FlashliteError for any other name."""
-    if name not in BACKENDS:
-        raise FlashliteError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
-    return BACKENDS[name]()
 
 
 class FlashFile:
     """A file on the drive, open for direct reads.
 
-    backend: how reads are carried out; default_backend() unless given. `counters` sums all reads of this file;
-    `under_way` are those that nobody has waited for.
+    path: of the file
+    backend: carries out the reads; default_backend() unless given
+
+    counters: sums over all reads of this file
+    under_way: the tickets that nobody has waited for
+
     Raises ReadError if the file can't be opened.
     """
 
     def __init__(self, path: Path | str, backend: Backend | None = None) -> None:
         self.path = Path(path)
         self.fd, self.direct = open_direct(self.path)
-        self._descriptor: Descriptor | None = Descriptor(self.fd)
+        self._descriptor = Descriptor(self.fd)
         self.backend = backend or default_backend()
         self.size = os.fstat(self.fd).st_size
         self.alignment = direct_alignment(self.path) if self.direct else 1
         self.counters = Counters()
         self.under_way: weakref.WeakSet[Ticket] = weakref.WeakSet()
 
-    def read(
-        self, offsets: np.ndarray, sizes: np.ndarray | int, out: np.ndarray, rows: np.ndarray, column: int = 0
-    ) -> None:
+    def read(self, offsets: np.ndarray, sizes: np.ndarray | int, out: np.ndarray, rows: np.ndarray) -> None:
         """Read records and wait for them; see `submit`."""
-        self.submit(offsets, sizes, out, rows, column).wait()
+        self.submit(offsets, sizes, out, rows).wait()
 
-    def submit(
-        self, offsets: np.ndarray, sizes: np.ndarray | int, out: np.ndarray, rows: np.ndarray, column: int = 0
-    ) -> Ticket:
-        """Start reading records: record i, `sizes[i]` bytes at `offsets[i]`, lands in `out[rows[i], column:]`.
+    def submit(self, offsets: np.ndarray, sizes: np.ndarray | int, out: np.ndarray, rows: np.ndarray) -> Ticket:
+        """Start reading records: record i, `sizes[i]` bytes at `offsets[i]`, lands at the beginning of `out[rows[i]]`.
 
-        offsets: [records] int64, bytes; sizes: one for all or [records]; out: [rows, row_bytes] uint8, its rows
-        contiguous; rows: [records] int64. Raises ReadError if a record is not inside the file or the row.
+        offsets: [records] int64, bytes
+        sizes: bytes, one number for all records or [records] int64
+        out: [rows, row_bytes] uint8, each row contiguous; it may be some columns of a wider matrix
+        rows: [records] int64
+
+        Raises ReadError if a record is not inside the file or doesn't fit a row.
         """
-        began = time.perf_counter()
-        sizes = np.broadcast_to(np.asarray(sizes, np.int64), offsets.shape)
-        self._check_bounds(offsets, sizes, out, rows, column)
-        addresses = (out.ctypes.data + column + rows * out.strides[0]).astype(np.uint64)
-        if self._misaligned(offsets, sizes, addresses):
-            return _BouncedTicket(self, offsets, sizes, out, rows, column, began)
-        return Ticket(self, plan_reads(offsets, sizes, addresses), sizes, out, began)
+        if not isinstance(sizes, np.ndarray):
+            sizes = np.full(len(offsets), sizes, np.int64)
+        if len(offsets):
+            self._check_bounds(offsets, sizes, out, rows)
+        addresses = out.__array_interface__["data"][0] + rows * out.strides[0]
+        together = np.bitwise_or.reduce(offsets | sizes | addresses, initial=0)
+        if together % self.alignment:  # direct I/O wants offsets, sizes and addresses on its grid
+            return _BouncedTicket(self, offsets, sizes, out, rows)
+        return Ticket(self, plan_reads(offsets, sizes, addresses), len(offsets), out)
 
-    def _misaligned(self, offsets: np.ndarray, sizes: np.ndarray, addresses: np.ndarray) -> bool:
-        """Whether direct I/O would refuse any of these: it wants offsets, sizes and addresses on its grid."""
-        together = np.bitwise_or.reduce(offsets | sizes | addresses.astype(np.int64), initial=0)
-        return bool(together % self.alignment)
-
-    def _check_bounds(
-        self, offsets: np.ndarray, sizes: np.ndarray, out: np.ndarray, rows: np.ndarray, column: int
-    ) -> None:
-        if len(offsets) == 0:
-            return
-        outside = (offsets < 0) | (sizes < 0) | (offsets + sizes > self.size)
-        if outside.any():
-            i = int(np.argmax(outside))
+    def _check_bounds(self, offsets: np.ndarray, sizes: np.ndarray, out: np.ndarray, rows: np.ndarray) -> None:
+        largest, row_bytes = sizes.max(), out.shape[1] * out.itemsize
+        if offsets.min() < 0 or sizes.min() < 0 or (offsets + sizes).max() > self.size:
+            i = int(np.argmax((offsets < 0) | (sizes < 0) | (offsets + sizes > self.size)))
             raise ReadError(
                 f"{self.path}: {sizes[i]} bytes at offset {offsets[i]} are not inside the file of {self.size} bytes; "
                 "was it truncated?"
             )
-        row_bytes = out.shape[1] * out.itemsize
-        if rows.min() < 0 or rows.max() >= len(out) or column < 0 or column + sizes.max() > row_bytes:
+        if rows.min() < 0 or rows.max() >= len(out) or largest > row_bytes or out.strides[1] != out.itemsize:
             raise ReadError(
-                f"{self.path}: records of {sizes.max()} bytes don't fit the buffer at column {column} of rows "
-                f"{rows.min()} to {rows.max()}: it has {len(out)} rows of {row_bytes} bytes"
+                f"{self.path}: records of {largest} bytes don't fit the buffer at rows {rows.min()} to {rows.max()}: "
+                f"it has {len(out)} rows of {row_bytes} bytes"
             )
 
-    def settle(self) -> None:
-        """Wait for all reads under way, whatever becomes of them: those of a caller that was broken off."""
+    def finish_reads(self) -> None:
+        """Wait for all reads that a caller left under way when it was broken off. Their errors are ignored."""
         for ticket in list(self.under_way):
             with contextlib.suppress(ReadError):
                 ticket.wait()
 
-    def close(self) -> None:
-        """Close the file, as soon as the reads under way have ended; later reads fail."""
-        self.fd, self._descriptor = -1, None
-
     def __reduce__(self) -> str:
         raise ReadError(
-            f"{self.path}: an open file can't be copied, for two owners would close it twice: open it again"
+            f"{self.path}: an open file can't be copied, because two owners would close it twice: open it again"
         )
 
 
 class Ticket:
-    """Reads that were submitted. It keeps their destination alive until they have ended, also if an interrupt breaks
-    `wait` off: they stay under way until somebody waits for them again."""
+    """Reads that were submitted.
 
-    def __init__(self, file: FlashFile, reads: Reads, needed: np.ndarray, out: np.ndarray, began: float) -> None:
-        self._file, self._reads, self._records, self._out = file, reads, len(needed), out
-        self._descriptor = file._descriptor
+    A ticket keeps the destination of its reads alive until they have ended. If an interrupt breaks `wait` off, they
+    stay under way until somebody waits for them again.
+    """
+
+    def __init__(self, file: FlashFile, reads: Reads, records: int, out: np.ndarray) -> None:
+        self._file, self._reads, self._records, self._out = file, reads, records, out
         self._failure: ReadError | None = None
         self._batch: Batch | None = None
-        self._seconds = 0.0
         self._process = os.getpid()
         file.under_way.add(self)
         try:
-            if len(reads):
+            if reads.number:
                 self._batch = file.backend.submit(file.fd, reads)
         except ReadError as error:
             raise self._fail(0, str(error)) from None
-        self._seconds = time.perf_counter() - began
 
     def wait(self) -> None:
         """Return when all reads are complete. Raises ReadError if one failed or ended short, each time it is called."""
         if self._failure is not None:
             raise self._failure
-        if self._batch is None:  # for there was nothing to read, or was waited for before
-            self._end()
-            return
-        began = time.perf_counter()
+        batch, file, counters = self._batch, self._file, self._file.counters
         try:
-            done = self._batch.wait()
-        except ReadError as error:  # nothing is known of any of them
+            done = batch.wait() if batch is not None else None
+        except ReadError as error:  # nothing is known of any read
             raise self._fail(0, str(error)) from None
-        self._end()
-        self._check(done)
-        self._land()
-        if not self._file.direct and self._file.fd >= 0 and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._file.fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        counters = self._file.counters
+        self._batch = None
+        file.under_way.discard(self)
+        if done is None:  # there was nothing to read, or somebody has waited before
+            return
+        self._land(done)
+        if not file.direct and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fd, 0, 0, os.POSIX_FADV_DONTNEED)
         counters.records += self._records
-        counters.reads += len(self._reads)
+        counters.reads += self._reads.number
         counters.bytes += int(done.sum())
-        counters.seconds += self._seconds + time.perf_counter() - began
-
-    def _end(self) -> None:
-        """Nothing is under way any more."""
-        self._batch = self._descriptor = None
-        self._file.under_way.discard(self)
 
     def _fail(self, i: int, what: str) -> ReadError:
-        """The error that read i's failure is, from now on."""
-        self._end()
+        """Make the error that each `wait` raises from now on, because read i failed. Nothing is under way any more."""
+        self._batch = None
+        self._file.under_way.discard(self)
         self._failure = ReadError(f"{self._file.path}: read at offset {self._reads.offset[i]} failed: {what}")
         return self._failure
 
-    def _land(self) -> None:
-        """Nothing to do: reads land where the caller wants them."""
-
-    def _check(self, done: np.ndarray) -> None:
+    def _land(self, done: np.ndarray) -> None:
+        """Check the results of the reads, done [reads]: bytes, or minus an error number. The records have landed where
+        the caller wants them."""
         wrong = done != self._reads.nbytes
         if wrong.any():
             i = int(np.argmax(wrong))
@@ -233,30 +212,25 @@ class Ticket:
 
 
 class _BouncedTicket(Ticket):
-    """Records off the drive's grid: whole blocks around each are read to a buffer of our own and copied from there."""
+    """Reads of records off the drive's grid: a buffer takes the whole blocks around each, and the record is copied."""
 
     def __init__(
-        self, file: FlashFile, offsets: np.ndarray, sizes: np.ndarray, out: np.ndarray, rows: np.ndarray, column: int,
-        began: float,
-    ) -> None:  # fmt: skip
+        self, file: FlashFile, offsets: np.ndarray, sizes: np.ndarray, out: np.ndarray, rows: np.ndarray
+    ) -> None:
         grid = file.alignment
         self._shift = offsets % grid
         begin = offsets - self._shift
         span = -(-(self._shift + sizes) // grid) * grid
         self._bounce = aligned_buffer(len(offsets), int(span.max(initial=0)))
-        self._sizes, self._destination, self._rows, self._column = sizes, out, rows, column
-        addresses = (self._bounce.ctypes.data + np.arange(len(offsets)) * self._bounce.strides[0]).astype(np.uint64)
-        super().__init__(file, plan_reads(begin, span, addresses), sizes, self._bounce, began)
+        self._sizes, self._destination, self._rows = sizes, out, rows
+        addresses = self._bounce.ctypes.data + np.arange(len(offsets)) * self._bounce.strides[0]
+        super().__init__(file, plan_reads(begin, span, addresses), len(offsets), self._bounce)
 
-    def _check(self, done: np.ndarray) -> None:
+    def _land(self, done: np.ndarray) -> None:
         # The last block of a file may be cut by its end; the records in it were checked to lie inside the file.
         reaches_end = (done >= 0) & (self._reads.offset + done == self._file.size)
-        super()._check(np.where(reaches_end, self._reads.nbytes, done))
-
-    def _land(self) -> None:
+        super()._land(np.where(reaches_end, self._reads.nbytes, done))
         for size in np.unique(self._sizes):
             these = np.flatnonzero(self._sizes == size)
             columns = self._shift[these, None] + np.arange(size)
-            self._destination[self._rows[these], self._column : self._column + size] = self._bounce[
-                these[:, None], columns
-            ]
+            self._destination[self._rows[these], :size] = self._bounce[these[:, None], columns]

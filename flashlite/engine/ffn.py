@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flashlite.engine.calls import Calls
 from flashlite.engine.pool import NeuronMemory
 from flashlite.engine.predictor import Predictor, active_set
-from flashlite.engine.stream import Stream, Taking
-from flashlite.engine.timing import Timing
+from flashlite.engine.stream import CopyOut, Stream
+from flashlite.engine.timing import IO, MEMORY, PRODUCT, REST, Clock
 from flashlite.engine.window import Step, Window
+from flashlite.errors import FlashliteError
 from flashlite.storage.neurons import NeuronFile
 
-
-@dataclass
-class Call:
-    """The model call under way: how many sequences, and how many new tokens each has."""
-
-    sequences: int = 1
-    tokens: int = 1
+log = logging.getLogger("flashlite")
 
 
 class StreamedFFN(nn.Module):
     """An FFN whose every weight is read for every call: the stages before the predictor, and every prompt.
 
-    layer: its number; up_bias: [ffn]; down_bias: [d_model].
+    layer: its number
+    stream: the buffer through which its weights pass
+    up_bias: [ffn]
+    down_bias: [d_model]
     """
 
     def __init__(self, layer: int, stream: Stream, up_bias: Tensor, down_bias: Tensor) -> None:
@@ -36,73 +35,92 @@ class StreamedFFN(nn.Module):
         self.layer, self.stream = layer, stream
         self.up_bias, self.down_bias = up_bias, down_bias
 
-    def forward(self, x: Tensor, keep: Tensor | None = None, take: Taking | None = None) -> Tensor:
-        """x: [tokens, d_model], the normed input of the FFN. Returns its output, the same shape.
+    def forward(self, x: Tensor, keep: Tensor | None = None, copy_out: CopyOut | None = None) -> Tensor:
+        """The FFN's contribution to the residual stream: [tokens, d_model].
 
-        keep: [tokens, ffn] bool, which neurons take part; all unless given; take: neurons to copy out as they pass. A
-        prompt reads ahead while it multiplies. A single token reads, then multiplies, as at every stage of the paper:
-        its latency is I/O + memory + compute.
+        x: [tokens, d_model], the normed input of the FFN
+        keep: [tokens, ffn] bool, the neurons that take part; all unless given
+        copy_out: neurons to copy elsewhere as they pass
+
+        For a prompt, the next part is read while one is multiplied. For a single token, a part is read and then
+        multiplied, as at every stage of the paper: the latency is I/O + memory + compute.
         """
-        neurons, ahead = np.arange(len(self.up_bias)), len(x) > 1
-        return self.stream.product(x, self.layer, self.up_bias, neurons, keep, ahead, take) + self.down_bias
-
-    def part(self, x: Tensor, neurons: np.ndarray) -> Tensor:
-        """What these neurons ([n] int64, sorted) contribute, without the bias. x: [tokens, d_model]."""
-        return self.stream.product(x, self.layer, self.up_bias, neurons)
+        if x.requires_grad or torch.is_autocast_enabled("cpu"):
+            return unlike_training(self, x, keep, copy_out)
+        passes = self.stream.begin(self.layer, np.arange(len(self.up_bias)), at_once=2 if len(x) > 1 else 1)
+        return self.stream.product(x, passes, self.up_bias, keep, copy_out).add_(self.down_bias)
 
 
 class FlashFFN(nn.Module):
-    """An FFN that reads only the neurons that a token needs and doesn't have in DRAM yet.
+    """An FFN that reads only the neurons that a token needs and that are not in DRAM yet.
 
-    whole: the same layer read as a whole, for prompts; file: where its neurons are; memory: where they go.
+    streamed: the same layer read as a whole, for prompts; its stream also takes neurons that find no room in DRAM
+    predictor: says which neurons a token needs
+    window: says which neurons stay in DRAM
+    file: the neurons on flash
+    memory: the neurons in DRAM
+    calls: tells the shape of the call under way
+    clock: the engine's
     """
 
-    wasted = 0  # neurons that were read ahead so far and then not used
+    wasted = 0  # so far: neurons that were read early and then not used
+
+    def __init__(
+        self, streamed: StreamedFFN, predictor: Predictor, window: Window, file: NeuronFile, memory: NeuronMemory,
+        calls: Calls, clock: Clock,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.streamed, self.predictor, self.window, self.file, self.memory = streamed, predictor, window, file, memory
+        self.layer, self._stream = streamed.layer, streamed.stream
+        self._up_bias, self._down_bias = streamed.up_bias, streamed.down_bias
+        self._calls, self._clock = calls, clock
 
     @staticmethod
     def connect(ffns: Sequence[FlashFFN]) -> NeuronFile | None:
-        """Tell a model's FFNs what they must know of each other. Returns what they read ahead from, here nothing."""
+        """Tell a model's FFNs what they must know of each other. Returns the file that they read early from, which is
+        None here, because nothing is read early."""
         return None
 
-    def __init__(
-        self, whole: StreamedFFN, predictor: Predictor, window: Window, file: NeuronFile, memory: NeuronMemory,
-        call: Call, timing: Timing,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        self.whole, self.predictor, self.window, self.file, self.memory = whole, predictor, window, file, memory
-        self._call, self._timing = call, timing
-
-    @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        """x: [sequences * tokens, d_model], the normed input of the FFN. Returns its output, the same shape."""
+        """The FFN's contribution to the residual stream: [sequences * tokens, d_model].
+
+        x: [sequences * tokens, d_model], the normed input of the FFN
+        """
+        if x.requires_grad or torch.is_autocast_enabled("cpu"):
+            return unlike_training(self, x)
         try:
-            return self._forward(x)
-        except BaseException:  # what the window says and what has landed may differ now: begin anew with the next call
+            if self._calls.tokens > max(1, self.window.tokens):
+                return self._prompt(x)
+            step = self._step(x)
+            rest = self._stream.begin(self.layer, step.overflow, at_once=1) if len(step.overflow) else None
+            out = self._product(x, step)
+            if rest is not None:
+                out.add_(self._stream.product(x, rest, self._up_bias))
+            return out.add_(self._down_bias)
+        except BaseException:  # the window may name neurons that haven't landed: the next call begins anew
             self.forget()
             raise
 
-    def _forward(self, x: Tensor) -> Tensor:
-        if self._is_prompt:
-            return self._prompt(x)
-        step = self._step(x)
-        out = self._product(x, step)
-        if len(step.overflow):
-            out += self.whole.part(x, step.overflow)
-        return out + self.whole.down_bias
-
-    @property
-    def _is_prompt(self) -> bool:
-        return self._call.tokens > max(1, self.window.tokens)
-
     def _step(self, x: Tensor) -> Step:
-        """What this call changes in the window."""
+        """Move the window on by this call. x: [sequences, d_model], one token of each."""
         return self.window.step(active_set(self.predictor, x))
 
     def _product(self, x: Tensor, step: Step) -> Tensor:
-        """What the neurons in the window compute, once they are in DRAM."""
-        self._exchange(step.load, step.drop)
-        with self._timing.product:
-            return self.memory.product(x)
+        """Load the step's neurons in place of those that it drops, and multiply all that are in DRAM then.
+
+        x: [tokens, d_model]. Returns [tokens, d_model].
+        """
+        clock, memory = self._clock, self.memory
+        clock.switch(MEMORY)
+        landing = memory.place(step.load, step.drop)
+        clock.switch(IO)
+        self.file.read(self.layer, step.load, landing.buffer, landing.rows)
+        clock.switch(MEMORY)
+        memory.commit()
+        clock.switch(PRODUCT)
+        out = memory.product(x)
+        clock.switch(REST)
+        return out
 
     def forget(self) -> None:
         """Drop all neurons."""
@@ -110,30 +128,51 @@ class FlashFFN(nn.Module):
         self.memory.clear()
 
     def _prompt(self, x: Tensor) -> Tensor:
-        """A prompt needs most neurons, so the whole layer passes through. Afterwards the window holds what the last
-        tokens need, as if they had been decoded one by one; those neurons are copied as they pass."""
+        """Stream the whole layer, because a prompt needs most neurons. x: [sequences * tokens, d_model].
+
+        Afterwards the window holds the neurons of the last tokens, as if these had been decoded one by one. Neurons
+        that are new to it are copied to their rows as they pass.
+        """
         load, drop = self._remember_last(x)
-        with self._timing.memory:
-            landing = self.memory.place(load, drop)
-        out = self.whole(x, take=Taking(load, landing.buffer, landing.rows))
-        with self._timing.memory:
-            self.memory.commit()
+        self._clock.switch(MEMORY)
+        landing = self.memory.place(load, drop)
+        out = self.streamed(x, copy_out=CopyOut(load, landing.buffer, landing.rows))
+        self._clock.switch(MEMORY)
+        self.memory.commit()
+        self._clock.switch(REST)
         return out
 
     def _remember_last(self, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Move the window on by the last tokens of a prompt. Returns what that loads and drops: [n] int64 each."""
-        before = self.window.resident
-        by_position = x.view(self._call.sequences, self._call.tokens, -1).transpose(0, 1)
+        """Move the window on by the last tokens of a prompt. Returns what to load and to drop: [n] int64 each."""
+        before = self.window.held
+        by_position = x.view(self._calls.sequences, self._calls.tokens, -1).transpose(0, 1)
         for position in by_position[len(by_position) - self.window.tokens :]:
             self.window.step(active_set(self.predictor, position))
-        after = self.window.resident if self.window.tokens else before
+        after = self.window.held if self.window.tokens else before
         return np.setdiff1d(after, before, True), np.setdiff1d(before, after, True)
 
-    def _exchange(self, load: np.ndarray, drop: np.ndarray) -> None:
-        """Read neurons from flash to DRAM, in place of others."""
-        with self._timing.memory:
-            landing = self.memory.place(load, drop)
-        with self._timing.io:
-            self.file.read(self.whole.layer, load, landing.buffer, landing.rows)
-        with self._timing.memory:
-            self.memory.commit()
+
+def unlike_training(ffn: StreamedFFN | FlashFFN, x: Tensor, *args: object) -> Tensor:
+    """Run an FFN where torch would train.
+
+    Under autocast the FFN computes in its own dtype and returns the dtype that autocast's products have. Raises
+    FlashliteError where a gradient is asked for.
+    """
+    if x.requires_grad:
+        raise FlashliteError(
+            "a streaming model computes no gradients, because most of its weights are on flash: call it under "
+            "torch.no_grad(), or train the dense model"
+        )
+    kind = ffn.streamed.down_bias.dtype if isinstance(ffn, FlashFFN) else ffn.down_bias.dtype
+    _say_once(f"flashlite: under torch.autocast the FFNs compute in {kind}, as they were packed")
+    with torch.autocast("cpu", enabled=False):
+        return ffn(x.to(kind), *args).to(torch.get_autocast_dtype("cpu"))
+
+
+_said: set[str] = set()
+
+
+def _say_once(line: str) -> None:
+    if line not in _said:
+        _said.add(line)
+        log.warning(line)

@@ -1,4 +1,4 @@
-"""The predictors of a model as one file, with what is known of each: how often it is right, how much it asks for."""
+"""The predictors of a model as one file, with a report on each: how often it is right, and how much it asks for."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from flashlite.storage.strict_json import LARGEST, parse_object
 
 log = logging.getLogger("flashlite")
 
-FORMAT, OLDEST = 3, 2  # of the files that are written, and of the oldest that are read, which name no weights
+FILE_FORMAT, OLDEST_FILE = 3, 2  # of files that are written, and of the oldest that are read, which name no weights
 RETRAIN = "; train the predictor again"
-PARTS = ("a", "a_scale", "b", "b_scale", "bias")
+FIELDS = ("a", "a_scale", "b", "b_scale", "bias")
 LARGEST_FIGURE = 2**20  # in a report: more than any layer has neurons
 
 
@@ -35,11 +35,11 @@ LARGEST_FIGURE = 2**20  # in a report: more than any layer has neurons
 class LayerReport:
     """How good one layer's predictor is on held-out text.
 
-    rank: of its two thin matrices.
-    active, predicted: shares of all neurons that truly fire, and that are predicted to.
-    recall, false_negatives: shares of the active neurons that are predicted, and that are missed.
-    false_positives: share of the inactive neurons that are predicted all the same.
-    window_rows: window_rows[k - 1] is s_agg(k), the mean size of the union of k tokens' predicted sets, in neurons.
+    rank: of its two thin matrices
+    active, predicted: shares of all neurons that truly fire, and that are predicted to fire
+    recall, false_negatives: shares of the active neurons that are predicted, and that are missed
+    false_positives: share of the inactive neurons that are predicted all the same
+    window_rows: window_rows[k - 1] is s_agg(k), the mean size of the union of k tokens' predicted sets, in neurons
     """
 
     rank: int
@@ -53,11 +53,11 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class PredictorSet:
-    """The predictors of all layers with what is known of them.
+    """The predictors of all layers, with a report on each.
 
-    layers: one predictor a layer.
-    reports: how good each of them is.
-    up_projections: the digest of the weights that they were trained for (Store.up_projections); None is unknown.
+    layers: one predictor a layer
+    reports: how good each of them is
+    up_projections: the digest of the weights that they were trained for (Store.up_projections); None if it is unknown
     """
 
     layers: Sequence[LowRankPredictor]
@@ -65,10 +65,10 @@ class PredictorSet:
     up_projections: str | None
 
     def save(self, path: Path) -> None:
-        """Write one safetensors file that appears only when complete, with a checksum of all that it says."""
+        """Write one safetensors file that appears only when complete, with a checksum of its content."""
         tensors: dict[str, Tensor] = {}
         for i, layer in enumerate(self.layers):
-            parts = zip(PARTS, (layer.a.values, layer.a.scale, layer.b.values, layer.b.scale, layer.bias), strict=True)
+            parts = zip(FIELDS, (layer.a.values, layer.a.scale, layer.b.values, layer.b.scale, layer.bias), strict=True)
             tensors |= {f"layers.{i}.{name}": tensor.contiguous() for name, tensor in parts}
         reports = json.dumps([vars(report) for report in self.reports])
         content = save_tensors(tensors, signed(tensors, reports, self.up_projections))
@@ -105,12 +105,12 @@ class PredictorSet:
             raise PredictorError(f"{path} is larger than any predictor of this model{RETRAIN}")
         content = path.read_bytes()  # not mapped: cut while it is read, a mapped file ends the process
         tensors, metadata = load_tensors(content), _metadata(content)
-        if metadata.get("format") not in (str(FORMAT), str(OLDEST)):
-            raise PredictorError(f"{path} has another format than {FORMAT}{RETRAIN}")
-        weights = None if metadata["format"] == str(OLDEST) else metadata["up_projections"]
+        if metadata.get("format") not in (str(FILE_FORMAT), str(OLDEST_FILE)):
+            raise PredictorError(f"{path} has another format than {FILE_FORMAT}{RETRAIN}")
+        weights = None if metadata["format"] == str(OLDEST_FILE) else metadata["up_projections"]
         if metadata != signed(tensors, metadata["reports"], weights):
             raise PredictorError(f"{path} was altered{RETRAIN}")
-        parts = [[tensors[f"layers.{i}.{name}"] for name in PARTS] for i in range(store.layers)]
+        parts = [[tensors[f"layers.{i}.{name}"] for name in FIELDS] for i in range(store.layers)]
         reports = [_report(content) for content in json.loads(metadata["reports"])]
         if len(reports) != store.layers or any(not _fit(part, store.shape) for part in parts):
             raise PredictorError(f"{path} was trained for another model{RETRAIN}")
@@ -119,15 +119,17 @@ class PredictorSet:
 
 
 def signed(tensors: dict[str, Tensor], reports: str, up_projections: str | None) -> dict[str, str]:
-    """What a predictor's file says of itself, with a SHA-256 of that and of its tensors, in whichever order these are.
+    """The metadata of a predictor's file, with a SHA-256 of the rest of it and of the tensors, whatever their order.
 
-    Without a digest of up projections it is what files of format 2 say.
+    tensors: those of the file
+    reports: the layers' reports as JSON
+    up_projections: see PredictorSet; without it, the metadata is that of format 2
     """
     if up_projections is None:
-        said = {"format": str(OLDEST), "reports": reports}
-        digest = hashlib.sha256(f"{OLDEST} {reports}".encode())
+        said = {"format": str(OLDEST_FILE), "reports": reports}
+        digest = hashlib.sha256(f"{OLDEST_FILE} {reports}".encode())
     else:
-        said = {"format": str(FORMAT), "reports": reports, "up_projections": up_projections}
+        said = {"format": str(FILE_FORMAT), "reports": reports, "up_projections": up_projections}
         digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -1,6 +1,6 @@
 """The sparse product: an FFN's output from the rows of the neurons that are in DRAM. (Paper: section 3.3)
 
-Its two halves are as fast as torch has them for rows of ever-changing number.
+Its two halves use the fastest products that torch has where the number of rows differs from token to token.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from torch.nn.functional import embedding_bag
 
 from flashlite.storage.bundle import unpack_bundles
 
-WIDE, BLOCK = 1024, 64
+WIDE, BLOCK = 1024, 64  # rows; a bf16 product is put together from multiples of these
+FEW = 2**18  # weights; reading that many takes less time than choosing among their rows
 
 
 def ffn_product(x: Tensor, rows: Tensor, bias: Tensor, d_model: int) -> Tensor:
@@ -29,34 +30,37 @@ def ffn_product(x: Tensor, rows: Tensor, bias: Tensor, d_model: int) -> Tensor:
 def up_product(x: Tensor, up: Tensor, bias: Tensor) -> Tensor:
     """x up^T + bias: [tokens, n]. x: [tokens, d_model]; up: [n, d_model]; bias: [n].
 
-    n differs from token to token, and torch compiles a bf16 product anew for every shape, which takes as long as a
-    third of the product and keeps half a megabyte. So it is put together from few shapes: as many wide blocks as fit,
-    blocks after them, and one last block that overlaps what is done already.
+    n differs from token to token, and torch compiles a bf16 product anew for every shape. Compiling takes as long
+    as a third of the product, and half a megabyte stays in memory. So a bf16 product is put together from few shapes:
+    as many wide blocks as fit, then as many blocks as fit, and one last block that overlaps the rows before it.
     """
     n = len(up)
-    if n < BLOCK:
+    if n < BLOCK or x.dtype == torch.float32:
         return torch.addmm(bias, x, up.T)
     wide, whole = n // WIDE * WIDE, n // BLOCK * BLOCK
-    first, then, last = (
-        torch.addmm(bias[part], x, up[part].T) for part in (slice(wide), slice(wide, whole), slice(n - BLOCK, n))
-    )
-    return torch.cat([first, then, last[:, BLOCK - (n - whole) :]], 1)
+    parts = [torch.addmm(bias[part], x, up[part].T) for part in (slice(wide), slice(wide, whole), slice(n - BLOCK, n))]
+    parts[2] = parts[2][:, BLOCK - (n - whole) :]
+    return torch.cat(parts, 1)
 
 
 def down_product(h: Tensor, rows: Tensor, d_model: int) -> Tensor:
-    """h down: [tokens, d_model], where only the rows of neurons that fired are read.
+    """h down: [tokens, d_model], where only the rows of neurons that fired are read, if there are many rows.
 
-    h: [tokens, n], activations; rows: [n, columns] without gaps, at least 2 * d_model columns, down in the second
-    d_model of them. A weighted sum of some rows is what embedding_bag gives, but of whole rows: so rows are seen as
-    units that divide both d_model and the padded row, a bag for each unit of the output.
+    h: [tokens, n], activations
+    rows: [n, columns], without gaps; of the columns, at least 2 * d_model, the second d_model are the down projection
+
+    embedding_bag sums some rows with weights, but it takes whole rows. So each row is seen as several units, whose
+    length divides both d_model and the padded row, and each unit of the output is a bag of its own.
     """
+    if h.dtype == torch.float32 and len(rows) * d_model <= FEW:
+        return h @ rows[:, d_model : 2 * d_model]
     unit = gcd(rows.shape[1], d_model)
     first, units = d_model // unit, rows.shape[1] // unit
-    fired = h.any(0).nonzero()[:, 0]
-    index = (fired * units + torch.arange(first, 2 * first)[:, None]).repeat(len(h), 1)
-    weights = h[:, fired].repeat_interleave(first, 0)
-    begins = torch.arange(len(index)) * len(fired)
+    fired = (h.any(0) if len(h) > 1 else h[0]).nonzero()[:, 0]
+    index = (fired * units + torch.arange(first, 2 * first)[:, None]).expand(len(h), -1, -1)
+    weights = h[:, None, fired].expand(index.shape)
+    begins = torch.arange(len(h) * first) * len(fired)
     bags = embedding_bag(
-        index.flatten(), rows.view(len(rows) * units, unit), begins, mode="sum", per_sample_weights=weights.flatten()
+        index.reshape(-1), rows.view(-1, unit), begins, mode="sum", per_sample_weights=weights.reshape(-1)
     )
     return bags.view(len(h), d_model)

@@ -1,43 +1,64 @@
-"""Where a token's time goes: waiting for flash, managing memory, multiplying."""
+"""Where a call's time goes: every moment of it is charged to one part. (Paper: section 2.1)"""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from types import TracebackType
+
+from flashlite.drive.flash import Counters
+
+REST, IO, MEMORY, PRODUCT = range(4)  # parts of a call; REST is the time in none of the others
 
 
-class Timer:
-    """Sums the seconds spent inside `with timer:`. Timers must not be nested."""
+class Clock:
+    """Sums the seconds of each part: `switch(part)` ends the part before, and charges it the time since its beginning.
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def __enter__(self) -> None:
-        self._began = time.perf_counter()
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.seconds += time.perf_counter() - self._began
-
-
-class Timing:
-    """The timers of one model; product is the FFN's multiplications alone, a part of compute."""
+    IO is the wait for flash, MEMORY the management of neurons in DRAM, PRODUCT the FFNs' multiplications.
+    """
 
     def __init__(self) -> None:
-        self.io, self.memory, self.product = Timer(), Timer(), Timer()
+        self.seconds = [0.0] * 4
+        self._part, self._since = REST, 0.0
 
-    def seconds(self) -> tuple[float, float, float]:
-        """Sums so far: I/O, memory management, FFN products."""
-        return self.io.seconds, self.memory.seconds, self.product.seconds
+    def start(self) -> None:
+        """Begin a call: the time before it is charged to no part."""
+        self._part, self._since = REST, time.perf_counter()
+
+    def switch(self, part: int) -> None:
+        """Charge the time from now on to this part."""
+        now = time.perf_counter()
+        self.seconds[self._part] += now - self._since
+        self._part, self._since = part, now
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """The time and the reads that an engine has spent so far.
+
+    seconds: by part of the clock
+    read: all reads from flash
+    prefetched: bytes that were read early, before the layer that needs them knew its input
+    wasted: the bytes among these that the layer then didn't need
+    """
+
+    seconds: tuple[float, ...]
+    read: Counters
+    prefetched: int
+    wasted: int
+
+
+@dataclass(frozen=True, slots=True)
 class CallCost:
-    """What one call of the model cost: times in ms, and what was read from flash.
+    """The cost of one call of the model: times in ms, and reads from flash.
 
-    compute_ms is all that is neither waiting for flash nor managing neurons in DRAM; product_ms is the part of it that
-    the FFN's products take. prefetched: bytes read ahead of the layer that needs them; wasted: those of them that it
-    then didn't need.
+    tokens: how many new ones each sequence had
+    io_ms: the wait for flash
+    memory_ms: the management of neurons in DRAM
+    compute_ms: the rest of total_ms
+    total_ms: from the beginning of the call to its end
+    product_ms: the part of compute_ms that the FFNs' products took
+    records, reads, bytes: as Counters has them
+    prefetched, wasted: as Meter has them
     """
 
     tokens: int
@@ -51,3 +72,15 @@ class CallCost:
     bytes: int
     prefetched: int
     wasted: int
+
+    @classmethod
+    def between(cls, before: Meter, after: Meter, tokens: int) -> CallCost:
+        """The cost of a call of this many tokens, from the meter before it and after it."""
+        rest, io, memory, product = [1e3 * (b - a) for a, b in zip(before.seconds, after.seconds, strict=True)]
+        read = after.read - before.read
+        return cls(
+            tokens=tokens, io_ms=io, memory_ms=memory, compute_ms=rest + product,
+            total_ms=rest + io + memory + product, product_ms=product,
+            records=read.records, reads=read.reads, bytes=read.bytes,
+            prefetched=after.prefetched - before.prefetched, wasted=after.wasted - before.wasted,
+        )  # fmt: skip

@@ -11,12 +11,12 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import OPTConfig, OPTForCausalLM
 
+from flashlite.arguments import WEIGHT_FILES
 from flashlite.errors import CheckpointError, one_line
 from flashlite.families.opt import OPT, family_of
 from flashlite.storage.safetensors_file import DTYPES
 from flashlite.storage.side_files import CONFIG, side_files
 from flashlite.storage.weights import (
-    WEIGHT_FILES,
     choose_weights,
     open_weights,
     read_json,

@@ -8,13 +8,14 @@ import logging
 import os
 from pathlib import Path
 
+from flashlite.arguments import MANIFEST, is_store
 from flashlite.errors import CheckpointError, FlashliteError, StoreError, one_line
 from flashlite.storage.checkpoint import Checkpoint
 from flashlite.storage.hub import BUNDLED_MODEL, find_snapshot, local_folder, model_name, say_which
 from flashlite.storage.pack import own_dtype, pack_checkpoint
 from flashlite.storage.safetensors_file import DTYPES
 from flashlite.storage.side_files import CONFIG, side_files
-from flashlite.storage.store import FORMAT, MANIFEST, Store, is_store
+from flashlite.storage.store import FORMAT, PACKED_BY, Store
 
 log = logging.getLogger("flashlite")
 WEIGHTS = {".safetensors", ".bin"}
@@ -59,6 +60,8 @@ def open_model(model: str | Path | Store, dtype: str | None = None, revision: st
 
 
 def _as_asked(store: Store, dtype: str | None, revision: str | None) -> Store:
+    if by := store.manifest.get(PACKED_BY):
+        log.warning("flashlite: %s was packed by %s in place of the engine's own code", store.path, by)
     if dtype is not None and dtype != store.dtype_name:
         raise StoreError(f"{store.path} was packed as {store.dtype_name}, not {dtype}: pack the checkpoint again")
     if revision is not None:
@@ -115,7 +118,7 @@ def _packed(name: str, dtype: str | None) -> Store | None:
     """A checkpoint's packed form in this dtype, or in the checkpoint's own if none is named; None if there is none."""
     for kind in [dtype] if dtype else DTYPES:
         if is_store(path := _place(name, kind)):
-            store = Store(path)
+            store = _of_the_engine(Store(path))
             if dtype or store.manifest.get("own_dtype") == kind:
                 return store
     return None
@@ -141,3 +144,21 @@ def _pack(model: str | Path, folder: Path, name: str, dtype: str | None) -> Stor
         why = f"because the checkpoint is in {checkpoint.published}".replace("torch.", "")
         log.warning("flashlite: %s was packed as %s, %s; dtype= or --dtype chooses another", model, kind, why)
     return store
+
+
+def _of_the_engine(store: Store) -> Store:
+    """The store itself. Raises StoreError if other code than the engine's own packed it."""
+    if by := store.manifest.get(PACKED_BY):
+        raise StoreError(f"{store.path} was packed by {by}, not by the engine's own code: remove it")
+    return store
+
+
+def check_apart(path: Path) -> None:
+    """Raise StoreError where code in place of the engine's must not write: under `home()`, and in a store that the
+    engine's own code packed, or over one."""
+    place = path.absolute().resolve()
+    if home().resolve() in (place, *place.parents):
+        raise StoreError(f"{path} is among the models that the engine packed: choose a place outside of {home()}")
+    for folder in (place, *place.parents):
+        if is_store(folder) and PACKED_BY not in Store(folder).manifest:
+            raise StoreError(f"{folder} is a store of the engine's own: choose another place for what exercises write")

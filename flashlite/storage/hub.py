@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from flashlite.arguments import WEIGHT_FILES
 from flashlite.errors import CheckpointError
 from flashlite.storage.side_files import CONFIG, is_side_file
-from flashlite.storage.weights import INDEX, WEIGHT_FILES, choose_weights, read_json, shards_in
+from flashlite.storage.weights import INDEX, choose_weights, read_json, shards_in
 
 log = logging.getLogger("flashlite")
 

@@ -14,16 +14,17 @@ import torch
 from torch import Tensor
 from transformers import OPTConfig
 
+from flashlite.arguments import LAYOUTS, MANIFEST, is_store
 from flashlite.drive.direct import direct_alignment
 from flashlite.errors import CheckpointError, StoreError
 from flashlite.families.family import EMBEDDINGS, Family
 from flashlite.storage.atomic import new_folder, write_file
-from flashlite.storage.bundle import LAYOUTS, FFNShape, pack_bundles, pieces
+from flashlite.storage.bundle import FFNShape, pack_bundles, pieces
 from flashlite.storage.checkpoint import ADAPTER, Checkpoint
 from flashlite.storage.hub import find_checkpoint, model_name
 from flashlite.storage.safetensors_file import DTYPES, Specs, digest_of, new_safetensors
 from flashlite.storage.side_files import copy_files, side_files
-from flashlite.storage.store import CHECKSUMS, FORMAT, MANIFEST, PREDICTOR, RESIDENT, Store, ffn_file, is_store, sealed
+from flashlite.storage.store import CHECKSUMS, FORMAT, PACKED_BY, PREDICTOR, RESIDENT, Store, ffn_file, sealed
 from flashlite.storage.verified import record_checksums
 
 log = logging.getLogger("flashlite")
@@ -39,6 +40,7 @@ def pack(
     replace: bool = False,
     progress: Progress = lambda step: None,
     revision: str | None = None,
+    packed_by: str = "",
 ) -> Store:
     """Write a checkpoint to `out` as a store, one tensor at a time, and open it.
 
@@ -48,25 +50,26 @@ def pack(
     replace: whether a store at `out` may be replaced.
     progress: told of each step.
     revision: of a hub model, a branch, a tag or a commit; None is its main branch.
+    packed_by: files whose code runs in place of the engine's, which the manifest then says.
 
     Raises CheckpointError or StoreError, and then leaves nothing behind.
     """
     folder = find_checkpoint(model, revision)
     if is_store(folder):
         raise CheckpointError(f"{folder} is a store, which is packed already: name the checkpoint folder or a hub id")
-    return pack_checkpoint(Checkpoint(folder), model_name(model), out, dtype, layouts, replace, progress)
+    return pack_checkpoint(Checkpoint(folder), model_name(model), out, dtype, layouts, replace, progress, packed_by)
 
 
 def pack_checkpoint(
     checkpoint: Checkpoint, name: str, out: Path | str, dtype: str | None = None, layouts: tuple[str, ...] = LAYOUTS,
-    replace: bool = False, progress: Progress = lambda step: None,
+    replace: bool = False, progress: Progress = lambda step: None, packed_by: str = "",
 ) -> Store:  # fmt: skip
     """`pack` for a checkpoint that is open, as a store called `name`."""
 
     def copy_rest(folder: Path, up_projections: str) -> dict[str, Any]:
         names = [name for name in side_files(checkpoint.folder) if name != MANIFEST]
         copy_files(checkpoint.folder, folder, [*names, PREDICTOR])
-        return {"own_dtype": checkpoint.own_dtype}
+        return {"own_dtype": checkpoint.own_dtype} | ({PACKED_BY: packed_by} if packed_by else {})
 
     if (checkpoint.folder / ADAPTER).exists():
         log.warning("flashlite: %s holds an adapter too, which is not used: merge it first", checkpoint.folder)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,28 +23,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flashlite.arguments import LAYOUTS, MANIFEST
 from flashlite.drive.backends import Backend
 from flashlite.drive.flash import FlashFile
 from flashlite.errors import CheckpointError, StoreError, one_line
 from flashlite.families.family import Family
 from flashlite.families.opt import family_of
-from flashlite.storage.bundle import LAYOUTS, FFNShape, pieces
+from flashlite.storage.bundle import FFNShape, pieces
 from flashlite.storage.checkpoint import expected_shapes, read_config
 from flashlite.storage.safetensors_file import DTYPES, REPACK, Extent, digest_of, read_extents
 from flashlite.storage.side_files import is_side_file
 from flashlite.storage.strict_json import parse_object, read_bounded
-from flashlite.storage.weights import WEIGHT_FILES
 
 FORMAT, OLDEST = 3, 2  # of the stores that are written, and of the oldest that are read
 LARGEST_GRID = 2**20  # bytes
-MANIFEST, RESIDENT, PREDICTOR = "manifest.json", "resident.safetensors", "predictor.safetensors"
+RESIDENT, PREDICTOR = "resident.safetensors", "predictor.safetensors"
 CHECKSUMS = "checksums.safetensors"
-
-
-def is_store(path: Path | str) -> bool:
-    """Whether a folder is a store, and not a checkpoint that happens to have a file of the manifest's name."""
-    has = (Path(path) / name for name in WEIGHT_FILES)
-    return os.path.isfile(Path(path) / MANIFEST) and not any(map(os.path.isfile, has))
+PACKED_BY = "packed_by"  # in a manifest: the files whose code packed the store in place of the engine's
 
 
 def ffn_file(layout: str) -> str:

@@ -80,21 +80,19 @@ class CheckedFile(FlashFile):
         super().__init__(path, backend)
         self._checksums = checksums
 
-    def submit(
-        self, offsets: np.ndarray, sizes: np.ndarray | int, out: np.ndarray, rows: np.ndarray, column: int = 0
-    ) -> Ticket:
+    def submit(self, offsets: np.ndarray, sizes: np.ndarray | int, out: np.ndarray, rows: np.ndarray) -> Ticket:
         """See FlashFile."""
         sizes = np.broadcast_to(np.asarray(sizes, np.int64), offsets.shape)
         expected = self._checksums.of(offsets, sizes)
 
         def compare() -> None:
-            landed = (out[row, column : column + size] for row, size in zip(rows, sizes, strict=True))
+            landed = (out[row, :size] for row, size in zip(rows, sizes, strict=True))
             found = _crc32(landed, len(rows))
             if (found != expected).any():
                 name = self._checksums.name(offsets[np.argmax(found != expected)])
                 raise ReadError(f"{self.path}: {name} was altered{REPACK}")
 
-        return _CheckedTicket(super().submit(offsets, sizes, out, rows, column), compare)
+        return _CheckedTicket(super().submit(offsets, sizes, out, rows), compare)
 
 
 class _CheckedTicket(Ticket):

@@ -14,15 +14,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from flashlite.arguments import WEIGHT_FILES
 from flashlite.errors import CheckpointError, one_line
 from flashlite.storage.strict_json import read_object
 
-WEIGHT_FILES = (  # in the order in which transformers looks for them
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
 INDEX = ".index.json"
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 

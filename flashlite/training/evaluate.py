@@ -1,10 +1,13 @@
-"""What the predictors cost in quality: perplexity of the dense model and of the model with only predicted neurons."""
+"""How good predictors are: perplexity, dense and with only predicted neurons, and how often each layer is right."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,9 +15,11 @@ from transformers import OPTForCausalLM
 
 from flashlite.engine.ffn import StreamedFFN
 from flashlite.engine.model import build
-from flashlite.engine.predictor import LowRankPredictor, Predictor
-from flashlite.engine.predictor_file import PredictorSet
+from flashlite.engine.predictor import LowRankPredictor, OraclePredictor, Predictor
+from flashlite.engine.predictor_file import LayerReport, PredictorSet
 from flashlite.engine.stages import RESIDENT
+from flashlite.engine.window import LONGEST_UNION, union_sizes
+from flashlite.storage.neurons import NeuronFile
 from flashlite.storage.store import Store
 
 
@@ -33,17 +38,62 @@ class PredictedFFN(nn.Module):
         return self.whole(x, self.predictor.mask(x))
 
 
-def dense_model(store: Store) -> OPTForCausalLM:
-    """The exact model, each FFN streamed whole: any size can be evaluated in little DRAM."""
-    return build(store, RESIDENT, "100%", "oracle")
+def streamed_model(store: Store) -> OPTForCausalLM:
+    """The exact model, each FFN streamed whole from a layout that the store has: any size fits in little DRAM."""
+    return build(store, replace(RESIDENT, layout=store.layouts[0]), "100%", "oracle")
 
 
 def predicted_model(store: Store, predictors: list[LowRankPredictor]) -> OPTForCausalLM:
     """The model in which only predicted neurons take part."""
-    model = dense_model(store)
+    model = streamed_model(store)
     for layer, predictor in zip(model.model.decoder.layers, predictors, strict=True):
         layer.fc1 = PredictedFFN(layer.fc1, predictor)
     return model
+
+
+def watch(model: OPTForCausalLM, see: Callable[[int, Tensor, Tensor], None]) -> None:
+    """Have a dense model tell what enters each layer's FFN, and which neurons fire, whenever it is called.
+
+    see: called with the layer's number, x [tokens, d_model] and fired [tokens, ffn] bool.
+    """
+    store = model.flash.store
+    file = NeuronFile(store, store.layouts[0])
+    for i, ffn in enumerate(model.flash.ffns):
+        oracle = OraclePredictor(file, i, ffn.up_bias)
+
+        def tell(module: nn.Module, args: tuple[Tensor, ...], i: int = i, oracle: OraclePredictor = oracle) -> None:
+            see(i, args[0], oracle.mask(args[0]))
+
+        ffn.register_forward_pre_hook(tell)
+
+
+@dataclass
+class Tally:
+    """What one layer's predictor said of a text's tokens beside what fired, counted in neurons of all tokens."""
+
+    texts: int = 0
+    neurons: int = 0
+    fired: int = 0
+    predicted: int = 0
+    hits: int = 0  # both
+    unions: np.ndarray = field(default_factory=lambda: np.zeros(LONGEST_UNION))  # s_agg(k), summed over texts
+
+    def add(self, mask: Tensor, fired: Tensor, length: int) -> None:
+        """Count tokens of texts that have `length` each. mask, what was predicted, and fired: [tokens, ffn] bool."""
+        texts = len(mask) // length
+        self.texts += texts
+        self.neurons += fired.numel()
+        self.fired += int(fired.sum())
+        self.predicted += int(mask.sum())
+        self.hits += int((mask & fired).sum())
+        self.unions += texts * np.array(union_sizes(mask, length))
+
+    def report(self, rank: int) -> LayerReport:
+        """The counts as shares."""
+        recall = self.hits / max(1, self.fired)
+        wrong = (self.predicted - self.hits) / max(1, self.neurons - self.fired)
+        shares = (self.fired / self.neurons, self.predicted / self.neurons)
+        return LayerReport(rank, *shares, recall, 1 - recall, wrong, tuple((self.unions / self.texts).tolist()))
 
 
 @torch.no_grad()
@@ -58,16 +108,25 @@ def loss(model: OPTForCausalLM, windows: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Perplexity on a text, dense and with the trained predictors."""
+    """What a text says of a model's predictors: perplexity, dense and with them, and a report a layer."""
 
     tokens: int
     dense_perplexity: float
     predicted_perplexity: float
+    layers: tuple[LayerReport, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for a JSON file."""
+        return asdict(self)
 
 
 def evaluate(store: Store, windows: Tensor) -> Evaluation:
-    """Both perplexities on windows of tokens. Raises PredictorError if the store has no predictor."""
-    predictors = PredictorSet.load(store)
-    dense = loss(dense_model(store), windows)
-    predicted = loss(predicted_model(store, list(predictors.layers)), windows)
-    return Evaluation(windows.numel(), math.exp(dense), math.exp(predicted))
+    """Measure a store's predictors on windows of tokens [windows, length]; each layer's on what enters it in the dense
+    model. Raises PredictorError if the store has none."""
+    predictors = PredictorSet.load(store).layers
+    tallies, model = [Tally() for _ in predictors], streamed_model(store)
+    watch(model, lambda i, x, fired: tallies[i].add(predictors[i].mask(x), fired, windows.shape[1]))
+    dense = loss(model, windows)
+    predicted = loss(predicted_model(store, list(predictors)), windows)
+    reports = tuple(tally.report(predictor.rank) for tally, predictor in zip(tallies, predictors, strict=True))
+    return Evaluation(windows.numel(), math.exp(dense), math.exp(predicted), reports)

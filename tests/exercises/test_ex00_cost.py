@@ -98,7 +98,7 @@ def test_extremes() -> None:
 
 @dataclass(frozen=True)
 class Token:
-    """A token's work with the milliseconds of its parts."""
+    """A token's work with the milliseconds of its parts; begun: what beginning and ending its batches takes."""
 
     curve: Curve
     work: Work
@@ -106,61 +106,99 @@ class Token:
     io: float
     memory: float
     product: float
+    begun: float
 
 
-def any_token(overlapped: bool, product_share: float) -> Token:
-    """A token whose products take `product_share` of the time that its reads take."""
+def any_token(overlapped: bool, compute_share: float) -> Token:
+    """A token whose computing takes `compute_share` of the time that its reads take."""
     random = rng()
     drive, size, batches = any_drive(random), random.uniform(5000, 15000), int(random.integers(5, 30))
     reads = batches * random.uniform(2, 40)
     io = drive.ms(reads * size, size, reads / batches)
-    memory, product = io * random.uniform(0.1, 0.4), io * product_share
-    speeds = Speeds(random.uniform(1e9, 9e9), random.uniform(1e9, 9e9), random.uniform(1, 9))
-    work = Work(reads, reads * size, batches, memory * speeds.copy / 1e3, product * speeds.product / 1e3, overlapped)
-    return Token(drive.curve(), work, speeds, io, memory, product)
+    memory, compute, begun = io * random.uniform(0.1, 0.4), io * compute_share, io * random.uniform(0.05, 0.2)
+    rest = compute * random.uniform(0.3, 0.6)
+    speeds = Speeds(random.uniform(1e9, 9e9), random.uniform(1e9, 9e9), rest)
+    copied, multiplied = memory * speeds.copy / 1e3, (compute - rest) * speeds.product / 1e3
+    work = Work(reads, reads * size, batches, copied, multiplied, overlapped)
+    curve = replace(drive.curve(), batch_ms=begun / batches)
+    return Token(curve, work, speeds, io, memory, compute - rest, begun)
 
 
-def check_token(token: Token, flash_and_product: float, mistakes: dict[str, float]) -> None:
+def check_token(token: Token, io_and_compute: float, mistakes: dict[str, float]) -> None:
     """Compare token_ms with the sum of the parts."""
-    right = token.speeds.rest_ms + token.memory + flash_and_product
+    right = token.memory + token.begun + io_and_compute
+    rest, memory, product = token.speeds.rest_ms, token.memory, token.product
     usual = {
-        "The rest of the token, speeds.rest_ms, is missing.": right - token.speeds.rest_ms,
-        "Memory management is missing.": right - token.memory,
-        "speeds.rest_ms is in milliseconds already.": right + 999 * token.speeds.rest_ms,
-        "These are seconds; milliseconds are asked for.": right / 1e3,
-        "Bytes / (bytes a second) are seconds, not milliseconds.": (
-            right - token.memory - token.product + (token.memory + token.product) / 1e3
+        "Memory management is missing.": right - memory,
+        "What each batch takes to be begun and ended, curve.batch_ms, is missing.": right - token.begun,
+        "Each of work.batches batches takes curve.batch_ms, not all of them together.": (
+            right - token.begun + token.curve.batch_ms
         ),
+        "These are seconds; milliseconds are asked for.": right / 1e3,
     }
+    if not token.work.overlapped:
+        usual |= {
+            "The rest of the token, speeds.rest_ms, is missing.": right - rest,
+            "speeds.rest_ms is in milliseconds already.": right + 999 * rest,
+            "Bytes / (bytes a second) are seconds, not milliseconds.": right - 0.999 * (memory + product),
+        }
     found = token_ms(token.curve, token.work, token.speeds)
     expect(found, right, f"overlapped = {token.work.overlapped}: one token, ms", mistakes | usual, 1e-6 * right)
 
 
 @pytest.mark.points("0.3", 1)
 def test_parts_add_up_without_overlap() -> None:
-    token = any_token(overlapped=False, product_share=0.7)
-    rest = token.speeds.rest_ms + token.memory
-    alone = "Reads and products add up: nothing overlaps unless work.overlapped says so."
-    check_token(token, token.io + token.product, {alone: rest + token.io, alone + " ": rest + token.product})
-    idle = replace(token.work, reads=0, bytes=0, copied_bytes=0, product_bytes=0)
-    expect(token_ms(token.curve, idle, token.speeds), token.speeds.rest_ms, "a token without FFNs, ms", {}, 1e-9)
+    for compute_share in (0.5, 2.5):
+        token = any_token(False, compute_share)
+        io, compute = token.io, token.speeds.rest_ms + token.product
+        alone = "Reads and computing add up: nothing overlaps unless work.overlapped says so."
+        others = token.memory + token.begun
+        mistakes = {
+            alone: others + max(io, compute),
+            alone + " ": others + token.speeds.rest_ms + max(io, token.product),
+        }
+        check_token(token, io + compute, mistakes)
 
 
 @pytest.mark.points("0.3", 1)
-@pytest.mark.parametrize("product_share", [0.5, 2.5])
-def test_the_slower_of_reads_and_products_counts_where_they_overlap(product_share: float) -> None:
-    token = any_token(True, product_share)
-    rest, io, memory, product = token.speeds.rest_ms, token.io, token.memory, token.product
-    copies = "Only reads and products overlap: copies, and the rest, still take their own time."
-    mistakes = {
-        "With work.overlapped, products run during the reads: the slower of the two counts.": rest
-        + memory
-        + io
-        + product,
-        "The slower of the two counts, not the faster.": rest + memory + min(io, product),
-        copies: rest + max(io, memory + product),
-        copies + " ": rest + max(io, memory, product),
-        copies + "  ": max(io, rest + memory + product),
-        copies + "   ": rest + max(io + memory, product),
-    }
-    check_token(token, max(io, product), mistakes)
+def test_the_slower_of_reads_and_computing_counts_where_they_overlap() -> None:
+    for compute_share in (0.5, 0.95, 1.2, 2.5):
+        token = any_token(True, compute_share)
+        rest, io, memory, product, begun = token.speeds.rest_ms, token.io, token.memory, token.product, token.begun
+        copies = "Only reads and computing overlap: copies and batches' beginnings and ends still take their own time."
+        computing = "All computing runs during the reads: the products and speeds.rest_ms together."
+        compute = rest + product
+        slower = "With work.overlapped the processor computes during the reads: the slower of the two counts."
+        mistakes = {
+            slower: memory + begun + io + compute,
+            "The slower of the two counts, not the faster.": memory + begun + min(io, compute),
+            computing: memory + begun + rest + max(io, product),
+            computing + " ": memory + begun + product + max(io, rest),
+            computing + "  ": memory + begun + max(io, product),
+            computing + "   ": memory + begun + max(io, rest),
+            computing + "    ": memory + begun + max(io, rest, product),
+            copies: begun + max(io, memory + compute),
+            copies + " ": begun + max(io, memory, compute),
+            copies + "  ": begun + max(io + memory, compute),
+            copies + "   ": memory + max(io + begun, compute),
+            copies + "    ": memory + max(io, begun + compute),
+            copies + "     ": max(io + memory + begun, compute),
+            copies + "      ": max(io, memory + begun + compute),
+        }
+        check_token(token, max(io, compute), mistakes)
+
+
+@pytest.mark.points("0.3", 1)
+def test_a_token_that_leaves_something_out() -> None:
+    for overlapped in (False, True):
+        token = any_token(overlapped, 0.7)
+        rest, work, curve, speeds = token.speeds.rest_ms, token.work, token.curve, token.speeds
+        nothing = replace(work, reads=0, bytes=0, batches=0, copied_bytes=0, product_bytes=0)
+        expect(token_ms(curve, nothing, speeds), rest, "a token without FFNs, ms", {}, 1e-9 * rest)
+        idle = replace(work, reads=0, bytes=0)
+        right = rest + token.product + token.memory + token.begun
+        mistakes = {"A batch takes curve.batch_ms whatever it reads.": right - token.begun}
+        expect(token_ms(curve, idle, speeds), right, "a token that reads nothing, ms", mistakes, 1e-9 * right)
+        alone = replace(work, copied_bytes=0, product_bytes=0)
+        right = token.begun + (max(token.io, rest) if overlapped else token.io + rest)
+        expect(token_ms(curve, alone, speeds), right, "a token that only reads, ms", {}, 1e-6 * right)

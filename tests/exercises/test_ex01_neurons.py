@@ -28,7 +28,7 @@ class Recorder(Serial):
     started = 0
 
     def submit(self, fd: int, reads: Reads) -> Batch:
-        self.started += len(reads)
+        self.started += reads.number
         return super().submit(fd, reads)
 
 
@@ -94,7 +94,7 @@ def test_neurons_land_in_their_rows(tmp_path: Path, layout: str) -> None:
         for layer in random.permutation(LAYERS).tolist():
             neurons, rows = random.permutation(NEURONS)[:12], random.permutation(NEURONS)[:12]
             buffer, content = flash.buffer(NEURONS), flash.content[layer]
-            wait_all(flash.file.submit(layer, neurons, buffer, rows))
+            wait_all(flash.file.submit(layer, neurons, flash.file.columns(buffer), rows))
             found, where = buffer[:, : 2 * flash.half], f"{layout}, layer {layer}"
             mistakes = {
                 "`rows` was ignored: neuron i must land in buffer[rows[i]].": flash.landed(
@@ -104,9 +104,9 @@ def test_neurons_land_in_their_rows(tmp_path: Path, layout: str) -> None:
                     layer, neurons, neurons, NEURONS
                 )[rows],
                 "Neurons were sorted, and their rows not with them.": content[np.sort(neurons)],
-                "Down landed on up: a piece belongs at its own column of the row.": flash.down_on_up(
-                    layer, neurons, rows, NEURONS
-                )[rows],
+                "Down landed on up: piece p belongs in matrices[p].": flash.down_on_up(layer, neurons, rows, NEURONS)[
+                    rows
+                ],
                 "Nothing was read.": np.full((12, 2 * flash.half), UNTOUCHED),
             }
             for other in range(LAYERS):
@@ -125,7 +125,7 @@ def test_adjacent_neurons_cost_one_read_a_piece(tmp_path: Path, layout: str) -> 
     neurons = np.concatenate([np.arange(begin, begin + random.integers(2, 6)) for begin in first])
     rows = random.permutation(NEURONS)[: len(neurons)]
     buffer, order = flash.buffer(NEURONS), random.permutation(len(neurons))
-    wait_all(flash.file.submit(1, neurons[order], buffer, rows[order]))
+    wait_all(flash.file.submit(1, neurons[order], flash.file.columns(buffer), rows[order]))
     counters, allowed = flash.file.counters, pieces * len(first)
     mistake = "Hand all records of a piece to one FlashFile.submit, which merges adjacent ones."
     where = f"for {len(neurons)} neurons in {len(first)} runs, {layout}"
@@ -140,7 +140,7 @@ def test_adjacent_neurons_cost_one_read_a_piece(tmp_path: Path, layout: str) -> 
 def test_submit_starts_reads_and_returns(tmp_path: Path) -> None:
     flash, neurons, rows = Flash(tmp_path, "split"), np.array([9, 3, 4, 30]), np.array([2, 0, 5, 1])
     buffer, copies = flash.buffer(6), (neurons.copy(), rows.copy())
-    tickets = flash.file.submit(0, neurons, buffer, rows)
+    tickets = flash.file.submit(0, neurons, flash.file.columns(buffer), rows)
     require(flash.recorder.started > 0, "0 reads were started", "6", "submit hands the reads to the drive.")
     require(
         flash.file.counters.reads == 0, f"submit waited for {flash.file.counters.reads} reads", "0",
@@ -152,5 +152,11 @@ def test_submit_starts_reads_and_returns(tmp_path: Path) -> None:
     expect(buffer[:, : 2 * flash.half], flash.landed(0, neurons, rows, 6), "the rows' bytes")
     expect((neurons, rows), copies, "neurons and rows after the call")
     none = np.zeros(0, np.int64)
-    wait_all(flash.file.submit(2, none, buffer, none))
+    wait_all(flash.file.submit(2, none, flash.file.columns(buffer), none))
     require(flash.file.counters.reads == done, "no neurons cost reads", "0 reads")
+    up = aligned_buffer(4, flash.half)
+    tickets = flash.file.submit(1, neurons, [up], np.arange(4))
+    wait_all(tickets)
+    mistake = "Only as many pieces are read as there are matrices."
+    require(len(tickets) == 1, f"{len(tickets)} tickets for one matrix", "1", mistake)
+    expect(up, flash.content[1, neurons, : flash.half], "one matrix: rows of the first piece")

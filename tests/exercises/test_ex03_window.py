@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flashlite.course.checks import expect, require, rng
-from flashlite.engine.window import LONGEST_WINDOW, Window, largest_window, union_sizes
+from flashlite.engine.window import LONGEST_UNION, Window, largest_window, union_sizes
 
 NEURONS, TOKENS = 200, 30
 
@@ -56,7 +56,7 @@ def plain_sizes(
     """s_agg by plain sets. stride: from one window to the next, 0 for windows that don't overlap."""
     used = [set(np.flatnonzero(token).tolist()) for token in mask]
     means = []
-    for k in range(1, LONGEST_WINDOW + 1):
+    for k in range(1, LONGEST_UNION + 1):
         begins = [b + i for b in range(0, len(used), length) for i in range(0, length - k + 1, stride or k)]
         means.append(float(np.mean([len(join(*used[begin : begin + k])) for begin in begins])))
     return tuple(means)
@@ -70,7 +70,7 @@ def test_union_sizes_of_several_texts() -> None:
     mistakes = {
         "Windows reach from one text into the next.": plain_sizes(mask, len(mask), 1),
         "Neurons that several of the k tokens use are counted more than once.": tuple(
-            sizes[0] * k for k in range(1, LONGEST_WINDOW + 1)
+            sizes[0] * k for k in range(1, LONGEST_UNION + 1)
         ),
         "Only windows that don't overlap were taken; every token begins one.": plain_sizes(mask, length),
         "Neurons that any of the k tokens uses count, not only those that all use.": plain_sizes(
@@ -87,9 +87,9 @@ def test_union_sizes_of_several_texts() -> None:
 
 @pytest.mark.points("3.1", 1)
 def test_union_sizes_of_texts_of_eight_tokens() -> None:
-    mask = masks(2, LONGEST_WINDOW)
-    sizes = plain_sizes(mask, LONGEST_WINDOW, 1)
-    expect(union_sizes(torch.from_numpy(mask), LONGEST_WINDOW), sizes, "s_agg of texts of 8 tokens", tolerance=1e-3)
+    mask = masks(2, LONGEST_UNION)
+    sizes = plain_sizes(mask, LONGEST_UNION, 1)
+    expect(union_sizes(torch.from_numpy(mask), LONGEST_UNION), sizes, "s_agg of texts of 8 tokens", tolerance=1e-3)
 
 
 @pytest.mark.points("3.1", 1)
@@ -97,7 +97,7 @@ def test_union_sizes_of_silent_and_of_busy_layers() -> None:
     for fired in (False, True):
         mask = torch.full((24, NEURONS), fired)
         found = union_sizes(mask, 12)
-        expect(found, (NEURONS * fired,) * LONGEST_WINDOW, f"s_agg where {'all' if fired else 'no'} neurons fire")
+        expect(found, (NEURONS * fired,) * LONGEST_UNION, f"s_agg where {'all' if fired else 'no'} neurons fire")
         require(all(type(size) is float for size in found), f"sizes are {type(found[0]).__name__}s", "floats")
     mask = torch.from_numpy(masks(2, 12))
     before = mask.clone()
@@ -157,7 +157,7 @@ def check_steps(
         expect(in_order(step.drop, f"{name}: drop"), right[i].drop, f"{name}: neurons to drop", drops)
         expect(in_order(step.load, f"{name}: load"), right[i].load, f"{name}: neurons to load", loads)
         expect(in_order(step.overflow, f"{name}: overflow"), union([]), f"{name}: neurons without room")
-        expect(window.resident, right[i].after, f"{name}: neurons in the window", residents)
+        expect(window.held, right[i].after, f"{name}: neurons in the window", residents)
         expect(window.size, len(right[i].after), f"{name}: window.size")
         require(np.array_equal(given, active), f"{name}: active was changed", "no change")
 
@@ -224,7 +224,7 @@ def test_what_finds_no_room_is_overflow() -> None:
         expect(in_order(step.load, f"{what}: load"), np.setdiff1d(new, overflow), f"{what}: neurons to load", mistakes)
         expect(in_order(step.drop, f"{what}: drop"), np.setdiff1d(before, after), f"{what}: neurons to drop")
         mistakes = {"What is overflow does not stay in the window.": np.union1d(after, overflow)}
-        expect(window.resident, after, f"{what}: neurons in the window", mistakes)
+        expect(window.held, after, f"{what}: neurons in the window", mistakes)
         expect(window.size, len(after), f"{what}: window.size")
         before = after
 
@@ -333,9 +333,19 @@ def test_largest_window_that_fits_exactly() -> None:
 @pytest.mark.points("3.4", 1)
 def test_largest_window_if_none_or_all_fit() -> None:
     sizes = rising_sizes()
-    for count in (8, 3):
-        found = largest_window(sizes[:count], int(sizes[7]) + 100)
+    for count in (8, 3, 1):
+        given = sizes[:count]
+        found = largest_window(given, int(sizes[7]) + 100)
         expect(found, count, f"window if all {count} sizes fit", {"Nothing is known about longer windows.": count + 1})
-        require(isinstance(found, int), f"the window is a {type(found).__name__}", "an int")
+        require(type(found) is int, f"the window is a {type(found).__name__}", "an int")
+        require(given == sizes[:count], "sizes was changed", "no change")
     for rows in (0, 1):
         expect(largest_window(sizes, rows), 0, f"window with {rows} rows", {"Not even one token fits.": 1})
+    expect(largest_window((0.0, 0.0, 4.5), 0), 2, "window without rows, where two tokens use no neuron")
+    for k in range(1, 8):
+        below, above = float(int(sizes[k - 1])), float(int(sizes[k - 1])) + 0.25
+        what = f"window with {below:.0f} rows, s_agg({k}) = {above}"
+        rounded = [below] * k + [below + 9]
+        mistakes = {"A part of a neuron needs a row as well: the sizes must not be rounded.": k}
+        expect(largest_window([below - 1] * (k - 1) + [above, below + 9], int(below)), k - 1, what, mistakes)
+        expect(largest_window(rounded, int(below) - 1), 0, f"window with one row less than s_agg(1) = {below}")

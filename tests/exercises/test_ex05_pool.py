@@ -99,7 +99,7 @@ def check_rows(pool: Pool, layer: Layer, held: np.ndarray, what: str, mistake: s
     found = lying(pool, layer)
     lie = np.sort(found)
     expect(lie, np.sort(held), f"{what}: neurons whose weights lie in the used rows, sorted", {mistake: lie})
-    text = "What is known of a row must change with its neuron: self._settle(neurons, rows)."
+    text = "What is known of a row must change with its neuron: self._note(neurons, rows)."
     known = pool.neurons()
     expect(known, found, f"{what}: self._neuron_of_row of the used rows", {text: known})
     known = pool._row_of_neuron[found]
@@ -127,7 +127,7 @@ def test_place_gives_rows_to_new_neurons() -> None:
         rows = exchange(pool, layer, load, drop).rows
         require(pool.num_used == len(held), f"{what}: self.num_used is {pool.num_used}", f"{len(held)}")
         expected = pool._row_of_neuron[load]
-        mistakes = {"A new neuron's row must be noted: self._settle(load, rows).": rows} if -1 in expected else {}
+        mistakes = {"A new neuron's row must be noted: self._note(load, rows).": rows} if -1 in expected else {}
         text = "A row about to be read into was moved: let new neurons take the lowest free rows."
         expect(rows, expected, f"{what}: rows to read into, by self._row_of_neuron", {**mistakes, text: rows})
         check_rows(pool, layer, held, what)

@@ -1,0 +1,47 @@
+"""What a model is and does, in tables and lines: its predictors, its tokens, and what was planted in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from flashlite.bench.tables.table import Table
+
+if TYPE_CHECKING:  # so that tables need no torch
+    from flashlite.engine.predictor_file import LayerReport
+    from flashlite.engine.timing import CallCost
+
+
+def predictor_table(reports: list[LayerReport]) -> Table:
+    """How good each layer's predictor is on held-out text."""
+    rows = []
+    for i, r in enumerate(reports):
+        ratio = r.predicted / r.active if r.active else 0.0
+        shares = (f"{share:.2%}" for share in (r.recall, r.false_negatives, r.false_positives))
+        rows.append([str(i), str(r.rank), f"{r.active:.2%}", f"{r.predicted:.2%}", f"{ratio:.2f}", *shares])
+    columns = "layer", "rank", "active", "predicted", "ratio", "recall", "false negatives", "false positives"
+    return Table(columns, rows)
+
+
+def token_line(calls: Sequence[CallCost], budget_bytes: int, seconds: float) -> str:
+    """One line: what the tokens after the prompt cost on average."""
+    decoded = [call for call in calls if call.tokens == 1] or calls
+
+    def mean(field: str) -> float:
+        return sum(getattr(call, field) for call in decoded) / len(decoded)
+
+    split = f"I/O {mean('io_ms'):.1f} + memory {mean('memory_ms'):.1f} + compute {mean('compute_ms'):.1f} ms"
+    return (
+        f"[{len(calls)} calls in {seconds:.1f} s; a token: {split}, {mean('bytes') / 1e6:.2f} MB in "
+        f"{mean('reads'):.0f} reads; budget {budget_bytes / 1e6:.1f} MB]"
+    )
+
+
+def planted_line(planted: dict[str, Any]) -> str:
+    """What a planted model reached, as shares of the FFN."""
+    share = {name: f"{planted[name]:.2%}" for name in ("active", "predicted", "recall", "new", "resident", "ahead")}
+    return (
+        f"for a token {share['active']} of the FFN fire, {share['predicted']} are predicted, recall {share['recall']}; "
+        f"with a window of {planted['window']} {share['new']} are read and {share['resident']} resident; "
+        f"{share['ahead']} of what a layer is predicted to need is told by the input of the layer before"
+    )

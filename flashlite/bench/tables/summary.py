@@ -1,0 +1,92 @@
+"""The lines that stand around a table of the ladder: machine, drive, dense model, memory, and whether to trust it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flashlite.bench.tables.table import BAD, GOOD, NEARLY, number
+
+if TYPE_CHECKING:  # so that tables need no torch
+    from flashlite.bench.cap import CapReport
+    from flashlite.bench.machine import Ceiling
+    from flashlite.bench.result import Result
+    from flashlite.bench.row import MeasuredStage
+
+LEGEND = (
+    f"same tokens: {GOOD} with the oracle predictor they are the dense model's, {BAD} they are not; %: how many of "
+    f"them the trained predictor gives too, {NEARLY} not all"
+)
+
+
+def summary_lines(result: Result) -> list[str]:
+    """What was measured, whether its times can be trusted, and then the machine, the dense model and the memory."""
+    host, ceiling, dense = result.host, result.ceiling, result.dense
+    return [
+        f"{result.title} {result.dtype}, {_mb(result.weight_bytes)} of weights, budget {_mb(result.budget_bytes)} "
+        f"({result.budget_share:.0%}), {result.new_tokens} tokens after a prompt of {result.prompt_tokens}",
+        *_warning(result),
+        f"{host.processor}, {host.cores} cores, {host.memory_bytes / 2**30:.0f} GiB; drive {result.drive.device}: "
+        f"{ceiling.random_mb_s:.0f} MB/s in random reads of {ceiling.record_bytes} bytes, {ceiling.depth} in flight, "
+        f"{ceiling.sequential_mb_s:.0f} MB/s sequential",
+        f"dense, all weights in DRAM: {number(dense.total_ms)} ms a token in {_mb(dense.dram_bytes)}",
+        _memory_line(result),
+        *[_work_line(stage, ceiling) for stage in result.stages if stage.name == "pool"],
+        *[_ahead_line(stage) for stage in result.stages if stage.prefetched_bytes],
+        *_cap_lines(result.memory_cap),
+    ]
+
+
+def _mb(nbytes: float) -> str:
+    return f"{number(nbytes / 1e6)} MB"
+
+
+def _warning(result: Result) -> list[str]:
+    """One line if something else kept the machine busy, none if not."""
+    signs = result.disturbance.signs if result.disturbance else []
+    return [f"{BAD} these times are not to be trusted: {', '.join(signs)}"] if signs else []
+
+
+def _memory_line(result: Result) -> str:
+    """The most that a process had in memory, and why that may be more than the cap."""
+    base, most = result.base, max(stage.peak_rss_bytes for stage in result.stages)
+    line = (
+        f"peak RSS {'never passes' if most <= result.budget_bytes + base.total else 'PASSES'} budget plus a base of "
+        f"{_mb(base.total)}: libraries {_mb(base.libraries)}, KV cache {_mb(base.kv_cache)}, activations and "
+        f"allocator {_mb(base.work)}"
+    )
+    if result.memory_cap.bytes is None or most <= result.memory_cap.bytes:
+        return line
+    return (
+        f"{line}; it is above the memory cap because RSS counts the libraries' pages that other processes have in "
+        "memory as well, which the cap counts to the process that read them first"
+    )
+
+
+def _work_line(stage: MeasuredStage, ceiling: Ceiling) -> str:
+    """How much of a token is the work that it must be: reads, and products with weights, attention's and the head's."""
+    work = stage.io_ms + stage.product_ms + stage.linear_ms
+    return (
+        f"stage {stage.stage} waits for flash or multiplies weights for {work / stage.total_ms:.0%} of a token, and "
+        f"manages memory for {stage.memory_ms / stage.total_ms:.1%}; its reads reach "
+        f"{stage.read_mb_s / ceiling.random_mb_s:.0%} of the drive's random reads"
+    )
+
+
+def _ahead_line(stage: MeasuredStage) -> str:
+    return (
+        f"stage {stage.stage} reads {_mb(stage.prefetched_bytes)} of a token ahead of the layer that needs it, "
+        f"{stage.wasted_bytes / stage.prefetched_bytes:.0%} of that for nothing"
+    )
+
+
+def _cap_lines(cap: CapReport) -> list[str]:
+    """What the cap was and whether it meant something, none where no cap was asked for."""
+    if cap.bytes is None or cap.base_bytes is None:
+        return []
+    size = f"memory cap of {_mb(cap.bytes)}, the budget and {_mb(cap.base_bytes)} for the process"
+    if not cap.enforced:
+        return [f"{size}: NOT enforced, because the system grants no control group here"]
+    most = f"; at most {_mb(cap.peak_bytes)} were used" if cap.peak_bytes else ""
+    states = {True: "runs as well", False: "is killed", None: "was not tried"}
+    dense = f"under it the dense model {states[cap.dense_fits]}"
+    return [f"{size}, page cache included, enforced by {cap.how}{most}; {dense}"]

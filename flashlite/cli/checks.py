@@ -1,0 +1,120 @@
+"""Arguments and places that can't work, refused before torch is imported and before anything is measured."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flashlite.arguments import LAYOUTS, MANIFEST, is_store, parse_budget
+from flashlite.errors import BudgetError, FlashliteError
+
+if TYPE_CHECKING:
+    from flashlite.storage.store import Store
+
+HUB_ID = r"[\w-][\w.-]*(/[\w-][\w.-]*)?"
+CONFIG = "config.json"  # the file that makes a folder a checkpoint
+
+
+def check_model(model: str) -> None:
+    """Raise FlashliteError unless this is opt-mini, a store, a checkpoint folder, or could be a model of the hub."""
+    if os.path.isfile(model):
+        raise FlashliteError(f"{model} is a file: name the folder that holds {CONFIG} and the weights")
+    if os.path.isdir(model) and not is_store(model) and not os.path.exists(Path(model) / CONFIG):
+        raise FlashliteError(f"{model} is neither a store nor a checkpoint: it has no {MANIFEST} and no {CONFIG}")
+    if not os.path.isdir(model) and not re.fullmatch(HUB_ID, model):
+        raise FlashliteError(
+            f"{model!r} is not a folder and not a hub id: write a folder, opt-mini or facebook/opt-125m"
+        )
+
+
+def check_store(store: Path) -> None:
+    """Raise FlashliteError unless a folder is a store."""
+    if not is_store(store):
+        raise FlashliteError(f"{store} is not a store: make one with `flashlite pack MODEL {store}`")
+
+
+def check_budget(budget: str) -> None:
+    """Raise FlashliteError unless a text is a budget, whatever the model."""
+    if parse_budget(budget, weight_bytes=2**40) == 0:
+        raise BudgetError(f'a budget of {budget!r} holds nothing: write bytes, "4GiB" or "50%"')
+
+
+def check_layouts(layouts: str) -> None:
+    """Raise FlashliteError unless a text names layouts, with commas between them."""
+    if not set(layouts.split(",")) <= set(LAYOUTS):
+        raise FlashliteError(f"layout {layouts!r} is not known: write bundled, split, or bundled,split")
+
+
+def check_texts(files: Iterable[Path]) -> None:
+    """Raise FlashliteError unless each of these files can be read."""
+    for file in files:
+        try:
+            with file.open("rb"):
+                pass
+        except OSError as error:
+            raise FlashliteError(f"{file} cannot be read: {error.strerror}") from None
+
+
+def check_new_folder(folder: Path, replace: bool, advice: str) -> None:
+    """Raise FlashliteError unless a store can be written to this folder. replace: whether it may take another store's
+    place; advice: what to do if it may not."""
+    if os.path.lexists(folder) and not replace:
+        raise FlashliteError(f"{folder} exists already: {advice}")
+    check_writable(folder, str(folder))
+
+
+def check_file(file: Path, name: str) -> None:
+    """Raise FlashliteError unless a file can be written here. name: what the message calls it."""
+    try:
+        if file.is_dir():
+            raise FlashliteError(f"{name} is a folder: name a file in it")
+        if file.exists() and not file.is_file() and os.access(file, os.W_OK):
+            return  # a device or a pipe, such as /dev/stdout
+    except OSError as error:
+        raise FlashliteError(f"{name} cannot be written: {error.strerror}") from None
+    check_writable(file, name)
+
+
+def check_writable(place: Path, name: str) -> None:
+    """Raise FlashliteError unless something can be written beside `place`, in folders that need not exist yet. This is
+    found out by writing, and nothing is left of it."""
+    try:
+        folder = next(parent for parent in place.absolute().parents if os.path.lexists(parent))
+        if not folder.is_dir():
+            raise FlashliteError(f"{name} cannot be written: {folder} is not a folder")
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise FlashliteError(f"{name} cannot be written: {error.strerror}") from None
+
+
+def check_figure(plot: Path, name: str) -> None:
+    """Raise FlashliteError unless matplotlib can draw a file of this name."""
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ModuleNotFoundError:
+        raise FlashliteError(f"{name} needs matplotlib: pip install matplotlib") from None
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if plot.suffix.lower().removeprefix(".") not in kinds:
+        raise FlashliteError(f"{name} has no ending that matplotlib knows: name a file .png, .svg or .pdf")
+
+
+def check_stages(
+    store: Store, stages: Sequence[int], dram_budget: int | str, predictor: str = "trained", window: int | str = 5
+) -> None:
+    """Raise FlashliteError if a stage can't be loaded so; of budgets, for the stage that needs most. No weights are
+    read, but the store is open, so torch is imported."""
+    from flashlite.engine.model import choose_stage, plan
+
+    too_small: list[BudgetError] = []
+    for stage in stages:
+        try:
+            plan(store, choose_stage(store, stage, window, dram_budget), dram_budget, predictor)
+        except BudgetError as error:
+            too_small.append(error)
+    if too_small:
+        raise max(too_small, key=lambda error: error.smallest)

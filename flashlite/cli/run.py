@@ -1,0 +1,80 @@
+"""The command that writes text: run."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from flashlite.arguments import parse_window
+from flashlite.cli.checks import check_stages
+from flashlite.cli.options import (
+    BudgetOption,
+    DtypeOption,
+    ImplOption,
+    ModelArgument,
+    PredictorOption,
+    StageOption,
+    VerifyOption,
+    WindowOption,
+    open_store,
+)  # fmt: skip
+from flashlite.cli.unsolved import check_solved, of_stages
+from flashlite.course import plug
+
+
+def run(
+    model: ModelArgument = "opt-mini",
+    prompt: Annotated[str, typer.Option(help="text to continue; an empty one begins a new text")] = "def add(a, b):",
+    max_new_tokens: Annotated[int, typer.Option(help="fewer where the model's positions end", min=1)] = 64,
+    stage: StageOption = 5,
+    dram_budget: BudgetOption = "50%",
+    predictor: PredictorOption = "trained",
+    window: WindowOption = "5",
+    dtype: DtypeOption = None,
+    verify_reads: VerifyOption = False,
+    impl: ImplOption = "ref",
+) -> None:
+    """Continue a prompt, token by token, with the weights on flash.
+
+    A prompt may hold any valid Unicode; one that isn't UTF-8 or fills the model's positions is refused. With --impl the
+    code of exercises runs as any program of yours, without the limits that grading sets.
+    """
+    tokens = parse_window(window)
+    check_solved(impl, of_stages([stage]))
+    plugged = plug.plug_in(impl, model, dtype)
+    import torch
+    from transformers import TextStreamer
+
+    from flashlite.bench import tables
+    from flashlite.bench.ladder import check_stage
+    from flashlite.engine.model import load
+    from flashlite.storage.tokenizer import encode, load_tokenizer, settings_named
+
+    store = open_store(plugged.model, dtype)
+    tokenizer = load_tokenizer(store)
+    ids = encode(tokenizer, prompt, store)
+    if plugged.plugs:
+        check_stages(store, [stage], dram_budget, predictor, tokens)
+        check_stage(store, stage, dram_budget, tokens, plugged.command("flashlite.bench.measure_one"))
+    positions = store.config.max_position_embeddings
+    longest = positions - ids.shape[1]
+    flash_model = load(
+        store, dram_budget=dram_budget, stage=stage, predictor=predictor, window=tokens, verify_reads=verify_reads
+    )
+    began, streamer = time.perf_counter(), TextStreamer(tokenizer)
+    try:
+        with settings_named(store):
+            written = flash_model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=min(max_new_tokens, longest), do_sample=False,
+                num_beams=1, streamer=streamer,
+            )  # fmt: skip
+    except BaseException:
+        streamer.end()  # which shows the last word too
+        raise
+    if written.shape[1] == positions and max_new_tokens > longest:
+        print(f"[the text fills all {positions} positions of the model]")
+    engine = flash_model.flash
+    print(tables.token_line(engine.calls, engine.budget.total, time.perf_counter() - began))
+    plugged.show_calls()

@@ -1,0 +1,60 @@
+"""Exercises that a command is going to run and that nobody has solved yet, told by reading their files."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable
+from pathlib import Path
+
+from flashlite.arguments import parse_stages
+from flashlite.course.generate import find_function
+from flashlite.course.manifest import Exercise, find_course
+from flashlite.course.plug import choose
+from flashlite.errors import FlashliteError
+
+STAGES_OF = {  # the stages of the ladder that call an exercise's function; tests/test_arguments.py holds all of these
+    "0.1": "0-6", "1.1": "0-6", "1.2": "2-6", "2.1": "2-6", "2.2": "2-6", "2.5": "2-5", "3.2": "2-6", "3.3": "3-6",
+    "4.2": "2-6", "5.1": "5-6", "5.2": "5-6", "5.3": "5", "6.1": "2-6",
+}  # fmt: skip
+COST_MODEL = {"0.2", "0.3"}
+PROBE, PACK = {"0.1"}, {"4.1"}
+ESTIMATE = COST_MODEL | {"1.1", "1.3", "2.5", "4.2"}
+TRAIN = {"0.1", "1.1", "1.2", "2.2", "2.3", "2.4", "3.1", "4.2"}
+
+
+def of_stages(stages: Iterable[int]) -> set[str]:
+    """The exercises, by id, that at least one of these stages of the ladder calls."""
+    return {exercise for exercise, of in STAGES_OF.items() if not set(stages).isdisjoint(parse_stages(of))}
+
+
+def check_solved(impl: str, called: set[str]) -> None:
+    """Raise FlashliteError if one of the exercises that will be called, by id, is a stub in the file that `--impl`
+    names for it."""
+    if impl == "ref":
+        return
+    course = find_course()
+    plugs = choose(course, impl)
+    for exercise in course.exercises:
+        if exercise.id in called and exercise.module in plugs:
+            _check(exercise, Path(plugs[exercise.module].file), impl)
+
+
+def _check(exercise: Exercise, file: Path, impl: str) -> None:
+    """Raise FlashliteError if a function still raises what its stub raised. A file that isn't Python, or lacks the
+    function, passes: running it says better what is wrong with it."""
+    try:
+        function = find_function(ast.parse(file.read_bytes()), exercise.qualname)
+    except (OSError, SyntaxError, ValueError, FlashliteError):
+        return
+    for node in ast.walk(function):
+        if isinstance(node, ast.Raise) and (order := _text(node)).startswith(f"exercise {exercise.id}:"):
+            raise FlashliteError(
+                f"{order} ({file.parent.name}/{file.name}:{node.lineno}); to run without it, write --impl "
+                f"{impl},{exercise.slot}=ref"
+            )
+
+
+def _text(node: ast.AST) -> str:
+    """The first text inside a statement."""
+    values = (part.value for part in ast.walk(node) if isinstance(part, ast.Constant))
+    return next((value for value in values if isinstance(value, str)), "")
