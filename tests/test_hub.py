@@ -364,10 +364,13 @@ def test_a_folder_called_opt_mini_is_that_folder(kind: str, at_home: Path, caplo
     assert open_model(model).manifest["name"] == "opt-mini"
 
 
-def test_a_store_called_opt_mini_is_that_store(at_home: Path) -> None:
+def test_a_store_called_opt_mini_is_that_store(at_home: Path, caplog: pytest.LogCaptureFixture) -> None:
     shutil.rmtree(at_home / "opt-mini")
     pack(save_checkpoint(make_model(), at_home / "checkpoint"), at_home / "opt-mini")
+    assert open_model("./opt-mini").config.hidden_size == 64
+    assert caplog.messages == []
     assert open_model("opt-mini").config.hidden_size == 64
+    assert ["not the model that comes with flashlite" in line for line in caplog.messages] == [True]
 
 
 def test_opt_mini_is_the_model_that_comes_with_flashlite(at_home: Path) -> None:
@@ -381,7 +384,7 @@ def test_opt_mini_is_the_model_that_comes_with_flashlite(at_home: Path) -> None:
 
 def test_only_hub_models_have_revisions(at_home: Path, tiny_store: Store) -> None:
     for model, kind in ((tiny_store, StoreError), (tiny_store.path, StoreError), ("opt-mini", CheckpointError)):
-        with pytest.raises(kind, match="which has no revisions: leave out revision 'main'") as error:
+        with pytest.raises(kind, match=r"only hub models have revisions, and .*: leave out 'main'") as error:
             open_model(model, revision="main")
         assert_one_line(error)
 

@@ -348,7 +348,9 @@ def test_half_of_an_fp16_checkpoint_is_half_of_its_published_size(folder: Path) 
     edit_weights(folder, lambda state: state.update({name: tensor.half() for name, tensor in state.items()}))
     edit_json(folder / "config.json", dtype="float16")
     published = sum(t.numel() * 2 for t in load_file(folder / "model.safetensors").values())
-    assert open_model(folder).weight_bytes == published
+    store = open_model(folder)
+    assert store.weight_bytes == published
+    assert [ours(store, stage) for stage in LADDER] == [theirs(folder)] * len(LADDER)
 
 
 def test_opt_mini_is_used_in_fp32(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

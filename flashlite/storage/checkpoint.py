@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import OPTConfig, OPTForCausalLM
 
 from flashlite.arguments import WEIGHT_FILES
-from flashlite.errors import CheckpointError
+from flashlite.errors import CheckpointError, one_line
 from flashlite.families.opt import OPT, family_of
 from flashlite.storage.safetensors_file import DTYPES
 from flashlite.storage.side_files import CONFIG, side_files
@@ -55,8 +55,9 @@ class Checkpoint:
         _refuse_adapter(folder)
         self.config = read_json(folder / CONFIG)
         self.family = family_of(self.config)
-        for name in side_files(folder):
-            refuse_pointer(folder / name)
+        with one_line(folder, CheckpointError):
+            for name in side_files(folder):
+                refuse_pointer(folder / name)
         _refuse_quantized(folder, self.config)
         try:
             self.opt = read_config(self.config)
@@ -89,17 +90,16 @@ class Checkpoint:
 
     def _find_tensors(self, files: list[Path], shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[Path, str]]:
         """The file and the name there of each tensor that an OPT may have."""
-        head = {self.family.head: shapes[self.family.embedding]}
+        shapes = {self.family.head: shapes[self.family.embedding]} | shapes
         places: dict[str, tuple[Path, str]] = {}
         for path in files:
             opened = open_weights(path)
             for original in opened.names():
-                name = self.family.canonical(original)
-                if name is None or (expected := (head | shapes).get(name)) is None:
+                if (name := self.family.canonical(original)) not in shapes:
                     continue
-                if (shape := opened.shape(original)) != expected:
+                if (shape := opened.shape(original)) != (asked := shapes[name]):
                     raise CheckpointError(
-                        f"{path}: {original} has shape {shape}, config.json asks for {expected}: is it this model's?"
+                        f"{path}: {original} has shape {shape}, config.json asks for {asked}: is it this model's?"
                     )
                 if opened.float_dtype(original) is None:
                     raise CheckpointError(
@@ -111,8 +111,10 @@ class Checkpoint:
         return places
 
     def _settle_head(self) -> None:
-        """Do as transformers does with a head that should be the embedding: one of the two may be missing, but two that
-        differ are both used."""
+        """Do as transformers does with a head that should be the embedding.
+
+        One of the two may be missing; two that are equal are one; two that differ are both used.
+        """
         head, embedding = self.family.head, self.family.embedding
         if not self.opt.tie_word_embeddings or head not in self._places:
             return

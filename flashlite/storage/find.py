@@ -9,9 +9,9 @@ import os
 from pathlib import Path
 
 from flashlite.arguments import MANIFEST, is_store
-from flashlite.errors import CheckpointError, FlashliteError, StoreError
+from flashlite.errors import CheckpointError, FlashliteError, StoreError, one_line
 from flashlite.storage.checkpoint import Checkpoint
-from flashlite.storage.hub import BUNDLED_MODEL, find_snapshot, local_folder, model_name
+from flashlite.storage.hub import BUNDLED_MODEL, find_snapshot, local_folder, model_name, say_which
 from flashlite.storage.pack import own_dtype, pack_checkpoint
 from flashlite.storage.safetensors_file import DTYPES
 from flashlite.storage.side_files import CONFIG, side_files
@@ -44,8 +44,11 @@ def open_model(model: str | Path | Store, dtype: str | None = None, revision: st
 
     What isn't packed yet is packed first, with a line. Raises FlashliteError.
     """
-    if isinstance(model, Store) or is_store(model):
-        return _as_asked(model if isinstance(model, Store) else Store(model), dtype, revision)
+    if isinstance(model, Store):
+        return _as_asked(model, dtype, revision)
+    if is_store(model):
+        say_which(model)
+        return _as_asked(Store(model), dtype, revision)
     if dtype is not None and dtype not in DTYPES:
         raise StoreError(f"unknown dtype {dtype!r}: choose from {list(DTYPES)}")
     if (folder := local_folder(model, revision)) is None:
@@ -62,7 +65,7 @@ def _as_asked(store: Store, dtype: str | None, revision: str | None) -> Store:
     if dtype is not None and dtype != store.dtype_name:
         raise StoreError(f"{store.path} was packed as {store.dtype_name}, not {dtype}: pack the checkpoint again")
     if revision is not None:
-        raise StoreError(f"{store.path} is a store, which has no revisions: leave out revision {revision!r}")
+        raise StoreError(f"only hub models have revisions, and {store.path} is a store: leave out {revision!r}")
     return store
 
 
@@ -100,12 +103,14 @@ def _packed_before(model: str, dtype: str | None) -> Store | None:
 
 def _digest(checkpoint: Path) -> str:
     """Another one for another or a changed checkpoint. The bundled model's is the same wherever flashlite is."""
-    names = {*side_files(checkpoint), *(path.name for path in checkpoint.iterdir() if path.suffix in WEIGHTS)}
-    files = [(name, checkpoint / name) for name in sorted(names)]
-    if checkpoint == BUNDLED_MODEL:
-        facts: list[object] = [(name, hashlib.sha256(path.read_bytes()).hexdigest()) for name, path in files]
-    else:
-        facts = [checkpoint.resolve(), *((name, path.stat().st_size, path.stat().st_mtime_ns) for name, path in files)]
+    with one_line(checkpoint, CheckpointError):
+        weights = (path.name for path in checkpoint.iterdir() if path.suffix in WEIGHTS and path.is_file())
+        files = [(name, checkpoint / name) for name in sorted({*side_files(checkpoint), *weights})]
+        if checkpoint == BUNDLED_MODEL:
+            facts: list[object] = [(name, hashlib.sha256(path.read_bytes()).hexdigest()) for name, path in files]
+        else:
+            sizes = ((name, path.stat().st_size, path.stat().st_mtime_ns) for name, path in files)
+            facts = [checkpoint.resolve(), *sizes]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 
 

@@ -42,10 +42,15 @@ def local_folder(model: str | Path, revision: str | None = None) -> Path | None:
             raise CheckpointError(f"{model} is a file: name the folder that holds config.json and the weights")
         return None
     if revision is not None:
-        raise CheckpointError(f"{model} is a local folder, which has no revisions: leave out revision {revision!r}")
-    if is_folder and model == BUNDLED_NAME:
-        log.warning("flashlite: %s is the folder of that name here, not the model that comes with flashlite", model)
+        raise CheckpointError(f"only hub models have revisions, and {model} is not one: leave out {revision!r}")
+    say_which(model)
     return Path(model) if is_folder else BUNDLED_MODEL
+
+
+def say_which(model: str | Path) -> None:
+    """Log a line if a name that is usually the bundled model's is that of a folder here."""
+    if model == BUNDLED_NAME and os.path.isdir(model):
+        log.warning("flashlite: %s is the folder of that name here, not the model that comes with flashlite", model)
 
 
 def model_name(model: str | Path) -> str:

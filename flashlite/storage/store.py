@@ -53,7 +53,7 @@ def sealed(manifest: dict[str, Any]) -> str:
 
 
 def _seal(manifest: dict[str, Any]) -> str:
-    """The same in every format, so that a newer one can be told from a damaged one."""
+    """A manifest's SHA-256. Every format has it, so that a newer format can be told from a damaged manifest."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
