@@ -225,7 +225,7 @@ def test_a_window_that_the_budget_chose_gives_the_dense_tokens(tiny_store: Store
 def test_a_window_without_a_report_to_choose_by_or_of_another_word_is_refused(
     tiny_checkpoint: Path, tiny_store: Store, tmp_path: Path
 ) -> None:
-    with pytest.raises(FlashliteError, match="a window of 'longest' tokens is not understood"):
+    with pytest.raises(FlashliteError, match="a window of longest tokens is not understood"):
         flashlite.load(tiny_store, window="longest")
     untrained = flashlite.pack(tiny_checkpoint, tmp_path / "store")
     with pytest.raises(FlashliteError, match="has no predictor"):
