@@ -1,8 +1,8 @@
 # make bench   run the whole ladder on opt-mini, from this machine's drive
-# make test    run the tests
+# make test    run the tests, on all cores
 # make soak    what takes too long for the tests: faults by many seeds, long texts, many models
 # make chapters  run the course's notebooks from beginning to end; changes none of them
-# make lint    style, types, and whether exercises and solutions are what the engine's code gives
+# make lint    style, types, links, and whether exercises and solutions are what the engine's code gives
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -12,7 +12,7 @@ bench: .venv/ready
 	$(BIN)/flashlite bench opt-mini --json .flashlite/bench.json --plot .flashlite/bench.png
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 soak: .venv/ready
 	$(BIN)/python -m pytest tests/soak.py
@@ -25,6 +25,7 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python tools/sync.py --check
+	$(BIN)/python tools/check_links.py
 
 .venv/ready: pyproject.toml constraints.txt tools/set_up.py
 	@command -v $(firstword $(PYTHON)) >/dev/null || { echo "make: there is no $(firstword $(PYTHON)): install \

@@ -1,6 +1,6 @@
 # Exercises 1.1. With `--impl ref,ex01=mine` this file takes the place of flashlite.engine.stream.
 # Everything without a TODO is provided, and runs as it stands.
-"""Many neurons through little memory: a layer in passes, of which the next is read while one is multiplied."""
+"""A layer through little memory: it passes part by part, and the next part is read while one is multiplied."""
 
 from __future__ import annotations
 
@@ -24,8 +24,12 @@ from flashlite.storage.neurons import NeuronFile, wait_all
 def relu_ffn(x: Tensor, up: Tensor, bias: Tensor, down: Tensor, keep: Tensor | None = None) -> Tensor:
     """A feed-forward block by hand, without the down projection's bias: relu(x up^T + bias) down.
 
-    x: [tokens, d_model]; up: [n, d_model], one row a neuron; bias: [n]; down: [n, d_model], transposed, so that it has
-    one row a neuron too; keep: [tokens, n] bool, False where a token must leave a neuron out, or None for all.
+    x: [tokens, d_model]
+    up: [n, d_model], one row a neuron
+    bias: [n]
+    down: [n, d_model], transposed, so that it has one row a neuron too
+    keep: [tokens, n] bool, False where a token must leave a neuron out; None keeps all
+
     Returns [tokens, d_model].
     """
     # TODO 1.1  a ReLU feed-forward block by hand (4 points, 10 minutes, paper section 3.1)
@@ -46,8 +50,12 @@ def relu_ffn(x: Tensor, up: Tensor, bias: Tensor, down: Tensor, keep: Tensor | N
 
 @dataclass(frozen=True)
 class CopyOut:
-    """Neurons to copy out of a stream: neuron neurons[i] to buffer[rows[i]]. neurons: [n] int64, sorted, all of them
-    streamed."""
+    """Neurons to copy out of a stream: neuron neurons[i] goes to buffer[rows[i]].
+
+    neurons: [n] int64, sorted; all of them are streamed
+    buffer: [capacity, row_bytes] uint8
+    rows: [n] int64
+    """
 
     neurons: np.ndarray
     buffer: np.ndarray
@@ -58,7 +66,10 @@ class CopyOut:
 class Passes:
     """Neurons of a layer on their way through a stream.
 
-    parts: the neurons of each pass, [n] int64; size: most of a part; tickets: of the passes under way, by part
+    layer: its number
+    parts: the neurons of each pass, [n] int64
+    size: the most neurons of a pass
+    tickets: the reads of each pass that was begun
     """
 
     layer: int
@@ -70,27 +81,34 @@ class Passes:
 class Stream:
     """A buffer of 2 * `rows` neurons, shared by all layers, through which a layer's FFN passes.
 
-    Each piece of the layout has a matrix of its own in it, so that neighbours on flash are neighbours in DRAM and
-    arrive in one long stretch; halves of neurons scattered to a pool's rows arrive at half of that speed.
+    file: the neurons on flash
+    rows: how many neurons each half of the buffer has room for
+    dtype: of the weights
+    clock: the engine's
 
-    A prompt, whose tokens together use most neurons, and the stages without a predictor read whole layers this way; a
-    token that needs more neurons than the pool holds reads the rest this way.
+    Each piece of the layout has a matrix of its own in the buffer. So neighbours on flash are neighbours in DRAM, and
+    they arrive in one long stretch. Halves of neurons that are scattered over a pool's rows arrive at half that speed.
+
+    Whole layers are read this way at the stages without a predictor, and for prompts, whose tokens together use most
+    neurons. A token that needs more neurons than DRAM has room for reads the rest this way.
     """
 
     def __init__(self, file: NeuronFile, rows: int, dtype: torch.dtype, clock: Clock) -> None:
         self.rows = rows
         self._file, self._clock = file, clock
-        flat = aligned_buffer(1, 2 * rows * file.shape.record_bytes)[0]  # one, so that it lies on huge pages
+        flat = aligned_buffer(1, 2 * rows * file.shape.record_bytes)[0]  # one row, so that it lies on huge pages
         ends = np.cumsum([2 * rows * piece.nbytes for piece in file.pieces])
         self._buffers = [part.reshape(2 * rows, -1) for part in np.split(flat, ends)[:-1]]
         self._matrices = [torch.from_numpy(buffer).view(dtype) for buffer in self._buffers]
         self._under_way: list[Ticket] = []
 
     def begin(self, layer: int, neurons: np.ndarray, at_once: int) -> Passes:
-        """Start reading neurons ([n] int64, sorted) of a layer, for `product`.
+        """Start reading some neurons of a layer, for `product`.
 
-        at_once: passes under way together: 2, so that the next part is read while one is multiplied, or 1 of twice the
-        size.
+        layer: its number
+        neurons: [n] int64, sorted
+        at_once: how many passes are under way together: 2, so that the next part is read while one is multiplied, or 1
+            of twice the size
         """
         if self._under_way:  # a call was broken off, and the buffer is free only when its reads have ended
             with contextlib.suppress(ReadError):
@@ -105,11 +123,12 @@ class Stream:
     def product(
         self, x: Tensor, passes: Passes, bias: Tensor, keep: Tensor | None = None, copy_out: CopyOut | None = None
     ) -> Tensor:
-        """What the neurons of these passes compute, without the down projection's bias: [tokens, d_model].
+        """The part of the FFN that these neurons compute, without the down projection's bias: [tokens, d_model].
 
         x: [tokens, d_model]
+        passes: from `begin`
         bias: [ffn], the up projection's
-        keep: [tokens, ffn] bool, neurons to leave out where False, by token
+        keep: [tokens, ffn] bool, False where a token must leave a neuron out; None keeps all
         copy_out: some of the neurons, to be copied elsewhere as they pass
         """
         clock, out = self._clock, torch.zeros_like(x)
@@ -117,7 +136,7 @@ class Stream:
             clock.switch(IO)
             wait_all(passes.tickets[i])
             begin = i * passes.size % (2 * self.rows)
-            landed = slice(begin, begin + passes.size)  # its rows, and those after them up to its size
+            landed = slice(begin, begin + passes.size)  # the part's rows, and the rest of the pass's
             if copy_out is not None:
                 clock.switch(MEMORY)
                 self._copy_out(landed, part, copy_out)
@@ -131,7 +150,7 @@ class Stream:
         return out
 
     def _submit(self, passes: Passes) -> None:
-        """Start the next pass."""
+        """Start to read the next pass."""
         i = len(passes.tickets)
         rows = i * passes.size % (2 * self.rows) + np.arange(len(passes.parts[i]))
         tickets = self._file.submit(passes.layer, passes.parts[i], self._buffers, rows)
@@ -139,6 +158,7 @@ class Stream:
         self._under_way += tickets
 
     def _copy_out(self, landed: slice, part: np.ndarray, wanted: CopyOut) -> None:
+        """Copy the wanted neurons among those of a part that has landed."""
         begin, end = np.searchsorted(wanted.neurons, (part[0], part[-1] + 1))
         rows = torch.from_numpy(wanted.rows[begin:end])
         source = torch.from_numpy(np.searchsorted(part, wanted.neurons[begin:end]))
@@ -146,8 +166,11 @@ class Stream:
             torch.from_numpy(column).index_copy_(0, rows, torch.from_numpy(buffer[landed])[source])
 
     def _multiply(self, x: Tensor, landed: slice, bias: Tensor, part: np.ndarray, keep: Tensor | None) -> Tensor:
-        """The product of one part. In bf16 it is filled up to whole blocks by neurons that are all zero, because torch
-        compiles a product for each number of rows that it has to multiply, and keeps it."""
+        """The product of one part: [tokens, d_model].
+
+        In bf16 the part is filled up to whole blocks with neurons of zeros, because torch compiles a product for each
+        number of rows and keeps it.
+        """
         index, n = torch.from_numpy(part), len(part)
         bias, keep = bias[index], None if keep is None else keep[:, index]
         if x.dtype != torch.float32:

@@ -2,8 +2,9 @@
 # Everything without a TODO is provided, and runs as it stands.
 """Training the low-rank predictors on a packed model's own activations. (Paper: section 3.1 and appendix)
 
-The model runs over text, each FFN streamed whole. For every layer we keep what enters its FFN and which neurons fire,
-start the two thin matrices from the truncated SVD of the up projection, train them, and calibrate the threshold.
+The model runs over texts, and every FFN is streamed. For every layer we keep the input of its FFN and note which
+neurons fire. Then we start the two thin matrices from the truncated SVD of the up projection, train them, and calibrate
+the threshold.
 """
 
 from __future__ import annotations
@@ -26,12 +27,17 @@ from flashlite.training.evaluate import Tally, streamed_model, watch
 
 POSITIVE_WEIGHT = 4.0  # a missed neuron costs quality, a superfluous one only bytes
 STEPS, BATCH, LEARNING_RATE = 800, 512, 1e-3
-WINDOW = 5  # the window that ranks are chosen for
+WINDOW = 5  # tokens; the window that ranks are chosen for
 
 
 @dataclass
 class Activations:
-    """One layer on a text: x [tokens, d_model] float16 enters the FFN; fired [tokens, ffn / 8] uint8, packed bits."""
+    """One layer on some texts.
+
+    x: [tokens, d_model] float16, the input of its FFN
+    fired: [tokens, ffn / 8] uint8, a bit for each neuron
+    neurons: how many the layer has
+    """
 
     x: Tensor
     fired: np.ndarray
@@ -43,13 +49,13 @@ class Activations:
 
 
 @torch.no_grad()
-def collect(store: Store, windows: Tensor) -> list[Activations]:
-    """The activations of every layer on windows of tokens [windows, length]."""
+def collect(store: Store, texts: Tensor) -> list[Activations]:
+    """The activations of every layer on texts. texts: [texts, length], token ids."""
     model = streamed_model(store)
     found: list[list[tuple[Tensor, np.ndarray]]] = [[] for _ in range(store.layers)]
     watch(model, lambda i, x, fired: found[i].append((x.half(), np.packbits(fired.numpy(), axis=1))))
-    for window in windows.split(4):
-        model.model(window)
+    for batch in texts.split(4):
+        model.model(batch)
     return [
         Activations(torch.cat([x for x, _ in part]), np.concatenate([fired for _, fired in part]), store.shape.neurons)
         for part in found
@@ -57,7 +63,12 @@ def collect(store: Store, windows: Tensor) -> list[Activations]:
 
 
 def balanced_loss(scores: Tensor, fired: Tensor, positive_weight: float = POSITIVE_WEIGHT) -> Tensor:
-    """Binary cross-entropy in which a neuron that fires weighs more, for few do. scores: [tokens, ffn]; fired: bool."""
+    """Binary cross-entropy in which a neuron that fires weighs more, because few do.
+
+    scores: [tokens, ffn]
+    fired: [tokens, ffn] bool
+    positive_weight: the weight of a neuron that fires, where any other weighs 1
+    """
     # TODO 2.3  a loss balanced over rare positives (4 points, 10 minutes, paper section 3.1)
     # Write the loss that predictors are trained with. For a neuron with score s it is
     #   -log(sigmoid(s)) * positive_weight   where the neuron fired
@@ -95,7 +106,7 @@ def fit(
 
     up, bias: the layer's up projection, where training starts
     rank: of the two thin matrices
-    data: what enters the layer, and what fires
+    data: the layer's activations
     seed: of the batches
     steps: how many batches of BATCH tokens
     """
@@ -137,7 +148,12 @@ def threshold_for(scores: Tensor, fired: Tensor, recall: float) -> float:
 
 
 def calibrate(a: Tensor, b: Tensor, bias: Tensor, data: Activations, recall: float) -> LowRankPredictor:
-    """A predictor whose threshold reaches the wanted recall on these activations, after rounding."""
+    """A predictor whose threshold reaches the wanted recall on these activations, after rounding.
+
+    a, b, bias: [rank, d_model], [ffn, rank] and [ffn], from `fit`
+    data: the activations to calibrate on
+    recall: share of the firing neurons that must be predicted
+    """
     rounded = LowRankPredictor.of(a, b, bias)
     scores = torch.cat([rounded.scores(x).float() for x in data.x.float().split(4096)])
     threshold, fired = threshold_for(scores, data.mask(slice(None)), recall), data.mask(slice(None))
@@ -160,9 +176,11 @@ def train_predictors(
     store: Store, train: Tensor, held_out: Tensor, recall: float = 0.97, seed: int = 0,
     progress: Callable[[str], None] = lambda line: None, steps: int = STEPS,
 ) -> PredictorSet:  # fmt: skip
-    """Train one predictor a layer on windows of tokens `train`, calibrate and report it on `held_out`, half each.
+    """Train one predictor a layer on the texts `train`; calibrate it on one half of `held_out` and report on the other.
 
-    recall: share of the firing neurons to predict
+    store: the packed model
+    train, held_out: [texts, length], token ids
+    recall: share of the firing neurons that must be predicted
     progress: is told of each predictor
     seed, steps: see `fit`
 
@@ -187,7 +205,7 @@ def train_predictors(
         assert best is not None
         layers.append(best[1])
         reports.append(best[2])
-    return PredictorSet(layers, reports)
+    return PredictorSet(layers, reports, store.up_projections)
 
 
 def _line(layer: int, quality: LayerReport, cost: float) -> str:

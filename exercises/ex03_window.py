@@ -15,22 +15,22 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-LONGEST_WINDOW = 8  # s_agg is reported up to here
+LONGEST_UNION = 8  # tokens; s_agg is reported up to here
 NONE = np.zeros(0, np.int64)
 
 
 def union_sizes(mask: Tensor, length: int) -> tuple[float, ...]:
-    """s_agg(k) for k = 1 to LONGEST_WINDOW: the mean number of neurons that k tokens in a row use together.
+    """s_agg(k) for k = 1 to LONGEST_UNION: the mean number of neurons that k tokens in a row use together.
 
     mask: [tokens, ffn] bool, of texts of `length` tokens each; a window never spans two texts. (Paper: figure 4)
     """
     # TODO 3.1  s_agg: neurons that k tokens use together (4 points, 15 minutes, paper section 3.1, figure 4)
-    # Measure how many neurons a window of k tokens needs. For k = 1, 2, ... LONGEST_WINDOW: take every k tokens in a
-    # row of a text, count the neurons that at least one of the k uses, and return the mean of these counts over all
-    # such places in all texts. Return a tuple of LONGEST_WINDOW floats, s_agg(1) first, in neurons (not as a share).
+    # Measure how many neurons a window of k tokens needs. For k = 1, 2, ... LONGEST_UNION: take every k tokens in a row
+    # of a text, count the neurons that at least one of the k uses, and return the mean of these counts over all such
+    # places in all texts. Return a tuple of LONGEST_UNION floats, s_agg(1) first, in neurons (not as a share).
     # mask: [tokens, ffn] bool, True where the token uses the neuron; texts of `length` tokens each, one after the
     # other, so that tokens is a multiple of length. A text with `length` tokens has length - k + 1 places for k tokens;
-    # k tokens never lie partly in one text and partly in the next. length is at least LONGEST_WINDOW. Leave mask as it
+    # k tokens never lie partly in one text and partly in the next. length is at least LONGEST_UNION. Leave mask as it
     # is.
     # Example: one text of three tokens that use [0 1], [1 2], [1]:
     #   s_agg(1) = (2 + 2 + 1) / 3 = 1.667
@@ -45,8 +45,8 @@ def union_sizes(mask: Tensor, length: int) -> tuple[float, ...]:
 def largest_window(sizes: Sequence[float], rows: int) -> int:
     """The most tokens whose neurons fit in DRAM: the largest k with s_agg(k) <= rows, 0 if not even one token's do.
 
-    sizes: s_agg(k) for k = 1, 2, ... as `union_sizes` gives it, of one layer or of several together; it never falls.
-    rows: how many neurons there is room for.
+    sizes: s_agg(k) for k = 1, 2, ... as `union_sizes` gives it, of one layer or of several together; it never falls
+    rows: how many neurons there is room for
     """
     # TODO 3.4  the longest window that fits a budget (3 points, 5 minutes, paper section 3.1)
     # Say how many tokens a window may have in the DRAM that there is. sizes[0] is s_agg(1), sizes[1] is s_agg(2) and so
@@ -66,7 +66,7 @@ def largest_window(sizes: Sequence[float], rows: int) -> int:
 
 @dataclass(frozen=True)
 class Step:
-    """What one token changes: neurons to load, to drop, and those that found no room. Each: [n] int64."""
+    """One token's change of the window: neurons to load, to drop, and those that found no room. Each: [n] int64."""
 
     load: np.ndarray
     drop: np.ndarray
@@ -76,7 +76,9 @@ class Step:
 class Window:
     """The neurons of the last `tokens` tokens of one layer, never more than `capacity` of them.
 
-    neurons: how many the layer has; tokens: k, where 0 keeps nothing from one token to the next.
+    neurons: how many the layer has
+    tokens: k; with 0, nothing stays from one token to the next
+    capacity: how many neurons DRAM has room for
     """
 
     def __init__(self, neurons: int, tokens: int, capacity: int) -> None:
@@ -93,8 +95,9 @@ class Window:
     def step(self, active: np.ndarray) -> Step:
         """Move the window on by a token that uses the neurons `active` ([n] int64, sorted, no duplicates).
 
-        Where the window would pass its capacity, its oldest tokens leave early. If the token alone is too large, the
-        window keeps as much of it as fits, first what is there already, and the rest is `overflow`.
+        Where the window would pass its capacity, its oldest tokens leave before their time. If the token alone is too
+        large, the window keeps as many of its neurons as fit, first those that it holds already, and the rest are
+        `overflow`.
         """
         # TODO 3.2  load only the difference (6 points, 20 minutes, paper section 3.1)
         # Move the window on by one token and say what that changes. `active` are the neurons that the token needs. Load
@@ -114,11 +117,11 @@ class Window:
         # Example: with k = 2 and ample capacity, tokens that use [1 2], [2 3], [3 4] in turn:
         #   step([1 2]) -> load [1 2], drop []
         #   step([2 3]) -> load [3],   drop []
-        #   step([3 4]) -> load [4],   drop [1]        resident: [2 3 4]
-        #   step([1 4]) -> load [1],   drop [2]        resident: [1 3 4]
+        #   step([3 4]) -> load [4],   drop [1]        held: [2 3 4]
+        #   step([1 4]) -> load [1],   drop [2]        held: [1 3 4]
         # the same four with capacity 2, from the third on:
-        #   step([3 4]) -> load [4],   drop [2]        resident: [3 4]
-        #   step([1 4]) -> load [1],   drop [3]        resident: [1 4]
+        #   step([3 4]) -> load [4],   drop [2]        held: [3 4]
+        #   step([1 4]) -> load [1],   drop [3]        held: [1 4]
         # Provided: self._fit(active) gives the part of `active` that fits the capacity and the rest, which is the
         # step's overflow; self._forget_oldest() takes the oldest token out, keeps _uses, _history and size right and
         # returns the neurons that no other token uses (exercise 3.3; while 3.2 is graded the engine's is used);
@@ -127,10 +130,13 @@ class Window:
         raise NotImplementedError("exercise 3.2: delete this line and write step, see the TODO above")
 
     def amend(self, active: np.ndarray) -> Step:
-        """Say what the last token uses after all: `step` was told a guess, whose neurons are in DRAM by now.
+        """Replace the neurons of the last token: `step` was given a guess, and now its true neurons are known.
 
-        active: [n] int64, sorted, no duplicates. The window is then as if it had never been told the guess, but for
-        tokens that had to leave early to make room for it. Neurons guessed wrongly are dropped.
+        active: [n] int64, sorted, no duplicates
+
+        The guessed neurons are in DRAM by now. Neurons that were guessed rightly need no loading, and guessed neurons
+        that no token uses are dropped. Afterwards the window is as if it had never been given the guess, except for one
+        thing: tokens that left to make room for it don't come back.
         """
         guess = self._history.pop()
         self._uses[guess] -= 1
@@ -149,7 +155,7 @@ class Window:
         return gone
 
     def _fit(self, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The part of `active` that fits the capacity, first what is there already, and the rest. Each: [n], sorted."""
+        """The neurons of `active` that fit the capacity, first those held already, and the rest. Each: [n], sorted."""
         if len(active) <= self.capacity:
             return active, NONE
         here = self._uses[active] > 0
@@ -157,7 +163,7 @@ class Window:
         return np.sort(by_preference[: self.capacity]), np.sort(by_preference[self.capacity :])
 
     def _forget_oldest(self) -> np.ndarray:
-        """Take the oldest token out. Returns the neurons that no token left in the window uses: [n] int64, sorted."""
+        """Take the oldest token out. Returns its neurons that no token left in the window uses: [n] int64, sorted."""
         # TODO 3.3  drop what only the oldest token used (5 points, 10 minutes, paper section 3.1)
         # Take the oldest token out of the window and return the neurons that may leave DRAM with it: those it used and
         # no token left in the window uses, [n] int64.
@@ -167,8 +173,8 @@ class Window:
         # No neuron occurs twice in a token's array, and the array may be empty. The window holds at least one token.
         # The arrays in self._history are the caller's: leave their contents as they are.
         # Example: tokens [1 2], [2 3] in the window: size 3, neuron 2 has 2 uses
-        #   _forget_oldest() -> [1]      size 2, neuron 2 has 1 use, resident [2 3]
-        #   _forget_oldest() -> [2 3]    size 0, resident []
+        #   _forget_oldest() -> [1]      size 2, neuron 2 has 1 use, held [2 3]
+        #   _forget_oldest() -> [2 3]    size 0, held []
         # Provided: self._history is a collections.deque, self._uses a NumPy array: an int64 array as its index selects
         # these neurons.
         # In the engine: flashlite bench --stage 3 --window auto --impl ref,ex03=mine

@@ -21,11 +21,18 @@ STAGES = ("naive", "resident", "predictor", "window", "bundle", "pool", "overlap
 LAST_STAGE = len(STAGES) - 1
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 MANIFEST = "manifest.json"  # the file that makes a folder a store
+WEIGHT_FILES = (  # in the order in which transformers looks for them
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 
 
 def is_store(path: Path | str) -> bool:
-    """Whether a folder is a store."""
-    return os.path.isfile(Path(path) / MANIFEST)
+    """Whether a folder is a store, and not a checkpoint that happens to have a file of the manifest's name."""
+    weights = (Path(path) / name for name in WEIGHT_FILES)
+    return os.path.isfile(Path(path) / MANIFEST) and not any(map(os.path.isfile, weights))
 
 
 def stage_number(stage: int | str) -> int:
@@ -58,9 +65,7 @@ def parse_window(text: str) -> int | str:
 def check_window(window: int | str) -> int | str:
     """The window itself. Raises FlashliteError if it is neither a number of tokens nor "auto"."""
     if window != "auto" and (type(window) is not int or window < 1):
-        raise FlashliteError(
-            f"a window of {window} tokens is not understood: use a whole number from 1, 'auto', or a stage without one"
-        )
+        raise FlashliteError(f"a window of {window} tokens is not understood: write a whole number from 1, or 'auto'")
     return window
 
 

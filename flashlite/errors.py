@@ -1,8 +1,10 @@
-"""What flashlite raises: one clear line that says what is wrong and what to do."""
+"""The errors that flashlite raises: each is one clear line that says what is wrong and what to do."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -38,9 +40,20 @@ class PredictorError(FlashliteError):
     """A predictor is missing or made for another model."""
 
 
-def check_limit_of_files(path: Path, error: OSError) -> None:
-    """Raise ReadError if a file wasn't opened because too many are, which tells nothing about this one."""
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        raise ReadError(
-            f"{path}: cannot be opened: {error.strerror}: close some, or allow more with `ulimit -n`"
-        ) from None
+@contextlib.contextmanager
+def one_line(
+    path: Path, kind: type[FlashliteError], failure: str = "cannot be read", advice: str = ""
+) -> Iterator[None]:
+    """Turn an OSError of the block into one line of this kind of error: the path, the failure, the reason, the advice.
+
+    Raises ReadError instead if too many files are open, because such an error says nothing about this file.
+    """
+    try:
+        yield
+    except FlashliteError:  # a ReadError is an OSError too
+        raise
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            limit = f"{error.strerror}: close some, or allow more with `ulimit -n`"
+            raise ReadError(f"{path} cannot be opened: {limit}") from error
+        raise kind(f"{path} {failure}: {error.strerror or error}{advice}") from error

@@ -24,7 +24,13 @@ def round_up(size: int, grid: int) -> int:
 
 @dataclass(frozen=True)
 class FFNShape:
-    """The size of one layer's FFN: neurons, d_model, bytes of one weight, and the drive's grid in bytes."""
+    """The size of one layer's FFN.
+
+    neurons: rows of the up projection, ffn_dim.
+    d_model: its columns, hidden_size.
+    itemsize: bytes of one weight.
+    alignment: the drive's grid in bytes.
+    """
 
     neurons: int
     d_model: int
@@ -43,7 +49,7 @@ class FFNShape:
 
     @property
     def layer_bytes(self) -> int:
-        """Bytes of a layer's FFN weights as they are published, without padding."""
+        """Bytes of a layer's FFN weights as published, without padding."""
         return 2 * self.half_bytes * self.neurons
 
 
@@ -57,7 +63,7 @@ class Piece:
 
 
 def pieces(layout: str, shape: FFNShape) -> tuple[Piece, ...]:
-    """What a layout stores for each layer. Raises KeyError for an unknown layout."""
+    """The matrices that a layout stores for each layer. Raises KeyError for an unknown layout."""
     half = shape.half_bytes
     return {
         "split": (Piece("up", half, slice(half)), Piece("down", half, slice(half, 2 * half))),
@@ -68,8 +74,8 @@ def pieces(layout: str, shape: FFNShape) -> tuple[Piece, ...]:
 def pack_bundles(up: Tensor, down: Tensor, record_bytes: int) -> np.ndarray:
     """Neurons as rows [up | down | zeros].
 
-    up: [ffn, d_model]; down: [d_model, ffn], as published, of any one dtype. Returns [ffn, record_bytes] uint8: the
-    weights' own bytes.
+    up: [ffn, d_model]; down: [d_model, ffn], as published, both of one dtype. Returns [ffn, record_bytes] uint8, the
+    bytes of the weights.
     """
     # 4.1  A column of the published down projection is scattered over the whole matrix, one weight in every row;
     # transposed, it is one piece of memory that can follow the up row. One read of twice the size takes much less time
@@ -82,7 +88,7 @@ def pack_bundles(up: Tensor, down: Tensor, record_bytes: int) -> np.ndarray:
 
 
 def unpack_bundles(rows: Tensor, d_model: int) -> tuple[Tensor, Tensor]:
-    """The two projections as views of rows in DRAM, nothing copied.
+    """The two projections as views of rows in DRAM; nothing is copied.
 
     rows: [n, at least 2 * d_model]. Returns up [n, d_model] and the transposed down [n, d_model].
     """
@@ -96,7 +102,7 @@ def unpack_bundles(rows: Tensor, d_model: int) -> tuple[Tensor, Tensor]:
 def closest_friends(fired: Tensor) -> Tensor:
     """For each neuron the other one that fires most often together with it: [ffn] int64.
 
-    fired: [tokens, ffn] bool. Of several that do so equally often it is any one. Bundling a neuron with its closest
+    fired: [tokens, ffn] bool. If several do so equally often, it is any one of them. Bundling a neuron with its closest
     friend is the paper's negative result: the neurons that fire most are the closest friend of nearly all others, and
     would be loaded again and again. (Paper: 3.2)
     """

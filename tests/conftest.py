@@ -33,6 +33,26 @@ TINY = {
 }  # fmt: skip
 
 
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say what it is worth that the tests of exercises pass, if only these are run. Grading takes no conftest."""
+    paths = [Path(name.partition("::")[0]).resolve() for name in config.args]
+    if not all(path.is_relative_to(ROOT / "tests/exercises") for path in paths):
+        return []
+    chapters = {path.name[7:9].lstrip("0") or "0" for path in paths if path.name.startswith("test_ex")}
+    return [
+        "These tests run on the engine's own code, not on your files in exercises/: a pass says nothing of yours.",
+        f"To test your exercises, run `{' '.join(['flashlite grade', *(chapters if len(chapters) == 1 else ())])}`.",
+    ]
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Say it also where -q leaves pytest's header out."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and not reporter.showheader:
+        for line in pytest_report_header(session.config):
+            reporter.write_line(line)
+
+
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
     """Run the command line in this process: exit code, stdout, stderr."""
     monkeypatch.setattr(sys, "argv", ["flashlite", *map(str, args)])
@@ -97,7 +117,7 @@ def add_predictor(store: Store, model: OPTForCausalLM) -> None:
         layers.append(LowRankPredictor.of(a, layer.fc1.weight.detach().clone(), layer.fc1.bias.detach() + 0.02))
         needs = tuple(20.0 * k for k in range(1, 9))
         reports.append(LayerReport(len(a), 0.1, 0.12, 0.99, 0.01, 0.03, needs))
-    PredictorSet(layers, reports).save(store.path / PREDICTOR)
+    PredictorSet(layers, reports, store.up_projections).save(store.path / PREDICTOR)
 
 
 def smallest_budget(store: Store, stage: int | str, predictor: str = "trained") -> int:

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 import flashlite
 from flashlite.bench.decoding import forced, greedy
 from flashlite.engine.stages import LADDER
-from flashlite.storage.checkpoint import BUNDLED_MODEL
+from flashlite.storage.hub import BUNDLED_MODEL
 from flashlite.storage.store import Store
 
 SEEDS = int(os.environ.get("FLASHLITE_SOAK", "4"))

@@ -9,17 +9,19 @@ import sys
 import threading
 from importlib import import_module
 from pathlib import Path
-from types import CodeType, FrameType
+from types import CodeType, FrameType, ModuleType
 
 import pytest
 import torch
 from conftest import ROOT, call, copy_course
+from matplotlib.figure import Figure
 
 import flashlite
 from flashlite.arguments import DTYPE_NAMES, STAGES, parse_stages
 from flashlite.cli import options
 from flashlite.cli.unsolved import ESTIMATE, PACK, STAGES_OF, TRAIN
 from flashlite.course.manifest import Course
+from flashlite.course.open_clean import open_clean
 from flashlite.errors import FlashliteError
 from flashlite.storage.bundle import FFNShape, pieces
 from flashlite.storage.safetensors_file import DTYPES
@@ -61,7 +63,7 @@ MODELS = {
 SHARED = [  # of commands that load a model
     (("--dtype", "nonsense"), "'nonsense' is not one of 'fp32', 'bf16', 'fp16'"),
     (("--predictor", "nonsense"), "'nonsense' is not one of 'trained', 'oracle'"),
-    (("--window", "0"), "keeps nothing"), (("--window", "-3"), "keeps nothing"), (("--window", "2.5"), "write a"),
+    *((("--window", window), f"a window of {window} tokens is not understood") for window in ("0", "-3", "2.5", "")),
     (("--dram-budget", "much"), "is not understood"), (("--dram-budget", "-5%"), "is not understood"),
     (("--dram-budget", "0"), "holds nothing"), (("--dram-budget", "0%"), "holds nothing"),
     (("--impl", "yours"), "is not understood at 'yours'"),
@@ -74,7 +76,8 @@ OUTPUTS = [
 ]  # fmt: skip
 FIGURES = [
     (("--plot", "out.txt"), "has no ending that matplotlib knows"), (("--plot", "out"), "has no ending"),
-    (("--plot", "a file/x.png"), "is not a folder"), (("--plot", "/proc/x.png"), "cannot be written"),
+    (("--plot", "x.png", "--json", "x.png"), "both name x.png"), (("--plot", "a file/x.png"), "is not a folder"),
+    (("--plot", "/proc/x.png"), "cannot be written"),
 ]  # fmt: skip
 NEW_FOLDER = [
     (("empty",), "empty exists already: choose another name"), (("a file/x",), "is not a folder"),
@@ -115,6 +118,8 @@ CASES: list[tuple[tuple[str, ...], str]] = [
       for file in ("nowhere.json", "a file", "other.json", "strange.json")),
     (("estimate", "opt-6.7b", "--against", "curveless.json"), "is not a curve"),
     *((("pack", "opt-mini", *arguments), words) for arguments, words in NEW_FOLDER),
+    (("pack", "opt-mini", "--force", "a file"), "a file is not a store, so it isn't replaced"),
+    (("pack", "opt-mini", "--force", "exercises"), "exercises is not a store, so it isn't replaced"),
     (("pack", "opt-mini", "out", "--layout", "x"), "layout 'x' is not known"),
     (("pack", "opt-mini", "out", "--layout", ""), "layout '' is not known"),
     (("pack", "opt-mini", "out", "--dtype", "x"), "'x' is not one of"),
@@ -129,6 +134,7 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     (("train-predictor", "store", "--text", "a file", "nowhere"), "nowhere cannot be read"),
     (("train-predictor", "store", "--text", "empty"), "empty cannot be read"),
     (("train-predictor", "store", "--text", "a file", "--held-out", "nowhere"), "nowhere cannot be read"),
+    (("train-predictor", "store", "--text", "a file", "--held-out", "a file", "other.json"), "needs its option"),
     (("train-predictor", "store", "--text", "a file", "--tokens", "-5"), "--tokens"),
     (("train-predictor", "store", "--text", "a file", "--recall", "2"), "--recall"),
     (("train-predictor", "store", "--text", "a file", "--recall", "nan"), "--recall"),
@@ -246,7 +252,8 @@ def test_exercises_that_a_command_needs_are_those_that_it_calls(
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert set(re.findall(r"^(\d\.\d) +\w.* [1-9]\d*$", done.stdout, re.M)) == needed
+    said = done.stdout + done.stderr  # words go to the error stream where JSON goes to stdout
+    assert set(re.findall(r"^(\d\.\d) +\w.* [1-9]\d*$", said, re.M)) == needed
 
 
 @pytest.mark.parametrize("device", ["/dev/null", "/dev/stdout"])
@@ -271,10 +278,51 @@ def test_json_goes_to_the_file_or_to_whoever_reads_stdout(
     assert json.loads((tmp_path / "new/out.json").read_text()) == {"a": 1}
 
 
+def test_a_figure_that_nobody_asked_for_is_not_missed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def draw(plots: ModuleType) -> Figure:
+        return plots.bars({"a": 1.0}, "", "")
+
+    monkeypatch.chdir("/proc")  # where no folder can be made
+    options.show_plot(draw, None, "probe")
+    assert capsys.readouterr().out == "no plot at .flashlite/probe.png: No such file or directory\n"
+    with pytest.raises(FlashliteError, match=r"--plot a\.png cannot be written: No such file"):
+        options.show_plot(draw, Path("a.png"), "probe")
+
+
+def test_results_that_cannot_be_written_any_more_are_one_line() -> None:
+    with pytest.raises(FlashliteError, match=r"--json /proc/new/out\.json cannot be written"):
+        options.write_json(Path("/proc/new/out.json"), {})
+    with pytest.raises(FlashliteError, match=r"/proc/out\.json cannot be written"):
+        options.write_json(Path("/proc/out.json"), {})
+
+
 def test_home_is_meant_by_a_tilde_that_the_shell_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert options.expanded(Path("~/out.json")) == tmp_path / "out.json"
     assert options.expanded(None) is None
+
+
+@pytest.mark.parametrize(
+    "arguments", [("run", "a/b"), ("bench", "a/b"), ("eval", "a/b", "--text", "README.md"), ("pack", "a/b", "{out}")]
+)
+def test_a_revision_reaches_the_hub(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def find(model: str, revision: str | None) -> None:
+        raise FlashliteError(f"{model} at {revision}")
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("flashlite.storage.find.find_snapshot", find)
+    monkeypatch.setattr("flashlite.storage.hub.find_snapshot", find)
+    filled = [part.format(out=tmp_path / "out") for part in arguments]
+    assert call(monkeypatch, capsys, *filled, "--revision", "v1")[2] == "flashlite: a/b at v1\n"
+
+
+def test_a_revision_is_opened_before_exercises_are_plugged_in() -> None:
+    with pytest.raises(FlashliteError, match="has no revisions: leave out revision 'v1'"):
+        open_clean("opt-mini", None, "v1")
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help", "--version", None])

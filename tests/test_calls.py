@@ -159,7 +159,7 @@ def test_natural_values_are_taken(tiny_store: Store, tmp_path: Path) -> None:
     ({"dtype": torch.float64}, "float64"), ({"dtype": "float8"}, "float8"),
     ({"dram_budget": 1.5}, r"budget 1\.5 is not understood.*0\.5"), ({"dram_budget": -0.5}, "not understood"),
     ({"dram_budget": None}, "not understood"), ({"dram_budget": True}, "not understood"),
-    ({"window": 2.5}, "window of 2.5 tokens: use a whole number"), ({"window": "5"}, "whole number"),
+    ({"window": 2.5}, "window of 2.5 tokens is not understood"), ({"window": "5"}, "whole number"),
     ({"stage": 2.5}, "unknown stage 2.5"), ({"stage": None}, "unknown stage"), ({"stage": "5"}, "choose 0 to 6"),
     ({"predictor": None}, "unknown predictor None"), ({"predictor": 3}, "unknown predictor 3"),
 ])  # fmt: skip

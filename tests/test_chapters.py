@@ -13,7 +13,7 @@ import nbformat
 import pytest
 import run_chapters
 
-from flashlite.course.manifest import read_course
+from flashlite.course.manifest import Exercise, read_course
 
 ROOT = Path(__file__).parent.parent
 CHAPTERS = run_chapters.notebooks([])
@@ -58,7 +58,7 @@ def test_a_chapter_opens_and_ends_as_all_do(path: Path) -> None:
     if 1 <= number <= 5:
         assert f"compare(store, [{number - 1 if number > 1 else 0}, {number}])" in code
         assert f"chapter.change({number})" in code
-        assert re.search(r"assert after\[\"(bytes|reads)_per_token\"\]", code), "the chapter's claim, counted"
+        assert re.search(r"assert after\.(bytes|reads)_per_token", code), "the chapter's claim, counted"
 
 
 @EACH
@@ -103,9 +103,34 @@ def test_outputs_are_kept_complete_and_clean(path: Path) -> None:
 
 
 @EACH
-def test_links_between_chapters_lead_somewhere(path: Path) -> None:
-    for target in re.findall(r"\]\(([^)]+)\)", prose(path)):
-        assert target.startswith("https://") or (path.parent / target).exists(), target
+def test_a_chapter_shows_the_drawing_and_leads_to_the_glossary(path: Path) -> None:
+    assert "](images/system-light.svg)" in prose(path)
+    assert "](GLOSSARY.md)" in prose(path)
+
+
+@EACH
+def test_a_name_is_imported_in_the_cell_that_first_uses_it(path: Path) -> None:
+    trees = [ast.parse(cell.source) for cell in cells(path, "code")]
+    used = [{node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} for tree in trees]
+    for i, tree in enumerate(trees):
+        for node in tree.body:
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                for name in (alias.asname or alias.name.split(".")[0] for alias in node.names):
+                    first = next((k for k, names in enumerate(used) if name in names), None)
+                    assert first == i, f"{name} is imported in cell of code {i} and first used in {first}"
+
+
+@pytest.mark.parametrize("exercise", read_course(ROOT).exercises, ids=lambda exercise: exercise.id)
+def test_an_exercise_is_named_where_its_idea_is_fresh(exercise: Exercise) -> None:
+    """The line stands in a cell that tells of the exercise, which is before the list of all at the end."""
+    place = f"`{exercise.qualname}` in `exercises/{exercise.file}`"
+    line = f"> ✎ **{exercise.id}** · {place} · `flashlite grade {exercise.id}`"
+    told = [
+        cell.source for cell in cells(CHAPTERS[exercise.chapter], "markdown") if f"**{exercise.id}**" in cell.source
+    ]
+    assert len(told) == 1
+    assert line in told[0]
+    assert f"**{exercise.id}**" in told[0].replace(line, ""), "the text tells of it as well"
 
 
 def untracked() -> str:

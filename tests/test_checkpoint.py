@@ -27,7 +27,6 @@ from flashlite.bench.decoding import greedy
 from flashlite.engine.stages import LADDER
 from flashlite.errors import CheckpointError
 from flashlite.storage.bundle import round_up
-from flashlite.storage.checkpoint import find_checkpoint
 from flashlite.storage.pack import pack
 from flashlite.storage.safetensors_file import DTYPES
 from flashlite.storage.store import Store
@@ -85,7 +84,7 @@ def test_float16_as_published_is_packed_to_float32_exactly(kind: str, tmp_path: 
     rounded = make_model().half().float()
     published = save_checkpoint(rounded, tmp_path / "published", kind, dtype=torch.float16)
     reference = save_checkpoint(rounded, tmp_path / "reference")
-    stores = [pack(folder, tmp_path / f"{folder.name}-store") for folder in (published, reference)]
+    stores = [pack(folder, tmp_path / f"{folder.name}-store", "fp32") for folder in (published, reference)]
     assert stores[0].manifest["files"] == stores[1].manifest["files"]
 
 
@@ -142,7 +141,7 @@ def opt_350m(tmp_path_factory: pytest.TempPathFactory) -> tuple[OPTForCausalLM, 
     )  # fmt: skip
     save_checkpoint(model, folder / "opt-350m", "bin", prefix="decoder.")
     edit_config(folder / "opt-350m", _remove_final_layer_norm=False, prefix="</s>", torch_dtype="float16")
-    return model, pack(folder / "opt-350m", folder / "store")
+    return model, pack(folder / "opt-350m", folder / "store", "fp32")
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +206,6 @@ def checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> Path:
         ({"activation_function": "gelu"}, "activation 'gelu' is not supported: only ReLU"),
         ({"model_type": "llama"}, "model type 'llama' is not supported: flashlite streams OPT"),
         ({"model_type": None}, "model type None is not supported"),
-        ({"tie_word_embeddings": False}, "tie_word_embeddings"),
         ({"hidden_size": "wide"}, "hidden_size"),
     ],
 )
@@ -346,43 +344,6 @@ def test_code_in_a_pickle_is_not_run(
     save({FC1: Malicious(target)}, checkpoint / "pytorch_model.bin")
     assert_refused(checkpoint, tmp_path / "store", "cannot be read as weights")
     assert not target.exists()
-
-
-# The hub
-
-
-def test_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def unreachable(*_: object, **__: object) -> None:
-        raise ConnectionError("first line\nsecond line")
-
-    monkeypatch.setattr("huggingface_hub.list_repo_files", unreachable)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
-    match = "facebook/opt-125m is no local folder, .* failed .ConnectionError.; check the name and the network"
-    assert_refused(Path("facebook/opt-125m"), tmp_path / "store", match)
-
-
-@pytest.mark.parametrize(
-    ("files", "wanted", "unwanted"),
-    [
-        (["pytorch_model.bin"], "pytorch_model.bin", "flax_model.msgpack"),
-        (["pytorch_model-00001-of-00002.bin"], "pytorch_model-00001-of-00002.bin", "rust_model.ot"),
-        (["pytorch_model.bin", "model.safetensors"], "model.safetensors", "pytorch_model.bin"),
-    ],
-)
-def test_one_form_of_the_weights_is_downloaded(
-    files: list[str], wanted: str, unwanted: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    patterns: list[str] = []
-
-    def download(name: str, allow_patterns: list[str]) -> str:
-        patterns.extend(allow_patterns)
-        return str(tmp_path)
-
-    monkeypatch.setattr("huggingface_hub.list_repo_files", lambda name: ["config.json", "flax_model.msgpack", *files])
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert find_checkpoint("facebook/opt-125m") == tmp_path
-    assert all(any(Path(name).match(pattern) for pattern in patterns) for name in (wanted, "config.json", "merges.txt"))
-    assert not any(Path(unwanted).match(pattern) for pattern in patterns)
 
 
 # Memory

@@ -41,12 +41,12 @@ def store_with_tokenizer(tiny_model: OPTForCausalLM, tmp_path_factory: pytest.Te
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        (("pack", "nowhere/at-all", "out"), "no local folder"),
+        (("pack", "nowhere/at-all", "out"), "not a local folder"),
         (("run", "{store}", "--dram-budget", "10%"), "smallest that works"),
         (("run", "{store}", "--dtype", "bf16"), "packed as fp32"),
         (("bench", "{store}", "--tokens", "500", "--dram-budget", "90%"), "positions"),
         (("bench", "{store}", "--dram-budget", "10%"), "write --dram-budget 62.7%"),
-        (("pack", "{store}", "out"), "checkpoint folder"),
+        (("pack", "{store}", "out"), "is a store, which is packed already"),
     ],
 )
 def test_foreseen_errors_are_one_line(
@@ -115,6 +115,39 @@ def test_run_streams_text_and_ends_with_figures(
     assert "MB in" in lines[-1]
 
 
+def words_of(text: str) -> list[str]:
+    """The tokens in a text that the tiny tokenizer wrote, the prompt's too."""
+    return re.findall(r"w\d+|</s>|<unk>|<pad>", text)
+
+
+def test_run_says_where_the_positions_end(
+    store_with_tokenizer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("transformers.generation.stopping_criteria.EosTokenCriteria.__call__", never_ends)
+    args = ("run", store_with_tokenizer, "--prompt", "w5 w7 w9", "--dram-budget", "1MB", "--max-new-tokens")
+    code, out, _ = call(monkeypatch, capsys, *args, 500)
+    assert code == 0
+    assert len(words_of(out)) == TINY["max_position_embeddings"]
+    assert out.splitlines()[-2] == "[the text fills all 128 positions of the model]"
+    assert "positions" not in call(monkeypatch, capsys, *args, 125)[1]  # just as many as were asked for
+
+
+def test_run_shows_what_was_written_before_an_error(
+    store_with_tokenizer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("transformers.generation.stopping_criteria.EosTokenCriteria.__call__", never_ends)
+    monkeypatch.setattr("flashlite.engine.calls.OFFSET", 60)  # so that positions end before `run` expects it
+    args = ("run", store_with_tokenizer, "--prompt", "w5 w7 w9", "--dram-budget", "1MB", "--max-new-tokens", 500)
+    code, out, err = call(monkeypatch, capsys, *args)
+    assert code == 1
+    assert err.splitlines() == ["flashlite: 71 tokens don't fit the model's 70 positions: shorten the text"]
+    assert len(words_of(out)) == 71  # the last of which was written, and never read
+
+
+def never_ends(criteria: object, ids: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+    return torch.zeros(len(ids), dtype=torch.bool)
+
+
 def test_eval_prints_both_perplexities_and_writes_them(
     store_with_tokenizer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -133,7 +166,7 @@ def test_eval_measures_the_predictors_on_the_text_that_it_is_given(
     store_with_tokenizer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     store = Store(store_with_tokenizer)
-    predictors = PredictorSet.load(store.path / PREDICTOR, store.layers, store.shape)
+    predictors = PredictorSet.load(store)
     tables = {}
     for seed in (1, 2):
         text = tmp_path / f"{seed}.txt"
@@ -167,7 +200,7 @@ def test_verify_checks_the_predictor_too(
     assert call(monkeypatch, capsys, "verify", store)[0] == 0
     flip_last_bit(store / PREDICTOR)
     code, _, err = call(monkeypatch, capsys, "verify", store)
-    assert (code, err.strip()) == (1, f"flashlite: {store / PREDICTOR} was altered: train the predictor again")
+    assert (code, err.strip()) == (1, f"flashlite: {store / PREDICTOR} was altered; train the predictor again")
     (store / PREDICTOR).unlink()
     assert call(monkeypatch, capsys, "verify", store)[0] == 0
 

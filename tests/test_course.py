@@ -6,16 +6,22 @@ import ast
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import sync
-from conftest import ROOT
+from conftest import ROOT, pytest_report_header
 from typer.testing import CliRunner
 
 from flashlite.cli.main import app, main
+from flashlite.course import chapter
+from flashlite.course import grade as grading
 from flashlite.course.generate import find_function, generated_files
 from flashlite.course.grade import Grade, exercise_tests, grade, grade_one
 from flashlite.course.manifest import STUBS, Course, find_course, read_course
@@ -171,6 +177,127 @@ def test_one_exercise_is_judged_without_the_others_of_its_file(clone: Course) ->
     assert grade_one(clone, path.parent, clone.find("3.2"), 1).status == "TODO"
 
 
+# Files as editors, git and archives leave them
+
+
+def rewrite(path: Path, change: Callable[[str], bytes]) -> None:
+    path.write_bytes(change(path.read_text(encoding="utf-8")))
+
+
+def crlf(text: str) -> bytes:
+    return text.replace("\n", "\r\n").encode()
+
+
+@pytest.fixture
+def crlf_clone(clone: Course) -> Course:
+    """What git gives on Windows, or with core.autocrlf=true: every line of every file ends in CRLF."""
+    for path in clone.root.rglob("*.*"):
+        if path.suffix in {".py", ".toml", ".json"}:
+            rewrite(path, crlf)
+    return clone
+
+
+def test_in_a_clone_with_crlf_untouched_stubs_are_to_do_and_none_is_run(
+    crlf_clone: Course, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grading, "_run", None)  # running one would take as long as grading it
+    grades = grade(crlf_clone, crlf_clone.root / "exercises", crlf_clone.exercises, seed=1)
+    assert {(g.status, g.points) for g in grades} == {("TODO", 0)}
+
+
+def test_in_a_clone_with_crlf_nothing_counts_as_begun(
+    crlf_clone: Course, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(crlf_clone.root)
+    assert all("(untouched)" in line for line in describe(crlf_clone, choose(crlf_clone, "mine")))
+    assert chapter.yours(7, "flashlite.bench.speculative") is None
+    assert "Nothing of yours to run yet" in capsys.readouterr().out
+    assert sync.edited_exercises(crlf_clone) == []
+    assert sync.stale_files(crlf_clone) == []
+
+
+def test_in_a_clone_with_crlf_work_is_graded(crlf_clone: Course) -> None:
+    path = crlf_clone.root / "exercises/ex04_bundle.py"
+    path.write_bytes((crlf_clone.root / "solutions/ex04_bundle.py").read_bytes())
+    assert b"\r\n" in path.read_bytes()
+    assert crlf_clone.is_edited(path)
+    assert grade_one(crlf_clone, path.parent, crlf_clone.find("4.1"), seed=1).status == "PASS"
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="there is no git here")
+def test_git_gives_lf_whatever_its_settings(tmp_path: Path) -> None:
+    for name in (".gitattributes", "exercises/ex04_bundle.py"):
+        shutil.copyfile(ROOT / name, tmp_path / Path(name).name)
+
+    def git(*args: str) -> None:
+        subprocess.run(["git", "-c", "core.autocrlf=true", *args], cwd=tmp_path, check=True, capture_output=True)
+
+    git("init")
+    git("add", ".gitattributes", "ex04_bundle.py")
+    (tmp_path / "ex04_bundle.py").unlink()
+    git("checkout", "--", "ex04_bundle.py")
+    assert (tmp_path / "ex04_bundle.py").read_bytes() == (ROOT / "exercises/ex04_bundle.py").read_bytes()
+
+
+@pytest.mark.parametrize("change", [crlf, lambda text: text.replace("\n", "  \n").encode() + b"\n\n",
+                                    lambda text: text.rstrip().encode(), lambda text: text.encode("utf-8-sig")],
+                         ids=["CRLF", "blanks", "no last newline", "byte-order mark"])  # fmt: skip
+def test_a_stub_that_an_editor_only_saved_is_untouched(clone: Course, change: Callable[[str], bytes]) -> None:
+    for name in clone.files:
+        rewrite(clone.root / "exercises" / name, change)
+        assert not clone.is_edited(clone.root / "exercises" / name)
+
+
+def first_line(line: str, encoding: str) -> Callable[[str], bytes]:
+    return lambda text: f"{line}\n# é\n{text}".encode(encoding)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        crlf, lambda text: text.replace("\n", "\r").encode(), first_line("", "utf-8-sig"),
+        first_line("# -*- coding: latin-1 -*-", "latin-1"), first_line("# vim: set fileencoding=cp1252 :", "cp1252"),
+    ],
+    ids=["CRLF", "CR", "byte-order mark", "latin-1", "cp1252"],
+)  # fmt: skip
+def test_a_file_counts_as_python_reads_it(clone: Course, change: Callable[[str], bytes]) -> None:
+    path = clone.root / "exercises/ex04_bundle.py"
+    path.write_bytes(change((ROOT / "solutions/ex04_bundle.py").read_text(encoding="utf-8")))
+    compile(path.read_bytes(), path, "exec")
+    assert clone.is_edited(path)
+    assert grade_one(clone, path.parent, clone.find("4.1"), seed=1).status == "PASS"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        first_line("", "utf-16"), first_line("", "utf-32"), first_line("", "utf-16-le"), first_line("é = 1", "latin-1"),
+        first_line("# coding: nonsense", "utf-8"), first_line("# coding: rot13", "utf-8"),
+        first_line("# coding: latin-1", "utf-8-sig"),
+    ],
+    ids=["UTF-16", "UTF-32", "no mark", "latin-1 without its line", "unknown", "no text", "contradiction"],
+)  # fmt: skip
+def test_a_file_that_python_cannot_read_is_named(clone: Course, change: Callable[[str], bytes]) -> None:
+    path = clone.root / "exercises/ex04_bundle.py"
+    path.write_bytes(change((ROOT / "solutions/ex04_bundle.py").read_text(encoding="utf-8")))
+    with pytest.raises((SyntaxError, ValueError)):
+        compile(path.read_bytes(), path, "exec")
+    assert clone.is_edited(path)
+    found = grade_one(clone, path.parent, clone.find("4.1"), seed=1)
+    assert (found.status, found.points) == ("ERROR", 0)
+    assert found.message == "ex04_bundle.py isn't saved as text that Python can read: save it as UTF-8"
+
+
+def test_a_list_of_stubs_that_is_missing_or_damaged_is_named(clone: Course) -> None:
+    for content in (b"", b"[1]", b"\xff"):
+        (clone.root / STUBS).write_bytes(content)
+        with pytest.raises(FlashliteError, match=r"stubs.json is missing or damaged: restore it"):
+            clone.is_edited(clone.root / "exercises/ex04_bundle.py")
+    (clone.root / STUBS).unlink()
+    with pytest.raises(FlashliteError, match=r"stubs.json is missing or damaged: restore it"):
+        clone.is_edited(clone.root / "exercises/ex04_bundle.py")
+
+
 def test_every_exercise_file_has_its_tests(course: Course) -> None:
     present = {path.name for path in (ROOT / "tests/exercises").glob("test_ex*.py")}
     assert present == {exercise_tests(course, e).name for e in course.exercises}
@@ -215,6 +342,103 @@ def test_a_class_is_graded_to_a_table(clone: Course, monkeypatch: pytest.MonkeyP
     assert (tmp_path / "grades.csv").read_text().split() == ["student,4.1,4.2,4.3,total", "ada,4,3,5,12", "bob,0,0,0,0"]
 
 
+def hand_in(folder: Path, *names: str) -> None:
+    folder.mkdir(parents=True)
+    for name in names:
+        shutil.copyfile(ROOT / "solutions" / name, folder / name)
+
+
+def test_a_class_holds_what_students_handed_in_and_nothing_else(
+    clone: Course, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Folders of systems and tools are no students; files may lie one folder deeper; nothing handed in is 0 points."""
+    classroom = tmp_path / "class"
+    hand_in(classroom / "ada" / "exercises", "ex04_bundle.py")
+    hand_in(classroom / "ada" / "solutions", "ex04_bundle.py")
+    hand_in(classroom / "ada" / ".ipynb_checkpoints", "ex04_bundle.py")
+    hand_in(classroom / "bob" / "course-main" / "exercises", "ex03_window.py")  # of another chapter
+    hand_in(classroom / "bob" / "__MACOSX" / "exercises", "ex04_bundle.py")
+    hand_in(classroom / "cleo")
+    hand_in(classroom / "dora" / "thesis", "ex04_bundle.py")
+    for name in (".ipynb_checkpoints", "__MACOSX", ".git", ".vscode", "__pycache__"):
+        hand_in(classroom / name, "ex04_bundle.py")
+    (classroom / "grades.xlsx").touch()
+    done = run(clone, monkeypatch, "grade", "4.1", "--class", classroom, "--csv", tmp_path / "grades.csv")
+    assert done.exit_code == 0
+    lines = (tmp_path / "grades.csv").read_text().split()
+    assert lines == ["student,4.1,total", "ada,4,4", "bob,0,0", "cleo,0,0", "dora,4,4"]
+    assert [line.split("  ")[-1] for line in done.output.splitlines() if "no exercise files" in line] == [
+        "no exercise files found in it"
+    ]
+    assert "4 students" in done.output
+
+
+def test_a_submission_is_found_one_folder_deeper(
+    clone: Course, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hand_in(tmp_path / "ada" / "course-main" / "exercises", "ex04_bundle.py")
+    (tmp_path / "ada" / "__MACOSX").mkdir()
+    done = run(clone, monkeypatch, "grade", "4.1", "--submission", tmp_path / "ada")
+    assert (done.exit_code, "total 4/4" in done.output) == (0, True)
+
+
+STATES = {
+    "nothing": b"",
+    "no JSON": b"{",
+    "no text": b"\xff\xfe{",
+    "a list": b"[1, 2]",
+    "a number": b"3",
+    "nested too deeply": b'{"3.2": ' + b"[" * 100_000,
+    "not a number": b'{"3.2": NaN}',
+    "other kinds": json.dumps({"3.2": "PASS", "3.3": 7, "3.4": None, "4.1": [1], "4.2": {}}).encode(),
+    "other points": json.dumps({
+        "3.1": {"points": "4", "status": "PASS"}, "3.2": {"points": 2.5, "status": "FAIL"},
+        "3.3": {"points": True, "status": "PASS"}, "3.4": {"status": "PASS"}, "4.1": {"points": None, "status": "PASS"},
+    }).encode(),
+    "other statuses": json.dumps({
+        "3.1": {"points": 4, "status": "DONE"}, "3.2": {"points": 4, "status": ["PASS"]}, "3.3": {"points": 4},
+        "3.4": {"points": 1, "status": {}}, "4.1": {"points": 3, "status": 1},
+    }).encode(),
+    "exercises that are gone": json.dumps({"9.9": {"points": 50, "status": "PASS"}}).encode(),
+    "nothing written yet": json.dumps({"3.2": {"points": 3, "status": "TODO"}}).encode(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_progress_takes_only_what_it_understands(name: str, clone: Course, monkeypatch: pytest.MonkeyPatch) -> None:
+    (clone.root / ".flashlite").mkdir()
+    (clone.root / ".flashlite/progress.json").write_bytes(STATES[name])
+    done = run(clone, monkeypatch, "progress")
+    assert done.exit_code == 0, done.exception
+    assert "0/100 points" in done.output
+    assert "next: 0.1" in done.output
+
+
+def test_progress_never_passes_what_an_exercise_is_worth(clone: Course, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a change of the course: 3.1 is worth 4 points, 3.2 is worth 6."""
+    noted = {"3.1": ("PASS", 9), "3.2": ("FAIL", 60), "3.3": ("FAIL", -5), "4.1": ("ERROR", 1), "8.1": ("PASS", 7)}
+    (clone.root / ".flashlite").mkdir()
+    (clone.root / ".flashlite/progress.json").write_text(
+        json.dumps({identifier: {"points": p, "status": s} for identifier, (s, p) in noted.items()})
+    )
+    done = run(clone, monkeypatch, "progress")
+    assert "10/100 points" in done.output
+    assert re.search(r"3 Windowing.* 9/18 ", done.output)
+    run(clone, monkeypatch, "grade", "7")
+    assert set(json.loads((clone.root / ".flashlite/progress.json").read_text())) == {
+        "3.1", "3.2", "3.3", "4.1", "7.1", "7.2"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("noted", [b"{", b'{"3.2": "x"}', b'{"3.2": null}', b'{"3.2": -7}', b'{"3.2": [1]}', b"[3]"])
+def test_hints_begin_anew_where_their_state_is_damaged(
+    noted: bytes, clone: Course, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (clone.root / ".flashlite").mkdir()
+    (clone.root / ".flashlite/hints.json").write_bytes(noted)
+    assert re.search(r"hint \d of 3", run(clone, monkeypatch, "hint", "3.2").output)
+
+
 def test_hints_come_one_at_a_time(clone: Course, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = [run(clone, monkeypatch, "hint", "3.2").output for _ in range(4)]
     assert [f"hint {n} of 3" in text for n, text in zip((1, 2, 3, 1), shown, strict=True)] == [True] * 4
@@ -225,7 +449,10 @@ def test_hints_come_one_at_a_time(clone: Course, monkeypatch: pytest.MonkeyPatch
     [
         (["hint", "9.9"], "no exercise '9.9'"),
         (["grade", "--submission", "nowhere"], "nowhere is no folder"),
-        (["grade", "--class", "nowhere"], "nowhere holds no folders"),
+        (["grade", "--class", "nowhere"], "nowhere holds no folders with exercise files"),
+        (["grade", "--class", "."], ". is a clone of the course: name the folder that holds"),
+        (["grade", "--class", "flashlite"], "flashlite holds no folders with exercise files"),
+        (["grade", "--submission", "tests"], "tests holds no exercise files"),
         (["grade", "--impl", "hers"], "takes mine or solutions"),
         (["bench", "--impl", "ref,ex77=mine"], "not understood at 'ex77=mine'"),
     ],
@@ -254,6 +481,38 @@ def failing_line(args: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytes
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     return lines[0]
+
+
+# A plain run of the exercises' tests
+
+
+@pytest.mark.parametrize(
+    ("args", "command"),
+    [
+        (["tests/exercises/test_ex07_speculative.py::test_tokens_a_call"], "`flashlite grade 7`"),
+        (["tests/exercises/test_ex00_cost.py", "tests/exercises/test_ex00_reads.py"], "`flashlite grade 0`"),
+        (["tests/exercises/test_ex00_cost.py", "tests/exercises/test_ex07_speculative.py"], "`flashlite grade`"),
+        (["tests/exercises"], "`flashlite grade`"),
+        (["tests"], None),
+        (["tests/exercises", "tests/test_cost.py"], None),
+    ],
+)
+def test_a_plain_run_says_that_it_tests_the_engine(
+    args: list[str], command: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    lines = pytest_report_header(SimpleNamespace(args=args))  # type: ignore[arg-type]
+    assert bool(lines) == (command is not None)
+    assert command is None or "on the engine's own code, not on your files in exercises/" in lines[0]
+    assert command is None or lines[1] == f"To test your exercises, run {command}."
+
+
+def test_the_line_is_above_the_results_also_where_pytest_is_quiet() -> None:
+    one = "tests/exercises/test_ex07_speculative.py::test_tokens_a_call"
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", one]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.count("on the engine's own code") == 1
+    assert done.stdout.index("on the engine's own code") < done.stdout.index("1 passed")
 
 
 # The plug

@@ -29,8 +29,7 @@ from flashlite.drive import flash
 from flashlite.drive.backends import Backend, Batch
 from flashlite.drive.direct import PAGE
 from flashlite.drive.reads import Reads
-from flashlite.engine import predictor
-from flashlite.engine.predictor_file import PredictorSet
+from flashlite.engine.predictor_file import PredictorSet, signed
 from flashlite.engine.stages import LADDER
 from flashlite.errors import FlashliteError, PredictorError, ReadError, StoreError
 from flashlite.storage.bundle import round_up
@@ -112,7 +111,7 @@ class Victim:
         """All that `flashlite verify` checks."""
         store = Store(self.path)
         store.verify()
-        PredictorSet.load(self.path / PREDICTOR, store.layers, store.shape)
+        PredictorSet.load(store)
 
     def speak(self, stage: int = 5, predictor: str = "oracle") -> list[int]:
         """Three tokens, every read verified."""
@@ -299,9 +298,8 @@ def test_predictor_with_any_values(data: st.DataObject, shared: Victim) -> None:
     if action == "delete":
         del tensors[name]
     text = json.dumps(reports)
-    metadata = {"format": str(predictor.FORMAT), "reports": text, "sha256": predictor._digest(tensors, text)}
     shared.alter(PREDICTOR, b"")
-    save_file(tensors, shared.path / PREDICTOR, metadata)
+    save_file(tensors, shared.path / PREDICTOR, signed(tensors, text, shared.manifest["up_projections"]))
     assert_harmless(shared, 5, forged=True, predictor="trained")
     shared.heal()
 
@@ -377,8 +375,13 @@ OTHER_KINDS: dict[str, tuple[str, str, Callable[[torch.Tensor], torch.Tensor], s
     "half weights": (RESIDENT, "model.decoder.layers.1.fc1.bias", lambda t: t.half(), "is not fp32 throughout"),
     "wide records": (SPLIT, "layers.1.up", lambda t: t.half(), "layer 1 has another shape"),
     "short records": (BUNDLED, "layers.2.bundle", lambda t: t[:, :-1], "layer 2 has another shape"),
-    "few checksums": (CHECKSUMS, "bundled.layers.2.bundle", lambda t: t[:-1], "not one checksum a record"),
-    "odd checksums": (CHECKSUMS, "split.layers.0.up", lambda t: t.view(torch.float32), "not one checksum a record"),
+    "few checksums": (CHECKSUMS, "bundled.layers.2.bundle", lambda t: t[:-1], "does not have one checksum a record"),
+    "odd checksums": (
+        CHECKSUMS,
+        "split.layers.0.up",
+        lambda t: t.view(torch.float32),
+        "does not have one checksum a record",
+    ),
 }
 
 
@@ -414,21 +417,57 @@ def test_oracle_needs_no_predictor(victim: Victim) -> None:
     assert victim.speak() == victim.tokens
 
 
-def test_predictor_of_another_model_is_only_its_own(tiny_store: Store, tmp_path: Path) -> None:
-    """A predictor says nothing of weights, but must fit the model's shape."""
+def test_predictor_of_another_shape_is_refused(victim: Victim, tmp_path: Path) -> None:
     wide = make_model(ffn_dim=128)
     other = flashlite.pack(save_checkpoint(wide, tmp_path / "checkpoint"), tmp_path / "other")
     add_predictor(other, wide)
-    assert_refused(
-        lambda: PredictorSet.load(other.path / PREDICTOR, tiny_store.layers, tiny_store.shape), PredictorError,
-        "another model",
-    )  # fmt: skip
+    victim.alter(PREDICTOR, (other.path / PREDICTOR).read_bytes())
+    assert_refused(victim.check, PredictorError, "another model")
+
+
+def test_predictor_of_other_weights_is_refused(victim: Victim, tmp_path: Path) -> None:
+    model = make_model(1)
+    other = flashlite.pack(save_checkpoint(model, tmp_path / "checkpoint"), tmp_path / "other")
+    add_predictor(other, model)
+    victim.alter(PREDICTOR, (other.path / PREDICTOR).read_bytes())
+    for act in (victim.check, lambda: victim.speak(predictor="trained")):
+        assert_refused(
+            act, PredictorError, "was trained for other weights than this store's; train the predictor again"
+        )
+
+
+def of_format_2(victim: Victim, name: str) -> None:
+    """Make the manifest or the predictor what earlier versions wrote."""
+    if name == MANIFEST:
+        new = {"up_projections", "own_dtype"}
+        victim.seal({key: value for key, value in victim.manifest.items() if key not in new} | {"format": 2})
+    else:
+        content = victim.sound[PREDICTOR]
+        victim.alter(PREDICTOR, save(load(content), signed(load(content), json.dumps(_reports(content)), None)))
+
+
+@pytest.mark.parametrize("old", [(MANIFEST, PREDICTOR), (MANIFEST,), (PREDICTOR,)], ids="-".join)
+def test_stores_and_predictors_of_format_2_are_read_with_a_line(
+    old: tuple[str, ...], victim: Victim, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in old:
+        of_format_2(victim, name)
+    assert victim.speak(predictor="trained") == victim.tokens
+    line = "it can't be told whether it was trained for these weights; train the predictor again"
+    assert [message.partition(f"{PREDICTOR}: ")[2] for message in caplog.messages] == [line]
+
+
+def test_a_new_store_that_lacks_its_digest_is_damaged(victim: Victim) -> None:
+    for up_projections in (None, 5, ...):
+        manifest = victim.manifest | {"up_projections": up_projections}
+        victim.seal({key: value for key, value in manifest.items() if value is not ...})
+        assert_refused(lambda: Store(victim.path), StoreError, "its up_projections are not a digest")
 
 
 def test_an_altered_report_of_a_predictor_is_found(victim: Victim) -> None:
     assert b"0.99" in victim.sound[PREDICTOR]
     victim.alter(PREDICTOR, victim.sound[PREDICTOR].replace(b"0.99", b"0.98", 1))
-    assert_refused(victim.check, PredictorError, "was altered: train the predictor again")
+    assert_refused(victim.check, PredictorError, "was altered; train the predictor again")
 
 
 @pytest.mark.parametrize("copied", ["tokenizer.json", "generation_config.json"])
@@ -499,7 +538,7 @@ def test_a_read_that_is_no_record_cannot_be_verified(shift: int, size: int, tiny
     file = VerifiedStore(tiny_store.path).open_ffn("bundled")
     offset = np.array([tiny_store.piece_offset("bundled", 0, "bundle") + shift])
     buffer = np.zeros((1, 4096), np.uint8)
-    assert_refused(lambda: file.read(offset, size, buffer, np.array([0])), ReadError, "is no record")
+    assert_refused(lambda: file.read(offset, size, buffer, np.array([0])), ReadError, "is not a record")
 
 
 def test_a_failed_ticket_fails_each_time(victim: Victim) -> None:

@@ -475,13 +475,13 @@ def room_for_files(count: int) -> Iterator[None]:
 
 
 def test_a_limit_of_open_files_is_no_fault_of_the_predictor(store: Store) -> None:
-    message = rf"{PREDICTOR}: cannot be opened: Too many open files: close some"
+    message = rf"{PREDICTOR} cannot be opened: Too many open files: close some"
     with room_for_files(0), pytest.raises(ReadError, match=message):
-        PredictorSet.load(store.path / PREDICTOR, store.layers, store.shape)
+        PredictorSet.load(store)
 
 
 def test_a_limit_of_open_files_is_no_fault_of_the_weights(store: Store) -> None:
-    message = rf"{RESIDENT}: cannot be opened: Too many open files: close some"
+    message = rf"{RESIDENT} cannot be opened: Too many open files: close some"
     with room_for_files(0), pytest.raises(ReadError, match=message):
         store.verify_file(RESIDENT)
 

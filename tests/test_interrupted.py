@@ -85,7 +85,7 @@ def verify(path: Path) -> Store:
     store = Store(path)
     store.verify()
     if (path / PREDICTOR).exists():
-        PredictorSet.load(path / PREDICTOR, store.layers, store.shape)
+        PredictorSet.load(store)
     return store
 
 
@@ -447,7 +447,7 @@ def test_writing_where_nobody_may(frozen: Path, tiny_checkpoint: Path, tiny_stor
     for target, replace in (("store", True), ("new", False)):
         with pytest.raises(StoreError, match=f"{target} cannot be written: (Operation not|Permission)"):
             flashlite.pack(tiny_checkpoint, frozen / target, replace=replace)
-    predictors = PredictorSet.load(store.path / PREDICTOR, store.layers, store.shape)
+    predictors = PredictorSet.load(store)
     with pytest.raises(PredictorError, match="cannot be written"):
         predictors.save(store.path / PREDICTOR)
     verify(frozen / "store")

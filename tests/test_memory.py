@@ -47,7 +47,7 @@ def reading_threads() -> int:
     """Threads that carry out reads, once those that were told to end have ended."""
     for _ in range(200):
         gc.collect()
-        found = sum(thread.name.startswith("flash-ahead") for thread in threading.enumerate())
+        found = sum(thread.name.startswith("flash-early") for thread in threading.enumerate())
         if not found:
             break
         time.sleep(0.01)

@@ -613,7 +613,7 @@ def test_files_are_closed_with_the_model(tiny_store: Store) -> None:
         ({"stage": "fast"}, FlashliteError, "unknown stage 'fast'.*naive, resident.*pool"),
         ({"stage": 7}, FlashliteError, "unknown stage 7: choose 0 to 6"),
         ({"stage": -1}, FlashliteError, "unknown stage -1"),
-        ({"window": 0}, FlashliteError, "window of 0 tokens: use a whole number from 1"),
+        ({"window": 0}, FlashliteError, "window of 0 tokens is not understood: write a whole number from 1"),
         ({"predictor": "orcale"}, FlashliteError, "unknown predictor 'orcale'.*trained.*oracle"),
         ({"predictor": []}, FlashliteError, "0 predictors.*3 layers"),
         ({"dram_budget": "lots"}, BudgetError, "'lots' is not understood"),
@@ -651,7 +651,7 @@ def test_store_without_predictor(copied_store: Path, tiny_model: OPTForCausalLM)
 
 
 def test_folders_that_are_no_model(home: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no local folder"):
+    with pytest.raises(CheckpointError, match="not a local folder"):
         load(tmp_path / "missing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(StoreError, match="neither a store nor a checkpoint"):

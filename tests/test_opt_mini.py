@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import flashlite
 from flashlite.engine.predictor_file import PredictorSet
-from flashlite.storage.checkpoint import BUNDLED_MODEL
-from flashlite.storage.store import PREDICTOR, Store
+from flashlite.storage.hub import BUNDLED_MODEL
+from flashlite.storage.store import Store
 from flashlite.storage.tokenizer import token_windows
 from flashlite.training.evaluate import loss, predicted_model, streamed_model
 from flashlite.training.train_predictor import collect, report
@@ -33,7 +33,7 @@ def held_out(store: Store) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def predictors(store: Store) -> PredictorSet:
-    return PredictorSet.load(store.path / PREDICTOR, store.layers, store.shape)
+    return PredictorSet.load(store)
 
 
 def test_transformers_loads_it_and_it_continues_python() -> None:

@@ -133,6 +133,7 @@ def test_published_drives(drive: drives.Drive) -> None:
     curve = drive.curve()
     for depth, iops in drive.iops.items():
         assert curve.rate(4096, depth) == pytest.approx(4096 * iops, rel=0.01)
+        assert curve.rate(2048, depth) == pytest.approx(2048 * iops, rel=0.01), "half the bytes, the same reads"
     rates = np.array(curve.mb_s)
     assert (np.diff(rates, axis=0) > 0).all()
     assert (np.diff(rates, axis=1) >= 0).all()

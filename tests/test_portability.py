@@ -87,7 +87,7 @@ def test_a_file_system_in_memory(
         store = flashlite.pack(tiny_checkpoint, Path(folder) / "store")
         assert written(store, stage) == expected
         direct = store.open_resident().direct
-    assert direct or all("buffered reads, because this file system refuses" in line for line in caplog.messages)
+    assert direct or all("reads are buffered, because this file system refuses" in line for line in caplog.messages)
     assert direct == (not caplog.messages)
 
 
@@ -111,14 +111,14 @@ def test_buffered_reads_where_there_are_no_direct_ones(
         monkeypatch.setattr(os, "open", refuse)
     assert written(tiny_store, stage) == expected
     names = {str(tiny_store.path / "resident.safetensors")}
-    announced = {line.split(": ")[1] for line in caplog.messages if f"buffered reads, because this {lack}" in line}
+    announced = {line.split(": ")[1] for line in caplog.messages if f"reads are buffered, because this {lack}" in line}
     assert names <= announced
     assert len(announced) >= 2
 
 
 def test_a_system_without_vectored_reads_says_so(tiny_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "preadv")
-    with pytest.raises(ReadError, match="use Linux or macOS, on Windows WSL"):
+    with pytest.raises(ReadError, match="use Linux, macOS, or WSL on Windows"):
         flashlite.load(tiny_store, dram_budget=AMPLE)
 
 
@@ -247,7 +247,7 @@ def test_where_linux_interfaces_are_missing_all_imports_and_every_token_is_right
     first, *tokens = done.stdout.splitlines() or [""]
     assert first.startswith("missing: students' code runs without limits"), done.stderr
     assert [json.loads(line) for line in tokens] == [expected] * 3
-    assert "buffered reads, because this system has no direct ones" in done.stderr
+    assert "reads are buffered, because this system has no direct reads" in done.stderr
 
 
 # Folders

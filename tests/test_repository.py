@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,21 @@ import pytest
 from flashlite.training.corpus import is_held_out, read_source
 
 ROOT = Path(__file__).parent.parent
-LIBRARY = sorted((ROOT / "flashlite").rglob("*.py"))
+PACKAGE = ROOT / "flashlite"
+LIBRARY = sorted(PACKAGE.rglob("*.py"))
+FLOORS = (
+    "",
+    "drive",
+    "families",
+    "storage",
+    "engine",
+    "training",
+    "bench",
+    "plots",
+    "course",
+    "cli",
+)  # from the ground
+ENTRANCES = {PACKAGE / "__init__.py", PACKAGE / "__main__.py"}  # on no floor: they only lead in
 
 
 def test_readme_table_is_that_of_results() -> None:
@@ -60,3 +75,60 @@ def test_held_out_rule(tmp_path: Path) -> None:
     assert (read_source(source) or "").startswith("import os")
     source.write_text("x = 1\n")
     assert read_source(source) is None
+
+
+def imports_of(path: Path, only_at_the_top: bool = False) -> Iterator[str]:
+    """The modules of flashlite that a file imports: `engine.window`, `errors`; at its top, or anywhere in it."""
+    tree = ast.parse(path.read_text())
+    for node in tree.body if only_at_the_top else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.removeprefix("flashlite.") for alias in node.names if "flashlite." in alias.name)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            module = (node.module or "").split(".")
+            if module[0] == "flashlite":
+                for alias in node.names:  # what is imported from a folder is one of its modules, or in its __init__
+                    inner = [*module[1:], alias.name]
+                    file = PACKAGE.joinpath(*inner)
+                    yield ".".join(inner if file.with_suffix(".py").is_file() or file.is_dir() else module[1:])
+
+
+def name_of(path: Path) -> str:
+    """A file as `imports_of` names it."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+def floor_of(module: str) -> int:
+    """The floor of a module of flashlite."""
+    return FLOORS.index(module.split(".")[0] if (PACKAGE / module.split(".")[0]).is_dir() else "")
+
+
+@pytest.mark.parametrize("path", [path for path in LIBRARY if path not in ENTRANCES], ids=name_of)
+def test_imports_lead_down(path: Path) -> None:
+    upward = [module for module in imports_of(path) if floor_of(module) > floor_of(name_of(path))]
+    assert upward == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    modules = {name_of(path): path for path in LIBRARY}
+    arrows = {name: set(imports_of(path, only_at_the_top=True)) - {""} for name, path in modules.items()}
+    assert set().union(*arrows.values()) <= modules.keys()
+    TopologicalSorter(arrows).prepare()  # raises CycleError, which names them
+
+
+def test_upward_imports_and_circles_would_be_found(tmp_path: Path) -> None:
+    source = tmp_path / "low.py"
+    source.write_text("def f():\n    from flashlite.cli import main\n    import flashlite.bench.ladder\n")
+    assert list(imports_of(source)) == ["cli.main", "bench.ladder"]
+    assert [floor_of(module) for module in imports_of(source)] == [FLOORS.index("cli"), FLOORS.index("bench")]
+    assert floor_of("errors") < floor_of("drive.flash") < floor_of("engine.window")
+    with pytest.raises(CycleError):
+        TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
+
+
+def test_every_folder_can_be_overseen() -> None:
+    folders = {path.parent for path in LIBRARY}
+    assert {folder.relative_to(PACKAGE).parts[0] for folder in folders if folder != PACKAGE} == set(FLOORS) - {""}
+    for folder in folders:
+        files = [path for path in folder.iterdir() if path.is_file() and path.name != "__init__.py"]
+        assert len(files) <= (7 if folder == PACKAGE else 15), f"{folder} holds {len(files)} files"

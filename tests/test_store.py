@@ -251,8 +251,8 @@ def test_next_pack_removes_what_a_killed_one_left_but_not_what_another_writes(
 
 
 def test_folder_without_manifest_is_no_store(tmp_path: Path) -> None:
-    assert_refused(tmp_path, "is no store: make one with `flashlite pack")
-    assert_refused(tmp_path / "absent", "is no store")
+    assert_refused(tmp_path, "is not a store: make one with `flashlite pack")
+    assert_refused(tmp_path / "absent", "is not a store")
 
 
 @pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe", b"[1]\n\n{", b"[]", b'"text"', b"null"])
@@ -373,11 +373,11 @@ BAD_HEADERS: dict[str, tuple[dict[str, Any], str]] = {
     "overlap": ({"a": BYTES, "b": entry("U8", [4], 3, 7)}, "don't follow one on the other"),
     "twice": ({"a": BYTES, "b": BYTES}, "don't follow one on the other"),
     "behind the end": ({"a": entry("U8", [17], 0, 17)}, "ends behind the end of the file"),
-    "before the data": ({"a": entry("U8", [4], -4, 0)}, "no natural number"),
-    "fraction": ({"a": entry("U8", [4], 0, 4.0)}, "no natural number"),
-    "fraction in a shape": ({"a": entry("U8", [4.0], 0, 4)}, "no natural number"),
-    "negative shape": ({"a": entry("U8", [-2, -2], 0, 4)}, "no natural number"),
-    "truth in a shape": ({"a": entry("U8", [4, True], 0, 4)}, "no natural number"),
+    "before the data": ({"a": entry("U8", [4], -4, 0)}, "not a natural number"),
+    "fraction": ({"a": entry("U8", [4], 0, 4.0)}, "not a natural number"),
+    "fraction in a shape": ({"a": entry("U8", [4.0], 0, 4)}, "not a natural number"),
+    "negative shape": ({"a": entry("U8", [-2, -2], 0, 4)}, "not a natural number"),
+    "truth in a shape": ({"a": entry("U8", [4, True], 0, 4)}, "not a natural number"),
     "another size": ({"a": entry("U8", [3], 0, 4)}, "size differs from its shape"),
     "off the grid": ({"a": entry("U8", [1], 0, 1), "b": entry("F32", [1], 1, 5)}, "off the grid of its numbers"),
     "endless shape": ({"a": entry("U8", [2**63, 0, 2**63], 0, 4)}, "size differs from its shape"),

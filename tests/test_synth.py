@@ -17,7 +17,7 @@ from flashlite.engine.predictor_file import PredictorSet
 from flashlite.errors import CheckpointError, StoreError
 from flashlite.families import opt as families
 from flashlite.families.opt import published_config, resident_and_streamed
-from flashlite.storage.store import PREDICTOR, Store
+from flashlite.storage.store import Store
 from flashlite.training.planted import PlantedModel, synth
 
 SMALL = (256, 6, 4, 256)  # too small to be published, large enough for its statistics to hold
@@ -75,7 +75,7 @@ def test_the_same_seed_gives_the_same_weights(store: Store) -> None:
         for name in ("model.decoder.layers.1.fc1.weight", "model.decoder.layers.0.fc1.bias"):
             assert torch.equal(one.tensor(name), other.tensor(name))
             assert not torch.equal(one.tensor(name), third.tensor(name))
-    trained = PredictorSet.load(store.path / PREDICTOR, store.layers, store.shape)
+    trained = PredictorSet.load(store)
     assert len(trained.layers) == store.layers
 
 

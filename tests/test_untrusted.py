@@ -29,8 +29,7 @@ from transformers import OPTForCausalLM, PreTrainedTokenizerFast
 
 import flashlite
 from flashlite.cli import main as cli
-from flashlite.engine import predictor
-from flashlite.engine.predictor_file import PredictorSet
+from flashlite.engine.predictor_file import PredictorSet, signed
 from flashlite.engine.stages import LADDER
 from flashlite.errors import CheckpointError, FlashliteError, PredictorError, StoreError
 from flashlite.storage.checkpoint import LARGEST as LARGEST_SIZES
@@ -218,7 +217,7 @@ NAMES_CODE = {
     "auto_map": {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}, "trust_remote_code": True,
     "attn_implementation": "someone/kernel", "_attn_implementation": "someone/kernel",
     "_attn_implementation_internal": "someone/kernel", "_name_or_path": "../evil", "name_or_path": "../evil",
-    "quantization_config": {"quant_method": "bitsandbytes"}, "custom_generate": "evil",
+    "custom_generate": "evil",
 }  # fmt: skip
 
 
@@ -245,7 +244,7 @@ def test_code_that_a_tokenizer_names_is_not_run_and_nobody_is_asked(
     names = {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}, "tokenizer_class": "Evil"}
     (copy / "tokenizer_config.json").write_text(json.dumps(names))
     monkeypatch.setattr("builtins.input", lambda *_: "y")
-    assert_one_line(FlashliteError, lambda: load_tokenizer(Store(copy)), "no tokenizer that can be loaded")
+    assert_one_line(FlashliteError, lambda: load_tokenizer(Store(copy)), "does not hold a tokenizer that can be loaded")
     assert not target.exists()
 
 
@@ -253,7 +252,7 @@ def test_a_pipe_in_place_of_a_copied_file_is_one_line(copy: Path) -> None:
     (copy / "tokenizer.json").unlink(missing_ok=True)
     os.mkfifo(copy / "tokenizer.json")
     edit(copy / MANIFEST, lambda manifest: manifest["copied"].update({"tokenizer.json": ""}))
-    assert_one_line(StoreError, Store(copy).verify, "tokenizer.json is no file")
+    assert_one_line(StoreError, Store(copy).verify, "tokenizer.json is not a file")
 
 
 def test_a_name_that_cannot_be_printed_is_one_line(copy: Path) -> None:
@@ -335,12 +334,12 @@ def test_senseless_headers_are_one_line(kind: str, copy: Path) -> None:
 
 @pytest.mark.parametrize("length", [0, 1, 2**31, 2**63, 2**64 - 1])
 def test_senseless_lengths_of_a_header_are_one_line(length: int, copy: Path, checkpoint: Path, tmp_path: Path) -> None:
-    shape = Store(copy).shape
+    store = Store(copy)
     for path in (copy / RESIDENT, copy / PREDICTOR, checkpoint / "model.safetensors"):
         content = path.read_bytes()
         path.write_bytes(struct.pack("<Q", length) + content[8:])
     assert_one_line(StoreError, lambda: Store(copy), "is damaged")
-    assert_one_line(PredictorError, lambda: PredictorSet.load(copy / PREDICTOR, 3, shape), "is damaged")
+    assert_one_line(PredictorError, lambda: PredictorSet.load(store), "is damaged")
     assert_one_line(CheckpointError, lambda: pack(checkpoint, tmp_path / "store"), "cannot be read as weights")
 
 
@@ -354,7 +353,9 @@ BAD_SIZES = [0, -1, 10**9, 10**12, 10**30, 64.0, 1e308, "64", True, [64], {}]
 def test_sizes_that_no_model_has_are_named(field: str, size: object, checkpoint: Path, copy: Path) -> None:
     """Refused before anything of that size is made."""
     edit(checkpoint / "config.json", lambda config: config.update({field: size}))
-    assert_one_line(CheckpointError, lambda: Checkpoint(checkpoint), rf"config\.json describes no OPT: {field} is")
+    assert_one_line(
+        CheckpointError, lambda: Checkpoint(checkpoint), rf"config\.json does not describe an OPT: {field} is"
+    )
     edit(copy / MANIFEST, lambda manifest: manifest["config"].update({field: size}))
     assert_one_line(StoreError, lambda: Store(copy), rf"manifest\.json is damaged .*{field} is")
 
@@ -362,7 +363,7 @@ def test_sizes_that_no_model_has_are_named(field: str, size: object, checkpoint:
 @pytest.mark.parametrize("alignment", [0, -4096, 3, 4096.0, "4096", True, 2**40, None], ids=str)
 def test_alignments_that_no_drive_has_are_named(alignment: object, copy: Path) -> None:
     edit(copy / MANIFEST, lambda manifest: manifest.update(alignment=alignment))
-    assert_one_line(StoreError, lambda: Store(copy), "is damaged .*an alignment of .* is no power of two")
+    assert_one_line(StoreError, lambda: Store(copy), "is damaged .*an alignment of .* is not a power of two")
 
 
 JSON_VALUES = st.recursive(
@@ -432,8 +433,7 @@ def test_resident_weights_of_another_model_are_refused(copy: Path) -> None:
 
 def save_predictor(tensors: dict[str, torch.Tensor], reports: str, path: Path) -> None:
     """As flashlite writes it, with the right checksum."""
-    checksum = predictor._digest(tensors, reports)
-    save_file(tensors, path, {"format": str(predictor.FORMAT), "reports": reports, "sha256": checksum})
+    save_file(tensors, path, signed(tensors, reports, Store(path.parent).up_projections))
 
 
 REPORTS: dict[str, Any] = {
@@ -448,7 +448,7 @@ WRONG_PREDICTOR = "is damaged or another model's: .*; train the predictor again|
 
 @pytest.mark.parametrize("kind", REPORTS)
 def test_senseless_reports_of_a_predictor_are_one_line(kind: str, copy: Path, tiny_store: Store) -> None:
-    reports = [vars(report) for report in PredictorSet.load(copy / PREDICTOR, 3, tiny_store.shape).reports]
+    reports = [vars(report) for report in PredictorSet.load(Store(copy)).reports]
     if isinstance(given := REPORTS[kind], list):
         given = [report | change for report, change in zip(reports, given * 3 if kind != "too few" else given)]  # noqa: B905
     text = "[" * 200_000 if kind == "deep" else json.dumps(given)
@@ -458,9 +458,9 @@ def test_senseless_reports_of_a_predictor_are_one_line(kind: str, copy: Path, ti
 
 def test_a_predictor_saved_anew_is_as_good(copy: Path, tiny_store: Store) -> None:
     """So that those above and below are refused for what was changed in them alone."""
-    reports = PredictorSet.load(copy / PREDICTOR, 3, tiny_store.shape).reports
+    reports = PredictorSet.load(Store(copy)).reports
     save_predictor(load_file(copy / PREDICTOR), json.dumps([vars(report) for report in reports]), copy / PREDICTOR)
-    assert PredictorSet.load(copy / PREDICTOR, 3, tiny_store.shape).reports == reports
+    assert PredictorSet.load(Store(copy)).reports == reports
 
 
 @pytest.mark.parametrize("metadata", ["null", "[]", "5", '"x"', '{"format": 2}', '{"format": null}'])
@@ -485,7 +485,7 @@ def test_a_predictor_of_another_format_is_one_line(copy: Path) -> None:
 
 @pytest.mark.parametrize("part", ["a", "a_scale", "b", "b_scale", "bias"])
 def test_predictors_of_another_dtype_are_one_line(part: str, copy: Path, tiny_store: Store) -> None:
-    reports = [vars(report) for report in PredictorSet.load(copy / PREDICTOR, 3, tiny_store.shape).reports]
+    reports = [vars(report) for report in PredictorSet.load(Store(copy)).reports]
     state = load_file(copy / PREDICTOR)
     state[f"layers.1.{part}"] = state[f"layers.1.{part}"].double()
     save_predictor(state, json.dumps(reports), copy / PREDICTOR)
@@ -495,7 +495,7 @@ def test_predictors_of_another_dtype_are_one_line(part: str, copy: Path, tiny_st
 @pytest.mark.parametrize("rank", [1, 31, 33])
 def test_predictors_that_torch_would_read_beyond_are_one_line(rank: int, copy: Path, tiny_store: Store) -> None:
     """Its int8 product takes whole blocks, whether or not the matrix ends before."""
-    reports = [vars(report) for report in PredictorSet.load(copy / PREDICTOR, 3, tiny_store.shape).reports]
+    reports = [vars(report) for report in PredictorSet.load(Store(copy)).reports]
     state = load_file(copy / PREDICTOR)
     for name in list(state):
         if ".a" in name:
@@ -503,7 +503,7 @@ def test_predictors_that_torch_would_read_beyond_are_one_line(rank: int, copy: P
         elif name.endswith(".b"):
             state[name] = state[name][:, :rank].contiguous()
     save_predictor(state, json.dumps(reports), copy / PREDICTOR)
-    assert_one_line(PredictorError, lambda: flashlite.load(copy, dram_budget=AMPLE), "is no multiple of 32: change")
+    assert_one_line(PredictorError, lambda: flashlite.load(copy, dram_budget=AMPLE), "not multiples of 32: change")
 
 
 # Tokenizers
@@ -520,7 +520,7 @@ def test_malformed_tokenizers_are_one_line(kind: str, copy: Path) -> None:
     settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
     (copy / "tokenizer_config.json").write_text(json.dumps(settings))
     (copy / "tokenizer.json").write_bytes(TOKENIZERS[kind])
-    assert_one_line(FlashliteError, lambda: load_tokenizer(Store(copy)), "no tokenizer that can be loaded")
+    assert_one_line(FlashliteError, lambda: load_tokenizer(Store(copy)), "does not hold a tokenizer that can be loaded")
 
 
 TOKENIZER_SETTINGS = [
@@ -538,11 +538,11 @@ TOKENIZER_SETTINGS = [
 @pytest.mark.parametrize("content", TOKENIZER_SETTINGS, ids=range(len(TOKENIZER_SETTINGS)))
 def test_malformed_settings_of_a_tokenizer_are_one_line(content: bytes, copy: Path) -> None:
     (copy / "tokenizer_config.json").write_bytes(content)
-    assert_one_line(FlashliteError, lambda: load_tokenizer(Store(copy)), "no tokenizer that can be loaded")
+    assert_one_line(FlashliteError, lambda: load_tokenizer(Store(copy)), "does not hold a tokenizer that can be loaded")
 
 
 def test_a_store_without_tokenizer_says_so(copy: Path) -> None:
-    assert_one_line(FlashliteError, lambda: load_tokenizer(Store(copy)), "no tokenizer that can be loaded")
+    assert_one_line(FlashliteError, lambda: load_tokenizer(Store(copy)), "does not hold a tokenizer that can be loaded")
 
 
 def test_tokens_that_the_model_lacks_are_named(tiny_store: Store) -> None:
@@ -586,7 +586,7 @@ def test_any_prompt_is_continued(
 def test_any_text_becomes_tokens_that_give_it_back_or_one_line(prompt: str, opt_mini: Store) -> None:
     tokenizer, positions = load_tokenizer(opt_mini), opt_mini.config.max_position_embeddings
     if any("\ud800" <= letter <= "\udfff" for letter in prompt):
-        assert_one_line(FlashliteError, lambda: encode(tokenizer, prompt, opt_mini), "no valid UTF-8")
+        assert_one_line(FlashliteError, lambda: encode(tokenizer, prompt, opt_mini), "not valid UTF-8")
     elif "fill all" not in error_of(lambda: encode(tokenizer, prompt, opt_mini)):
         ids = encode(tokenizer, prompt, opt_mini)[0]
         assert 1 <= len(ids) < positions
@@ -599,8 +599,8 @@ def test_any_text_becomes_tokens_that_give_it_back_or_one_line(prompt: str, opt_
     ("prompt", "words"),
     [
         ("word " * 3000, "tokens fill all 512 positions of the model: shorten it"),
-        ("a\udcff", "no valid UTF-8 at character 1"),
-        ("\ud83d", "no valid UTF-8 at character 0"),
+        ("a\udcff", "not valid UTF-8 at character 1"),
+        ("\ud83d", "not valid UTF-8 at character 0"),
     ],
     ids=["long", "byte", "half a pair"],
 )
@@ -627,7 +627,7 @@ def test_bytes_that_are_no_utf_8_are_one_line_in_a_real_process(opt_mini: Store)
     command = [sys.executable, "-m", "flashlite", "run", opt_mini.path, "--prompt", b"ok \xff\xfe"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
     assert (done.returncode, done.stdout) == (1, b"")
-    line = b"flashlite: the prompt is no valid UTF-8 at character 3: write it as UTF-8"
+    line = b"flashlite: the prompt is not valid UTF-8 at character 3: write it as UTF-8"
     assert done.stderr.splitlines() == [line]
 
 

@@ -58,7 +58,7 @@ def write(job: dict[str, Any]) -> None:
         train_predictor.train_predictors(store, windows, held_out).save(store.path / PREDICTOR)
     else:
         store = Store(source)
-        PredictorSet.load(store.path / PREDICTOR, store.layers, store.shape).save(out)
+        PredictorSet.load(store).save(out)
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:

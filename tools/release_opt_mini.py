@@ -1,8 +1,8 @@
 """Make the bundled model out of a trained checkpoint: python tools/release_opt_mini.py CHECKPOINT.
 
 Copies the checkpoint to flashlite/opt_mini, trains its predictors, measures both on held-out text and writes the model
-card. What the card says of the training comes from the training.json that train_opt_mini.py left in the checkpoint; a
-checkpoint that went on from the first weights has FIRST_PHASE before it.
+card. The card describes the training by the training.json that train_opt_mini.py left in the checkpoint. A checkpoint
+whose training went on from the first weights has FIRST_PHASE before it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from train_opt_mini import HELD_OUT_WINDOWS, POSITIONS, encode
+from train_opt_mini import HELD_OUT_TEXTS, POSITIONS, encode
 from transformers import AutoTokenizer, OPTForCausalLM
 
 import flashlite
 from flashlite.bench.machine import host
 from flashlite.engine.predictor_file import LayerReport
-from flashlite.storage.checkpoint import BUNDLED_MODEL
+from flashlite.storage.hub import BUNDLED_MODEL
 from flashlite.storage.store import PREDICTOR
 from flashlite.storage.tokenizer import token_windows
 from flashlite.training.corpus import corpus
@@ -38,8 +38,8 @@ RECALL, TRAIN_TOKENS, HELD_OUT_TOKENS = 0.975, 100_000, 64 * 512
 
 CARD = """# opt-mini
 
-A real OPT in the published format (fp16 safetensors), small enough to ship: {parameters:.1f} M parameters, vocabulary
-4096 (byte-level BPE), d_model 512, 6 layers, ffn 2048, 8 heads, 512 positions. It loads with
+A real OPT in the published format (fp16 safetensors, used as fp32), small enough to ship: {parameters:.1f} M
+parameters, vocabulary 4096 (byte-level BPE), d_model 512, 6 layers, ffn 2048, 8 heads, 512 positions. It loads with
 `AutoModelForCausalLM.from_pretrained` and continues Python source.
 
 ## Data
@@ -47,7 +47,7 @@ A real OPT in the published format (fp16 safetensors), small enough to ship: {pa
 The Python source of the standard library and of the course's own packages (`flashlite/training/corpus.py` lists them),
 without licence headers and duplicates: {corpus_tokens:.1f} M tokens. A file is **held out** if the md5 of its
 base name is 0 modulo 100. No weight and no predictor was trained on held-out files; predictors are calibrated on one
-half of the held-out windows named below and reported on the other.
+half of the held-out texts named below and reported on the other.
 
 The sources' own licences apply to them: PSF (standard library), BSD (numpy, torch, sympy, networkx, mpmath, pygments),
 Apache-2.0 (transformers, huggingface_hub), MIT (fontTools, pip, setuptools, rich), HPND (Pillow), and matplotlib's.
@@ -69,7 +69,7 @@ sparsity weight, which left layer 1 sparser than was wanted.
 
 ## Held-out figures
 
-Loss **{held_out_loss:.4f} nats a token** (perplexity {perplexity:.2f}) on the first {windows} windows of {positions}
+Loss **{held_out_loss:.4f} nats a token** (perplexity {perplexity:.2f}) on the first {texts} texts of {positions}
 held-out tokens, in fp32 from these fp16 weights.
 
 Predictors: low rank, int8, trained on {train_tokens} tokens. Perplexity on {evaluated} held-out tokens: dense
@@ -84,22 +84,23 @@ Mean active: {mean_active:.2%}.
 
 
 def held_out_loss(folder: Path) -> float:
+    """Loss in nats a token of a checkpoint in fp32, on the first HELD_OUT_TEXTS held-out texts."""
     model, tokenizer = (
         OPTForCausalLM.from_pretrained(folder, dtype=torch.float32),
         AutoTokenizer.from_pretrained(folder),
     )
     stream = torch.from_numpy(encode(list(corpus(held_out=True)), tokenizer).astype("int64"))
     total = 0.0
-    for i in range(HELD_OUT_WINDOWS):
-        window = stream[i * POSITIONS : (i + 1) * POSITIONS + 1]
+    for i in range(HELD_OUT_TEXTS):
+        text = stream[i * POSITIONS : (i + 1) * POSITIONS + 1]
         with torch.no_grad():
-            logits = model(window[None, :-1]).logits
-        total += torch.nn.functional.cross_entropy(logits[0], window[1:]).item()
-    return total / HELD_OUT_WINDOWS
+            logits = model(text[None, :-1]).logits
+        total += torch.nn.functional.cross_entropy(logits[0], text[1:]).item()
+    return total / HELD_OUT_TEXTS
 
 
 def phases_of(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """The phases of a training whose last one left this training.json, first to last."""
+    """The phases of a training, first to last. record: the training.json that the last phase left."""
     before = phases_of(record["before"]) if "before" in record else [FIRST_PHASE] if record["init"] else []
     done = record["log"][-1]
     last = {"start": f"phase {len(before)}" if before else "scratch", "steps": done["step"], "planned": record["steps"]}
@@ -108,6 +109,7 @@ def phases_of(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def phase_rows(history: list[dict[str, Any]]) -> str:
+    """The rows of the card's table of phases."""
     return "\n".join(
         f"| {i} | {p['start']} | {p['steps']} | {p['planned']} | {p['tokens'] / 1e6:.1f} M | {p['lr']:g} | "
         f"{p['decay']:.0%} | {p['target']:.1%} | {p['seed']} | {p['minutes']:.0f} |"
@@ -116,6 +118,7 @@ def phase_rows(history: list[dict[str, Any]]) -> str:
 
 
 def layer_rows(reports: list[LayerReport]) -> str:
+    """The rows of the card's table of layers."""
     return "\n".join(
         f"| {i} | {r.active:.2%} | {r.rank} | {r.predicted:.2%} | {r.recall:.2%} | {r.false_negatives:.2%} | "
         f"{r.false_positives:.2%} |"
@@ -128,6 +131,8 @@ def main() -> None:
     checkpoint = Path(sys.argv[1])
     for name in FILES:
         shutil.copyfile(checkpoint / name, BUNDLED_MODEL / name)
+    config = json.loads((checkpoint / "config.json").read_text()) | {"dtype": "float32"}  # in which the course uses it
+    (BUNDLED_MODEL / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (BUNDLED_MODEL / PREDICTOR).unlink(missing_ok=True)
     record = json.loads((checkpoint / "training.json").read_text())
     phases = phases_of(record)
@@ -135,21 +140,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = flashlite.pack(BUNDLED_MODEL, Path(folder) / "store")
         train, held_out = list(corpus(held_out=False)), list(corpus(held_out=True))
-        for texts in (train, held_out):
-            random.Random(0).shuffle(texts)
-        windows = token_windows(held_out, store, HELD_OUT_TOKENS)
-        train_windows = token_windows(train, store, TRAIN_TOKENS)
-        predictors = train_predictors(store, train_windows, windows, RECALL, progress=lambda s: print(s, flush=True))
+        for sources in (train, held_out):
+            random.Random(0).shuffle(sources)
+        held_out_texts = token_windows(held_out, store, HELD_OUT_TOKENS)
+        texts = token_windows(train, store, TRAIN_TOKENS)
+        predictors = train_predictors(store, texts, held_out_texts, RECALL, progress=lambda s: print(s, flush=True))
         predictors.save(store.path / PREDICTOR)
-        result = evaluate(store, windows)
+        result = evaluate(store, held_out_texts)
         shutil.copyfile(store.path / PREDICTOR, BUNDLED_MODEL / PREDICTOR)
         parameters = store.weight_bytes / 4 / 1e6
     measured, reports = held_out_loss(BUNDLED_MODEL), list(predictors.reports)
     card = CARD.format(
         parameters=parameters, corpus_tokens=record["corpus_tokens"] / 1e6, phases=phase_rows(phases),
         tokens=sum(p["tokens"] for p in phases) / 1e6, processor=host().processor,
-        held_out_loss=measured, perplexity=torch.tensor(measured).exp().item(), windows=HELD_OUT_WINDOWS,
-        positions=POSITIONS, train_tokens=train_windows.numel(), dense=result.dense_perplexity,
+        held_out_loss=measured, perplexity=torch.tensor(measured).exp().item(), texts=HELD_OUT_TEXTS,
+        positions=POSITIONS, train_tokens=texts.numel(), dense=result.dense_perplexity,
         predicted=result.predicted_perplexity, change=result.predicted_perplexity / result.dense_perplexity - 1,
         evaluated=result.tokens, layers=layer_rows(reports), mean_active=sum(r.active for r in reports) / len(reports),
     )  # fmt: skip

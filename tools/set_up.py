@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-OLDEST, NEWEST = (3, 10), (3, 19)
+OLDEST, NEWEST = (3, 10), (3, 14)
 ROOT = Path(__file__).resolve().parent.parent
 EXTRAS = "course,dev"
 # what pip may be told by its environment: where packages come from. All else, such as PIP_USER or PIP_TARGET, would
@@ -34,7 +34,7 @@ def main():
     else:
         say("step 1 of 3: an environment in {}, with {}".format(folder, version(sys.version_info)))
         make_environment(folder)
-    size = "3 GB, because torch for Linux brings CUDA along" if sys.platform == "linux" else "0.5 GB"
+    size = "3 GB, because torch for Linux brings CUDA along" if sys.platform == "linux" else "0.3 GB"
     say("step 2 of 3: downloading; if nothing is at hand yet, about {}".format(size))
     install(folder)
     (folder / "ready").touch()
@@ -136,7 +136,7 @@ def install(folder):
                 say("  {}, {:.0f} MB, after {:.0f} MB".format(download.group(1), size / 1e6, before / 1e6))
             before += size
         elif line.startswith("Installing collected packages"):
-            say("step 3 of 3: installing {} packages, which takes a minute or two".format(line.count(",") + 1))
+            say("step 3 of 3: installing, which takes a minute or two; packages: {}".format(line.count(",") + 1))
     if pip.wait():
         sys.stderr.writelines(lines[-15:])
         fail("pip could not install everything, see above; what it has is kept, and make goes on from there")

@@ -6,13 +6,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from pathlib import Path
 
 from flashlite.course.generate import generated_files
 from flashlite.course.manifest import STUBS, Course, read_course
+from flashlite.course.source import digest
 from flashlite.errors import FlashliteError
 
 ROOT = Path(__file__).parent.parent
@@ -31,7 +31,7 @@ def wanted_files(course: Course) -> dict[str, str]:
     """Every file that this tool writes, with its text."""
     files = generated_files(course)
     stubs = {name: files[f"exercises/{name}"] for name in course.files}
-    digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in stubs.items()}
+    digests = {name: digest(text) for name, text in stubs.items()}
     return {**files, STUBS: json.dumps(digests, indent=1) + "\n"}
 
 

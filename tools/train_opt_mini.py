@@ -3,10 +3,11 @@
     python tools/train_opt_mini.py OUT --steps 4000                    # from scratch
     python tools/train_opt_mini.py OUT --steps 1500 --init FOLDER      # go on from a checkpoint folder
 
-Weights are bf16 with fp32 masters; Muon trains the block matrices, AdamW the rest. A sparsity term, one weight a layer,
-brings a small model to where large OPTs are by themselves: it rises while more than TARGET of a layer's neurons fire.
-The learning rate warms up, stays, and falls linearly over the last steps. OUT becomes a checkpoint folder in the
-published format (fp16 safetensors), with training.json beside it, from which the model card is written.
+Weights are bf16 with fp32 masters. Muon trains the block matrices, AdamW the rest. A sparsity term brings a small model
+to the sparsity that large OPTs have by themselves. It has a weight for each layer, which rises while more of the
+layer's neurons fire than --target allows. The learning rate warms up, stays constant, and falls linearly over the last
+steps. OUT becomes a checkpoint folder in the published format (fp16 safetensors). The model card is written from the
+training.json in it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from transformers import AutoTokenizer, OPTConfig, OPTForCausalLM, PreTrainedTok
 from flashlite.training.corpus import corpus
 
 VOCAB, WIDTH, LAYERS, HEADS, POSITIONS = 4096, 512, 6, 8, 512
-BATCH, HELD_OUT_WINDOWS = 16, 96
+BATCH, HELD_OUT_TEXTS = 16, 96
 SPARSITY_STEP = 0.001
 
 
@@ -51,6 +52,8 @@ class Block(nn.Module):
 
 
 class Trainee(nn.Module):
+    """OPT in the form that is trained."""
+
     def __init__(self) -> None:
         super().__init__()
         self.embed, self.positions = nn.Embedding(VOCAB, WIDTH), nn.Embedding(POSITIONS + 2, WIDTH)
@@ -63,7 +66,10 @@ class Trainee(nn.Module):
                 nn.init.zeros_(p)
 
     def forward(self, ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, the soft share of active neurons per layer [layers], and the true share [layers]."""
+        """Loss in nats a token, and the soft and the true share of active neurons, [layers] each.
+
+        ids, targets: [texts, length], token ids
+        """
         x = self.embed(ids) + self.positions(torch.arange(2, ids.shape[1] + 2))
         zs = []
         for block in self.blocks:
@@ -75,12 +81,13 @@ class Trainee(nn.Module):
 
 
 def _soft_share(z: Tensor) -> Tensor:
+    """The share of active neurons with a gradient. z: [texts, length, ffn], before the ReLU."""
     sample = z[:, ::4].float()
     return torch.sigmoid(sample / (0.2 * sample.detach().std() + 1e-3)).mean()
 
 
 def published_name(name: str) -> list[str]:
-    """Where a parameter of Trainee lives in a published OPT checkpoint; the fused projection has three homes."""
+    """The names of a Trainee's parameter in a published OPT checkpoint: three for the fused projection, else one."""
     top = {"embed": "embed_tokens", "positions": "embed_positions", "final_norm": "final_layer_norm"}
     inner = {"attention_norm": "self_attn_layer_norm", "ffn_norm": "final_layer_norm", "out": "self_attn.out_proj"}
     parts = name.split(".")
@@ -92,12 +99,14 @@ def published_name(name: str) -> list[str]:
 
 
 def load_init(folder: Path, model: Trainee) -> dict[str, Tensor]:
+    """The weights in a checkpoint folder, in float32, by the names of a Trainee's parameters."""
     published = load_file(folder / "model.safetensors")
-    homes = {name: published_name(name) for name, _ in model.named_parameters()}
-    return {name: torch.cat([published[part].float() for part in parts]) for name, parts in homes.items()}
+    names = {name: published_name(name) for name, _ in model.named_parameters()}
+    return {name: torch.cat([published[part].float() for part in parts]) for name, parts in names.items()}
 
 
 def export(masters: dict[str, Tensor], tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """Write a checkpoint folder in the published format."""
     state = {}
     for name, p in masters.items():
         names = published_name(name)
@@ -115,6 +124,7 @@ def export(masters: dict[str, Tensor], tokenizer: PreTrainedTokenizerFast, out: 
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE on every third text."""
     bpe = ByteLevelBPETokenizer()
     special = ["<pad>", "</s>", "<unk>"]
     bpe.train_from_iterator(texts[::3], vocab_size=VOCAB, min_frequency=2, special_tokens=special)
@@ -124,7 +134,7 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def encode(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
-    """One stream of tokens [n] uint16: documents in a shuffled but fixed order, each opened by </s>."""
+    """One stream of tokens [n] uint16: documents in a shuffled but fixed order, each after a </s>."""
     documents = []
     for i in range(0, len(texts), 512):
         batch = tokenizer(texts[i : i + 512], add_special_tokens=False)["input_ids"]
@@ -133,15 +143,17 @@ def encode(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
     return np.concatenate(documents)
 
 
-def windows(stream: np.ndarray, starts: np.ndarray) -> tuple[Tensor, Tensor]:
+def texts_at(stream: np.ndarray, starts: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Texts of a stream of tokens and the token after each of theirs: [texts, POSITIONS] each. starts: [texts]."""
     x = torch.from_numpy(np.stack([stream[s : s + POSITIONS + 1] for s in starts]).astype(np.int64))
     return x[:, :-1], x[:, 1:]
 
 
 @torch.no_grad()
 def held_out_loss(model: nn.Module, stream: np.ndarray) -> tuple[float, list[float]]:
-    starts = np.arange(HELD_OUT_WINDOWS) * POSITIONS
-    results = [model(*windows(stream, part)) for part in np.split(starts, HELD_OUT_WINDOWS // BATCH)]
+    """Loss in nats a token on the first HELD_OUT_TEXTS texts of a stream, and each layer's share of active neurons."""
+    starts = np.arange(HELD_OUT_TEXTS) * POSITIONS
+    results = [model(*texts_at(stream, part)) for part in np.split(starts, HELD_OUT_TEXTS // BATCH)]
     loss, _, share = (torch.stack(column).mean(0) for column in zip(*results, strict=True))
     return loss.item(), share.tolist()
 
@@ -160,6 +172,7 @@ class MixedOptimizer:
         self.optimizers = (muon, adam)
 
     def step(self, scale: float) -> None:
+        """Clip the gradients, update the masters at `scale` times the learning rate, and copy them to the model."""
         norm = torch.sqrt(sum(p.grad.float().square().sum() for p in self.params.values()))
         clip = min(1.0, 1.0 / (norm.item() + 1e-6))
         for name, p in self.params.items():
@@ -174,10 +187,18 @@ class MixedOptimizer:
 
 
 def schedule(step: int, steps: int, decay: float, warmup: int) -> float:
+    """The factor of the learning rate at a step.
+
+    step: counted from 0
+    steps: of the whole training
+    decay: share of the steps over which the rate falls at the end
+    warmup: steps over which it rises at the beginning
+    """
     return min(1.0, (step + 1) / warmup, max(0.01, (1 - step / steps) / decay))
 
 
 def train(args: argparse.Namespace) -> None:
+    """Train as the command line says, and write the checkpoint every 100 steps."""
     torch.manual_seed(args.seed)
     texts = list(corpus(held_out=False))
     tokenizer = AutoTokenizer.from_pretrained(args.init) if args.init else train_tokenizer(texts)
@@ -197,7 +218,7 @@ def train(args: argparse.Namespace) -> None:
     print("held out at the start", held_out_loss(model, held_out), flush=True)
     began = time.time()
     for step in range(args.steps):
-        x, y = windows(stream, rng.integers(0, len(stream) - POSITIONS - 1, BATCH))
+        x, y = texts_at(stream, rng.integers(0, len(stream) - POSITIONS - 1, BATCH))
         loss, soft, share = compiled(x, y)
         (loss + (weights * soft).sum()).backward()
         optimizer.step(schedule(step, args.steps, args.decay, args.warmup))

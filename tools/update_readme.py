@@ -1,47 +1,111 @@
-"""Write what README.md says of results/ from there: python tools/update_readme.py [--check]."""
+"""Write README.md's tables and figures from results/, and its house: python tools/update_readme.py [--check].
+
+--check    change nothing; fail if README.md isn't what results/ and the modules give
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
+from house import house
+
+from flashlite import plots
+from flashlite.bench.cost import io_ms
 from flashlite.bench.result import Result
 from flashlite.bench.tables import ladder_markdown, peer_markdown, summary_lines
+from flashlite.drive.published import find_drive
 
 ROOT = Path(__file__).parent.parent
+MINI, SCALE = "bench-opt-mini-fp32", "bench-opt-6.7b-bf16"
+SIZES = ("bench-opt-1.3b-bf16", "bench-opt-2.7b-bf16", SCALE)
+SLOWER = "Samsung 870 EVO"
 
 
 def updated(text: str) -> str:
-    """The README with what the newest results say between their markers."""
-    scale = Result.from_json(_result("bench-opt-6.7b-bf16"))
+    """The README with what the newest results say between their markers, and every module in its house."""
+    scale = result(SCALE)
     first, *rest = summary_lines(scale)
-    verified = _result("verified-reads")
-    plain_ms, verified_ms = verified["plain_ms"], verified["verified_ms"]
     texts = {
-        "results": ladder_markdown(Result.from_json(_result("bench-opt-mini-fp32"))),
         "scale": "\n".join([f"{first}.", "", peer_markdown(scale), "", *(f"- {line}" for line in rest)]),
-        "verified": f"A token of opt-mini then takes {verified_ms:.1f} ms instead of {plain_ms:.1f} at stage "
-        f"{verified['stage']}, {verified_ms / plain_ms - 1:.0%} more.",
+        "results": few_lines(ladder_markdown(result(MINI))),
+        "slower": predictor_line(result(MINI)),
+        "verified": verified_line(),
     }
     for marker, new in texts.items():
         begin, end = f"<!-- {marker}:begin -->", f"<!-- {marker}:end -->"
         before, others = text.split(begin)
-        text = f"{before}{begin}\n\n{new}\n\n{end}{others.split(end)[1]}"
-    return text
+        gap = "\n\n" if "\n" in new else ""  # a sentence stands within a paragraph
+        text = f"{before}{begin}{gap}{new}{gap}{end}{others.split(end)[1]}"
+    above, below = text.split("## The house")
+    said, tree, after = below.split("```", 2)
+    return f"{above}## The house{said}```\n{house(tree, ROOT)}\n```{after}"
 
 
-def _result(name: str) -> dict[str, Any]:
-    return json.loads((ROOT / f"results/{name}.json").read_text())
+def result(name: str) -> Result:
+    """A benchmark's result by the name of its file."""
+    return Result.from_json(json.loads((ROOT / f"results/{name}.json").read_text(encoding="utf-8")))
+
+
+def few_lines(table: str, most: int = 2) -> str:
+    """A table with the first of the lines below it: where it was measured, and the dense model's time."""
+    lines = table.splitlines()
+    below = [line for line in lines if line.startswith("- ")]
+    return "\n".join(line for line in lines if line not in below[most:])
+
+
+def predictor_line(measured: Result) -> str:
+    """Whether stage 2 waits longer than stage 1, why, and what the same reads would take on a drive slower in order."""
+    resident, predictor = measured.stages[1:3]
+    fewer = resident.bytes_per_token / predictor.bytes_per_token
+    slower = resident.read_mb_s / predictor.read_mb_s
+    drive = find_drive(SLOWER)
+    curve = drive.curve()
+    there = [
+        io_ms(curve, row.reads_per_token, row.bytes_per_token, row.batches_per_token) for row in (resident, predictor)
+    ]
+    pieces = predictor.bytes_per_token / there[1] / 1e3  # MB/s
+    question = f"Why does stage 2 {'lose to' if slower > fewer else 'gain on'} stage 1 here?"
+    return (
+        f"{question} It reads {fewer:.0f} times fewer bytes, but in pieces of half a neuron, "
+        f"which this drive gives at {predictor.read_mb_s:,.0f} MB/s instead of {resident.read_mb_s:,.0f}, "
+        f"{slower:.0f} times more slowly. What decides is how far these two rates lie apart, not how fast a drive is. "
+        f"On a {drive.name} ({drive.kind}, {drive.sequential_mb_s:,.0f} MB/s in order and {pieces:,.0f} in such "
+        f"pieces) the same reads would keep a token waiting {there[0]:.0f} ms at stage 1 and {there[1]:.0f} ms at "
+        "stage 2, says the cost model."
+    )
+
+
+def verified_line() -> str:
+    """What comparing every record with its checksum costs."""
+    verified = json.loads((ROOT / "results/verified-reads.json").read_text(encoding="utf-8"))
+    plain_ms, verified_ms = verified["plain_ms"], verified["verified_ms"]
+    return (
+        f"A token of opt-mini then takes {verified_ms:.1f} ms instead of {plain_ms:.1f} at stage {verified['stage']}, "
+        f"{verified_ms / plain_ms - 1:.0%} more."
+    )
+
+
+def draw() -> None:
+    """The README's figures."""
+    for name in (MINI, SCALE):
+        plots.save(plots.ladder(result(name)), ROOT / f"results/{name}.png")
+    plots.save(plots.peers(result(SCALE)), ROOT / "results/peers-opt-6.7b-bf16.png")
+    plots.save(plots.sizes([result(name) for name in SIZES]), ROOT / "results/sizes-bf16.png")
 
 
 def main() -> None:
     readme = ROOT / "README.md"
     text = readme.read_text()
-    if "--check" in sys.argv and text != updated(text):
-        sys.exit("README.md doesn't say what results/ does: run python tools/update_readme.py")
+    if "--check" in sys.argv:
+        sys.exit(
+            0
+            if text == updated(text)
+            else "README.md isn't what results/ and the modules give: run python tools/update_readme.py"
+        )
     readme.write_text(updated(text))
+    draw()
 
 
 if __name__ == "__main__":

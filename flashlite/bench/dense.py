@@ -11,11 +11,12 @@ from transformers import OPTForCausalLM
 
 from flashlite.drive.direct import aligned_buffer
 from flashlite.engine.resident import ResidentWeights
+from flashlite.families.opt import OPT
 from flashlite.storage.bundle import unpack_bundles
 from flashlite.storage.neurons import NeuronFile
 from flashlite.storage.store import Store
 
-UP, DOWN = "model.decoder.layers.{}.fc1.weight", "model.decoder.layers.{}.fc2.weight"
+UP, DOWN = OPT.up, OPT.down
 
 
 def published_tensors(store: Store) -> Iterator[tuple[str, Tensor]]:

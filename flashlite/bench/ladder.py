@@ -19,15 +19,13 @@ from flashlite.bench.process.task import CHECKPOINT, DenseTask, PeerTask, Setup,
 from flashlite.bench.result import Result, mean_dense, median_run
 from flashlite.bench.row import DenseCost, MeasuredStage, PeerRow, StageRun
 from flashlite.drive.probe import Curve
-from flashlite.engine.budget import plan_budget
 from flashlite.engine.ffn import FlashFFN
-from flashlite.engine.model import choose_stage
-from flashlite.engine.predictor_file import PredictorSet
+from flashlite.engine.model import choose_stage, plan
 from flashlite.engine.stages import LADDER, NAMES
 from flashlite.errors import FlashliteError, KilledError
 from flashlite.storage.safetensors_file import drop_from_cache
-from flashlite.storage.store import PREDICTOR, Store, ffn_file
-from flashlite.storage.tokenizer import load_tokenizer
+from flashlite.storage.store import Store, ffn_file
+from flashlite.storage.tokenizer import first_token, load_tokenizer
 
 PROMPT = '''def read_table(path, separator=","):
     """Read a table of numbers from a text file.
@@ -53,7 +51,7 @@ def prompt_ids(store: Store, length: int) -> list[int]:
     if length >= store.config.max_position_embeddings:
         raise FlashliteError(f"a prompt of {length} tokens exceeds the model's {store.config.max_position_embeddings}")
     ids = load_tokenizer(store)(PROMPT, add_special_tokens=False)["input_ids"]
-    return [store.config.bos_token_id, *(ids * (length // len(ids) + 1))][:length]
+    return [*first_token(store), *(ids * (length // len(ids) + 1))][:length]
 
 
 def bench(
@@ -107,18 +105,8 @@ def _check(
     positions = store.config.max_position_embeddings
     if tokens >= positions:
         raise FlashliteError(f"a text of {tokens} tokens is too long: the model has {positions} positions")
-    sparse, nbytes = {stage for stage in stages if LADDER[NAMES[stage]].predictor}, 0
-    if sparse and predictor == "trained":
-        predictors = PredictorSet.load(store.path / PREDICTOR, store.layers, store.shape).layers
-        nbytes = sum(each.nbytes for each in predictors)
     for stage in stages:
-        plan_budget(
-            store,
-            choose_stage(store, stage, window, budget),
-            budget,
-            nbytes if stage in sparse else 0,
-            [1.0] * store.layers,
-        )
+        plan(store, choose_stage(store, stage, window, budget), budget, predictor)
 
 
 def _own_folder(store: Store, peers: bool) -> tempfile.TemporaryDirectory[str]:

@@ -186,7 +186,7 @@ def _fires(store: Store, rows: int, window: int) -> float:
     """The share of the rows in DRAM that fires, because the product reads the down columns of no others."""
     if not (store.path / PREDICTOR).exists():
         return 1 / window
-    reports = PredictorSet.load(store.path / PREDICTOR, store.layers, store.shape).reports
+    reports = PredictorSet.load(store).reports
     return float(np.mean([report.active for report in reports])) * store.shape.neurons / rows
 
 

@@ -18,9 +18,9 @@ from transformers import OPTForCausalLM
 from flashlite.bench.dense import DOWN, UP, dense_model, published_tensors
 from flashlite.errors import FlashliteError
 from flashlite.storage.atomic import new_folder, write_file
-from flashlite.storage.pack import copy_files
 from flashlite.storage.safetensors_file import Specs, new_safetensors
-from flashlite.storage.store import TOKENIZER, Store
+from flashlite.storage.side_files import CONFIG, copy_files
+from flashlite.storage.store import Store
 
 WEIGHTS = "model.safetensors"
 Peer = Callable[[Store, Path], OPTForCausalLM]
@@ -73,11 +73,11 @@ def export(store: Store, out: Path | str) -> Path:
     """
     with new_folder(Path(out)) as folder:
         config = store.config.to_dict() | {"dtype": str(store.dtype).removeprefix("torch.")}
-        write_file(folder / "config.json", json.dumps(config | {"architectures": ["OPTForCausalLM"]}, indent=1))
+        write_file(folder / CONFIG, json.dumps(config | {"architectures": ["OPTForCausalLM"]}, indent=1))
         with new_safetensors(folder / WEIGHTS, _specs(store)) as writer:
             for name, tensor in published_tensors(store):
                 writer.write(name, tensor)
-        copy_files(store.path, folder, TOKENIZER)
+        copy_files(store.path, folder, store.manifest["copied"].keys() - {CONFIG})
     return Path(out)
 
 

@@ -64,6 +64,8 @@ def check_new_folder(folder: Path, replace: bool, advice: str) -> None:
     place; advice: what to do if it may not."""
     if os.path.lexists(folder) and not replace:
         raise FlashliteError(f"{folder} exists already: {advice}")
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not is_store(folder)):
+        raise FlashliteError(f"{folder} is not a store, so it isn't replaced: choose another name")
     check_writable(folder, str(folder))
 
 

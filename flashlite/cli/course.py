@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import json
 import random
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,13 +16,31 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flashlite.course.grade import TIME_LIMIT, Grade, as_json, grade, submission_folder
-from flashlite.course.manifest import Course, Exercise, find_course
+from flashlite.course.grade import TIME_LIMIT, Grade, as_json, grade, submission_folder, visible_folders
+from flashlite.course.manifest import MANIFEST, Course, Exercise, find_course
 from flashlite.errors import FlashliteError
+from flashlite.storage.strict_json import read_object
 
 STATE = ".flashlite"
 STYLES = {"PASS": "bold green", "FAIL": "bold red", "TODO": "yellow", "ERROR": "bold magenta"}
 screen = Console(highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Last:
+    """How an exercise did when it was last graded."""
+
+    points: int
+    status: str
+
+    @classmethod
+    def read(cls, noted: object, most: int) -> Last | None:
+        """What was noted of an exercise that is worth `most` points now; None if it makes no sense."""
+        points, status = (noted.get("points"), noted.get("status")) if isinstance(noted, dict) else (None, None)
+        if type(points) is not int or not isinstance(status, str) or status not in STYLES:
+            return None
+        whole = {"PASS": most, "TODO": 0}  # these two say it all, whatever the exercise was worth when it was graded
+        return cls(whole.get(status, max(0, min(points, most - 1))), status)
 
 
 def register(app: typer.Typer) -> None:
@@ -41,6 +61,8 @@ def grade_command(
     time_limit: Annotated[float, typer.Option(help="seconds for one exercise")] = TIME_LIMIT,
 ) -> None:
     """Grade exercises. The exit code is 0 only if every one of them passes."""
+    if importlib.util.find_spec("pytest") is None:
+        raise FlashliteError("grading needs pytest: pip install pytest")
     course = find_course()
     exercises, seed = chosen_exercises(course, which), random.randrange(100_000) if seed is None else seed
     if classroom is not None:
@@ -69,7 +91,9 @@ def _folder(course: Course, impl: str, submission: Path | None) -> tuple[Path, s
     if submission is not None:
         if not submission.is_dir():
             raise FlashliteError(f"{submission} is no folder: name the one that holds a student's exercise files")
-        return submission_folder(submission), submission.name
+        if (folder := submission_folder(course, submission)) is None:
+            raise FlashliteError(f"{submission} holds no exercise files, such as {next(iter(course.files))}")
+        return folder, submission.resolve().name
     if impl not in {"mine", "solutions"}:
         raise FlashliteError(f"--impl {impl!r}: grade takes mine or solutions")
     return course.root / ("exercises" if impl == "mine" else "solutions"), impl
@@ -115,43 +139,60 @@ def _write(path: Path, text: str) -> None:
 def grade_class(
     course: Course, folder: Path, exercises: list[Exercise], seed: int, target: Path, time_limit: float
 ) -> None:
-    """Grade every student's folder in `folder`; writes a CSV with a line a student and prints the totals."""
-    students = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    if not students:
-        raise FlashliteError(f"{folder} holds no folders: put each student's exercise files into one of their own")
+    """Grade every student's folder in `folder`; writes a CSV with a line a student and prints the totals.
+
+    A folder without exercise files may be that of a student who handed in nothing: it gets its line, and no points.
+    """
+    if (folder / MANIFEST).is_file():
+        raise FlashliteError(f"{folder} is a clone of the course: name the folder that holds the students' folders")
+    students = visible_folders(folder)
+    if not any(submission_folder(course, student) for student in students):
+        raise FlashliteError(
+            f"{folder} holds no folders with exercise files: put each student's into a folder of their own"
+        )
     rows = []
     for student in students:
-        grades = grade(course, submission_folder(student), exercises, seed, time_limit)
+        place = submission_folder(course, student)
+        grades = grade(course, place or student, exercises, seed, time_limit)
         points = {g.id: g.points for g in grades}
         rows.append({"student": student.name, **points, "total": sum(points.values())})
-        screen.print(f"{student.name:30} {rows[-1]['total']}/{sum(g.max for g in grades)}")
+        said = "" if place else "  no exercise files found in it"
+        screen.print(escape(f"{student.name:30} {rows[-1]['total']}/{sum(g.max for g in grades)}{said}"))
         _write(course.root / STATE / "class" / f"{student.name}.json", json.dumps(as_json(student.name, seed, grades)))
     table = io.StringIO(newline="")
     writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     _write(target, table.getvalue())
-    screen.print(f"{len(rows)} students, seed {seed} → {_shown(target)}")
+    screen.print(f"{len(rows)} {'student' if len(rows) == 1 else 'students'}, seed {seed} → {_shown(target)}")
 
 
 def _state(course: Course, name: str) -> dict[str, Any]:
+    """What was noted before, by exercise, if this version can read it."""
     try:
-        content = json.loads((course.root / STATE / name).read_text())
-        return content if isinstance(content, dict) else {}
+        return read_object(course.root / STATE / name)
     except (OSError, ValueError):
         return {}
 
 
+def _last_grades(course: Course) -> dict[str, Last]:
+    """The last grading of each exercise, as far as it was noted in a form that is still understood."""
+    noted = _state(course, "progress.json")
+    return {e.id: last for e in course.exercises if (last := Last.read(noted.get(e.id), e.points)) is not None}
+
+
 def _remember(course: Course, grades: list[Grade]) -> None:
-    known = _state(course, "progress.json") | {g.id: {"points": g.points, "status": g.status} for g in grades}
-    _write(course.root / STATE / "progress.json", json.dumps(known, indent=1) + "\n")
+    known = _last_grades(course) | {g.id: Last(g.points, g.status) for g in grades}
+    text = json.dumps({identifier: asdict(last) for identifier, last in known.items()}, indent=1)
+    _write(course.root / STATE / "progress.json", text + "\n")
 
 
 def hint(exercise: Annotated[str, typer.Argument(help="its number, such as 3.2")]) -> None:
     """Show the next hint for an exercise; after the last one they begin again."""
     course = find_course()
     asked, shown = course.find(exercise), _state(course, "hints.json")
-    number = int(shown.get(asked.id, 0)) % len(asked.hints)
+    number = shown.get(asked.id, 0)
+    number = number % len(asked.hints) if type(number) is int else 0
     _write(course.root / STATE / "hints.json", json.dumps(shown | {asked.id: number + 1}))
     screen.print(f"{asked.id} {asked.title}: hint {number + 1} of {len(asked.hints)}", style="bold")
     screen.print(escape(asked.hints[number]))
@@ -160,22 +201,21 @@ def hint(exercise: Annotated[str, typer.Argument(help="its number, such as 3.2")
 def progress() -> None:
     """Show how far the course is done, by the last grading of each exercise."""
     course = find_course()
-    known = _state(course, "progress.json")
+    known = _last_grades(course)
     table = Table("chapter", "", "points", "exercises", title="flashlite: the course", width=min(100, screen.width))
     for chapter, title in course.chapters.items():
         table.add_row(*_chapter_row(title, chapter, [e for e in course.exercises if e.chapter == chapter], known))
-    earned, most = sum(s["points"] for s in known.values()), sum(e.points for e in course.exercises)
+    earned, most = sum(last.points for last in known.values()), sum(e.points for e in course.exercises)
     screen.print(table)
     screen.print(f"{bar(earned, most, 40)} {earned}/{most} points")
-    following = next((e for e in course.exercises if known.get(e.id, {}).get("status") != "PASS"), None)
+    following = next((e for e in course.exercises if e.id not in known or known[e.id].status != "PASS"), None)
     if following is not None:
         screen.print(f"next: {following.id} {following.title}, {following.minutes} minutes, exercises/{following.file}")
 
 
-def _chapter_row(title: str, chapter: int, exercises: list[Exercise], known: dict[str, Any]) -> list[str]:
-    earned = sum(known.get(e.id, {}).get("points", 0) for e in exercises)
-    most = sum(e.points for e in exercises)
-    states = [(e.id, known.get(e.id, {}).get("status", "TODO")) for e in exercises]
+def _chapter_row(title: str, chapter: int, exercises: list[Exercise], known: dict[str, Last]) -> list[str]:
+    earned, most = sum(known[e.id].points for e in exercises if e.id in known), sum(e.points for e in exercises)
+    states = [(e.id, known[e.id].status if e.id in known else "TODO") for e in exercises]
     marks = " ".join(f"[{STYLES[state]}]{identifier}[/]" for identifier, state in states)
     return [f"{chapter} {title}", bar(earned, most, 12), f"{earned}/{most}", marks]
 

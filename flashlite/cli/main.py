@@ -13,11 +13,13 @@ from flashlite.arguments import Dtype
 from flashlite.cli import checks, course, measure, run, unsolved
 from flashlite.cli.options import (
     MORE_FILES,
+    DtypeOption,
     ImplOption,
     JsonOption,
     LayoutOption,
     ModelArgument,
     OutArgument,
+    RevisionOption,
     SeedOption,
     StoreArgument,
     TextOption,
@@ -64,7 +66,8 @@ def flashlite(
 def pack(
     model: ModelArgument,
     out: OutArgument,
-    dtype: Annotated[Dtype, typer.Option(help="of the weights; fp32 is exact for every published OPT")] = "fp32",
+    dtype: DtypeOption = None,
+    revision: RevisionOption = None,
     layout: LayoutOption = "bundled,split",
     force: Annotated[bool, typer.Option("--force", help="replace a store that exists")] = False,
     impl: ImplOption = "ref",
@@ -82,7 +85,7 @@ def pack(
     if plugged.plugs:
         check_apart(out)
     layouts = tuple(layout.split(","))
-    store = pack_model(model, out, dtype, layouts, force, show_progress, packed_by=plugged.names)
+    store = pack_model(model, out, dtype, layouts, force, show_progress, revision, plugged.names)
     print(f"{store.path}: {store.layers} layers, {store.weight_bytes / 1e6:.1f} MB of weights as {store.dtype_name}")
     plugged.show_calls()
 
@@ -117,7 +120,7 @@ def verify(store: StoreArgument) -> None:
     opened = Store(store)
     opened.verify()
     if (opened.path / PREDICTOR).exists():
-        PredictorSet.load(opened.path / PREDICTOR, opened.layers, opened.shape)
+        PredictorSet.load(opened)
     print(f"{store} is complete and unaltered")
 
 
@@ -140,6 +143,8 @@ def train_predictor(
 
     What exercises train goes to --out, never into a store that the engine's own code packed.
     """
+    if held_out and context.args:  # which of the two they belong to can't be told
+        raise FlashliteError(f"beside --held-out each file needs its option: --text or --held-out {context.args[0]}")
     texts, target = [*text, *map(Path, context.args)], out or store / "predictor.safetensors"
     checks.check_texts([*texts, *(held_out or [])])
     checks.check_file(target, str(target))
@@ -172,9 +177,11 @@ def train_predictor(
 @words_beside_json
 def evaluate(
     context: typer.Context,
-    store: ModelArgument,
+    model: ModelArgument,
     text: TextOption,
     tokens: Annotated[int, typer.Option(help="most tokens to read", min=1)] = 50_000,
+    dtype: DtypeOption = None,
+    revision: RevisionOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Perplexity of the dense model and of the predicted one, and how good each layer's predictor is, on a text."""
@@ -183,10 +190,10 @@ def evaluate(
     check_outputs(json_file, None)
     from flashlite.bench import tables
     from flashlite.storage.tokenizer import read_files, token_windows
-    from flashlite.training.evaluate import evaluate as measure
+    from flashlite.training.evaluate import evaluate as measure_predictors
 
-    opened = open_store(store)
-    result = measure(opened, token_windows(read_files(texts), opened, tokens))
+    opened = open_store(model, dtype, revision)
+    result = measure_predictors(opened, token_windows(read_files(texts), opened, tokens))
     show_table(tables.predictor_table(list(result.layers)))
     change = result.predicted_perplexity / result.dense_perplexity - 1
     print(

@@ -21,6 +21,7 @@ from flashlite.cli.options import (
     ModelArgument,
     PlotOption,
     PredictorOption,
+    RevisionOption,
     StagesOption,
     VerifyOption,
     WindowOption,
@@ -55,10 +56,10 @@ def probe(
     plugged = plug.plug_in(impl)
     from flashlite.bench import tables
     from flashlite.drive.probe import check_folder
-    from flashlite.drive.probe import probe as measure
+    from flashlite.drive.probe import probe as measure_drive
 
     check_folder(folder)
-    curve = measure(folder)
+    curve = measure_drive(folder)
     show_table(tables.curve_table(curve))
     print(f"sequential {curve.sequential_mb_s:.0f} MB/s; backend {curve.backend}, grid of {curve.alignment} bytes")
     plugged.show_calls()
@@ -74,6 +75,7 @@ def bench(
     tokens: Annotated[int, typer.Option(help="to generate", min=8)] = 64,
     prompt_tokens: Annotated[int, typer.Option(min=1)] = 32,
     dtype: DtypeOption = None,
+    revision: RevisionOption = None,
     dram_budget: BudgetOption = "50%",
     window: WindowOption = "5",
     predictor: PredictorOption = "trained",
@@ -99,10 +101,10 @@ def bench(
     numbers, window_tokens = parse_stages(stages), parse_window(window)
     check_outputs(json_file, plot)
     unsolved.check_solved(impl, unsolved.of_stages(numbers) | unsolved.COST_MODEL)
-    plugged = plug.plug_in(impl, model, dtype)
+    plugged = plug.plug_in(impl, model, dtype, revision)
     from flashlite.bench import ladder
 
-    store = open_store(plugged.model, dtype)
+    store = open_store(plugged.model, dtype, plugged.revision)
     check_stages(store, numbers, dram_budget, predictor, window_tokens)
     try:
         result = ladder.bench(
@@ -159,7 +161,7 @@ def estimate(
     plugged = plug.plug_in(impl)
     from flashlite.bench import tables
     from flashlite.drive.probe import check_folder
-    from flashlite.drive.probe import probe as measure
+    from flashlite.drive.probe import probe as measure_drive
     from flashlite.drive.published import DRIVES, find_drive
     from flashlite.families.opt import check_published
 
@@ -171,7 +173,7 @@ def estimate(
         curves = {tables.MEASURED_DRIVE: measured.curve, **curves}
     if not drive:
         check_folder(folder)
-        curves = {"this drive": measure(folder), **curves}
+        curves = {"this drive": measure_drive(folder), **curves}
 
     from flashlite.bench.estimate import estimate as predict
 

@@ -65,7 +65,11 @@ BudgetOption = Annotated[
         "--dram-budget", help='bytes, "4GiB", or a share of the weights', callback=checked(checks.check_budget)
     ),
 ]
-DtypeOption = Annotated[Dtype | None, typer.Option("--dtype", help="of the weights")]
+DtypeOption = Annotated[Dtype | None, typer.Option("--dtype", help="of the weights; the checkpoint's own if not given")]
+RevisionOption = Annotated[
+    str | None,
+    typer.Option("--revision", help="of a hub model: a branch, a tag or a commit"),
+]
 LayoutOption = Annotated[
     str,
     typer.Option("--layout", help="bundled, split, or bundled,split for both", callback=checked(checks.check_layouts)),
@@ -102,6 +106,8 @@ def show_table(table: Table) -> None:
 
 def check_outputs(json_file: Path | None, plot: Path | None) -> None:
     """Look at where results are to go, before anything is measured. Raises FlashliteError if they can't be written."""
+    if json_file is not None and json_file == plot:
+        raise FlashliteError(f"--json and --plot both name {plot}: write another name for one of them")
     if json_file is not None and json_file != STDOUT:
         checks.check_file(json_file, f"--json {json_file}")
     if plot is not None:
@@ -144,10 +150,13 @@ def write_json(path: Path | None, value: Any) -> None:
     from flashlite.storage.atomic import write_file
 
     text = json.dumps(value, indent=1) + "\n"
-    if path.is_symlink() or (path.exists() and not path.is_file()):  # a link, a device or a pipe keeps its place
-        path.write_text(text)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if path.is_symlink() or (path.exists() and not path.is_file()):  # a link, a device or a pipe keeps its place
+            path.write_text(text, encoding="utf-8")
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FlashliteError(f"--json {path} cannot be written: {error.strerror}") from None
     write_file(path, text)
 
 
@@ -171,8 +180,8 @@ def show_plot(draw: Callable[[ModuleType], Figure], plot: Path | None, name: str
         print(f"no plot at {path}: {reason}")
 
 
-def open_store(model: str, dtype: str | None = None) -> Any:
+def open_store(model: str, dtype: str | None = None, revision: str | None = None) -> Any:
     """The store that a model argument means, packed if need be."""
     from flashlite.storage.find import open_model
 
-    return open_model(model, dtype)
+    return open_model(model, dtype, revision)

@@ -15,6 +15,7 @@ from flashlite.cli.options import (
     ImplOption,
     ModelArgument,
     PredictorOption,
+    RevisionOption,
     StageOption,
     VerifyOption,
     WindowOption,
@@ -33,6 +34,7 @@ def run(
     predictor: PredictorOption = "trained",
     window: WindowOption = "5",
     dtype: DtypeOption = None,
+    revision: RevisionOption = None,
     verify_reads: VerifyOption = False,
     impl: ImplOption = "ref",
 ) -> None:
@@ -43,7 +45,7 @@ def run(
     """
     tokens = parse_window(window)
     check_solved(impl, of_stages([stage]))
-    plugged = plug.plug_in(impl, model, dtype)
+    plugged = plug.plug_in(impl, model, dtype, revision)
     import torch
     from transformers import TextStreamer
 
@@ -52,7 +54,7 @@ def run(
     from flashlite.engine.model import load
     from flashlite.storage.tokenizer import encode, load_tokenizer, settings_named
 
-    store = open_store(plugged.model, dtype)
+    store = open_store(plugged.model, dtype, plugged.revision)
     tokenizer = load_tokenizer(store)
     ids = encode(tokenizer, prompt, store)
     if plugged.plugs:

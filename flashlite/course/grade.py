@@ -144,6 +144,25 @@ def as_json(impl: str, seed: int, grades: Sequence[Grade]) -> dict[str, object]:
     return {"impl": impl, "seed": seed, "total": total, "max": most, "exercises": [asdict(g) for g in grades]}
 
 
-def submission_folder(folder: Path) -> Path:
-    """Where a submission's exercise files are: the folder itself, or exercises/ in it."""
-    return folder / "exercises" if (folder / "exercises").is_dir() else folder
+def submission_folder(course: Course, folder: Path) -> Path | None:
+    """Where a submission's exercise files are, None if nowhere.
+
+    They are in exercises/ in the folder, in the folder itself, or, as where an archive was unpacked, in the one folder
+    that it holds.
+    """
+    for place in (folder / "exercises", folder):
+        if any((place / name).is_file() for name in course.files):
+            return place
+    inner = visible_folders(folder)
+    return submission_folder(course, inner[0]) if len(inner) == 1 else None
+
+
+def visible_folders(folder: Path) -> list[Path]:
+    """The folders in a folder, sorted, but for those that systems and tools make, such as .git and __MACOSX.
+
+    A folder that can't be read holds none.
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
+    except OSError:
+        return []

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flashlite.course.source import digest, read_source
 from flashlite.errors import FlashliteError
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # comes with pytest there
-
 MANIFEST = "course.toml"
-STUBS = "exercises/stubs.json"  # SHA-256 of each exercise file as it was handed out
+STUBS = "exercises/stubs.json"  # the digest of each exercise file as it was handed out
 
 
 @dataclass(frozen=True)
@@ -100,9 +95,22 @@ class Course:
         raise FlashliteError(f"there is no exercise {identifier!r}: choose one of {known}")
 
     def is_edited(self, path: Path) -> bool:
-        """Whether an exercise file differs from the stub that was handed out."""
-        stubs = json.loads((self.root / STUBS).read_text())
-        return stubs.get(path.name) != hashlib.sha256(path.read_bytes()).hexdigest()
+        """Whether an exercise file differs from the stub that was handed out, in more than how its lines end.
+
+        Raises FlashliteError if the list of stubs is missing or damaged.
+        """
+        stubs = self._stubs()
+        try:
+            return stubs.get(path.name) != digest(read_source(path))
+        except (FlashliteError, OSError):
+            return True  # what was handed out could be read
+
+    def _stubs(self) -> dict[str, str]:
+        try:
+            return dict(json.loads((self.root / STUBS).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            message = f"{self.root / STUBS} is missing or damaged: restore it with `git checkout` or tools/sync.py"
+            raise FlashliteError(message) from None
 
 
 def find_course(start: Path | None = None) -> Course:
@@ -117,8 +125,20 @@ def find_course(start: Path | None = None) -> Course:
 def read_course(root: Path) -> Course:
     """The course in a folder. Raises FlashliteError if its manifest is malformed."""
     try:
-        content: dict[str, Any] = tomllib.loads((root / MANIFEST).read_text(encoding="utf-8"))
+        content = _parse_toml((root / MANIFEST).read_text(encoding="utf-8"))
         chapters = {int(number): title for number, title in content["chapters"].items()}
         return Course(root, chapters, tuple(Exercise(**entry) for entry in content["exercise"]))
-    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise FlashliteError(f"{root / MANIFEST} is malformed: {error}") from None
+
+
+def _parse_toml(text: str) -> dict[str, Any]:
+    """What a TOML text says. Raises ValueError, and FlashliteError where nothing is installed that reads it."""
+    try:
+        if sys.version_info >= (3, 11):
+            import tomllib
+        else:
+            import tomli as tomllib  # comes with pytest there
+    except ModuleNotFoundError:
+        raise FlashliteError("the course needs pytest: pip install pytest") from None
+    return tomllib.loads(text)

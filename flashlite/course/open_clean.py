@@ -1,4 +1,4 @@
-"""Opening a model by the engine's own code: `python -m flashlite.course.open_clean MODEL [DTYPE]` prints JSON.
+"""Opening a model by the engine's own code: `python -m flashlite.course.open_clean ARGUMENTS` takes and prints JSON.
 
 A command that runs exercises in the engine's place has the model opened, and packed if need be, by such a process, so
 that the code of exercises never writes what the engine's own code will read.
@@ -13,9 +13,10 @@ import sys
 from flashlite.errors import FlashliteError
 
 
-def open_clean(model: str, dtype: str | None) -> str:
+def open_clean(model: str, dtype: str | None, revision: str | None = None) -> str:
     """The folder of the store that a model's name means. Raises FlashliteError as `open_model` does."""
-    command = [sys.executable, "-m", "flashlite.course.open_clean", model, *([dtype] if dtype else [])]
+    arguments = json.dumps([model, dtype, revision])
+    command = [sys.executable, "-m", "flashlite.course.open_clean", arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     try:
         answer = json.loads(done.stdout.splitlines()[-1])
@@ -31,7 +32,7 @@ def main() -> None:
     from flashlite.storage.find import open_model
 
     try:
-        answer = {"path": str(open_model(*sys.argv[1:]).path)}
+        answer = {"path": str(open_model(*json.loads(sys.argv[1])).path)}
     except FlashliteError as error:
         answer = {"error": str(error)}
     print(json.dumps(answer))

@@ -26,6 +26,7 @@ from flashlite.course import counting
 from flashlite.course.generate import find_function
 from flashlite.course.manifest import Course, Exercise, find_course
 from flashlite.course.open_clean import open_clean
+from flashlite.course.source import parse_source
 from flashlite.errors import FlashliteError
 
 
@@ -73,8 +74,7 @@ class _Loader(importlib.abc.Loader):
         self._name, self._plug = name, plug
 
     def exec_module(self, module: ModuleType) -> None:
-        text = Path(self._plug.file).read_text(encoding="utf-8")
-        tree = ast.parse(text, self._plug.file)
+        tree = parse_source(Path(self._plug.file))
         if self._plug.from_reference:
             reference = Path(__file__).parents[2].joinpath(*self._name.split(".")).with_suffix(".py")
             graft(tree, ast.parse(reference.read_text(encoding="utf-8")), self._plug.from_reference)
@@ -163,13 +163,14 @@ class Plugged:
 
     plugs: by module; none where the engine's own code runs
     lines: what was said of each file
-    model: what the command is to open: the model that it was given, or the store that this means
+    model, revision: what the command is to open: the model that it was given, or the store that this means
     calls: counts them, unless whoever started this process does
     """
 
     plugs: dict[str, Plug]
     lines: list[str] = field(default_factory=list)
     model: str = ""
+    revision: str | None = None
     calls: counting.Calls | None = None
 
     @property
@@ -191,25 +192,25 @@ class Plugged:
             print("\n".join(counting.table(functions_of(self.plugs), self.total())))
 
 
-def plug_in(impl: str, model: str = "", dtype: str | None = None) -> Plugged:
+def plug_in(impl: str, model: str = "", dtype: str | None = None, revision: str | None = None) -> Plugged:
     """Let exercise files take the places of engine modules, before any of these is imported, and say so.
 
     impl: as `choose` takes it
-    model, dtype: what the command is about to open, if anything; the engine's own code packs it first
+    model, dtype, revision: what the command is about to open, if anything; the engine's own code packs it first
 
     Raises FlashliteError as `choose` and `open_clean` do.
     """
     if _installed:  # whoever started this process chose them
-        return Plugged(_installed, model=open_clean(model, dtype) if model else "")
+        return Plugged(_installed, model=open_clean(model, dtype, revision) if model else "")
     if impl == "ref":
-        return Plugged({}, model=model)
+        return Plugged({}, model=model, revision=revision)
     course = find_course()
     plugs = choose(course, impl)
     lines = describe(course, plugs)
     print("\n".join([f"impl={impl}", *lines]))
-    store = open_clean(model, dtype) if model else ""
+    store = open_clean(model, dtype, revision) if model else ""
     install(plugs)
-    return Plugged(plugs, lines, store, counting.Calls())
+    return Plugged(plugs, lines, store, calls=counting.Calls())
 
 
 def functions_of(plugs: dict[str, Plug]) -> dict[str, str]:

@@ -17,6 +17,7 @@ import pytest
 from flashlite.course.checks import SEED, Wrong
 from flashlite.course.limits import Limits
 from flashlite.course.plug import own_line
+from flashlite.errors import FlashliteError
 
 
 class Collector:
@@ -72,6 +73,8 @@ def outcome(error: BaseException | None, limits: Limits) -> dict[str, str]:
         return {"status": "FAIL", "message": str(error)}
     if (limit := limits.exceeded(error)) is not None:
         return {"status": "FAIL", "message": f"{own_line(error)}{limit}"}
+    if isinstance(error, FlashliteError):
+        return {"status": "ERROR", "message": f"{own_line(error)}{error}"}
     first_line = (str(error).strip().splitlines() or ["no message"])[0]
     return {"status": "ERROR", "message": f"{own_line(error)}{type(error).__name__}: {first_line}"}
 

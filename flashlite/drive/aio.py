@@ -23,7 +23,7 @@ from flashlite.errors import ReadError
 _SYSCALLS = {"x86_64": (206, 207, 208, 209), "aarch64": (0, 1, 4, 2)}
 _PREADV = 7
 POLL_SECONDS = 2e-3
-PAUSES = tuple(1e-3 * 2**i for i in range(10))  # a second in all, for a system that has no room for reads
+PAUSES = tuple(1e-3 * 2**i for i in range(10))  # seconds; together one, for which a full system is asked again
 _IOCB = np.dtype(
     [
         *(("data", "u8"), ("key", "u4"), ("rw", "u4"), ("opcode", "u2"), ("priority", "i2"), ("fd", "i4")),
@@ -34,7 +34,7 @@ _EVENT = np.dtype([("data", "u8"), ("iocb", "u8"), ("result", "i8"), ("result2",
 
 
 def _syscall(number: int, *args: Any) -> int:
-    """A raw system call, begun again after a signal; minus the error number if it fails."""
+    """Make a raw system call, once more after each signal. Returns its result, or minus the error number."""
     while True:
         result = libc.syscall(ctypes.c_long(number), *args)
         if result >= 0:
@@ -46,8 +46,11 @@ def _syscall(number: int, *args: Any) -> int:
 class NativeAio:
     """Linux native AIO: a batch of reads is one array of control blocks, handed over with one system call.
 
-    patience: seconds for which it asks again and again before it sleeps until reads have finished. Raises OSError where
-    the system refuses it, and `submit` ReadError where it refuses more of it. Threads may share it.
+    depth: the most reads of a batch in flight
+    patience: seconds for which it asks the system again and again, before it sleeps until reads have finished
+
+    Raises OSError where the system refuses native AIO. `submit` raises ReadError where the system refuses another
+    queue. Threads may share it.
     """
 
     name = "aio"
@@ -80,7 +83,7 @@ class NativeAio:
             raise
 
     def discard(self, queue: int) -> None:
-        """Destroy a queue, by which all that it has in flight ends: after an interrupt nobody knows what that is."""
+        """Destroy a queue, which ends all its reads: after an interrupt nobody knows which of them are in flight."""
         self._all.remove(queue)
         _syscall(self._destroy, ctypes.c_ulong(queue))
 
@@ -91,8 +94,8 @@ class NativeAio:
 
 
 def _insist(order: tuple[Any, ...]) -> int:
-    """What a system call gives that had no room: it is made again after longer and longer pauses. For a batch that has
-    nothing in flight, whose end would make some."""
+    """Make a system call again after longer and longer pauses, because the system had no room for its reads. Returns
+    its last result. It is for a batch with nothing in flight, because the end of such reads would make room."""
     for pause in PAUSES:
         time.sleep(pause)
         if (result := _syscall(*order)) != -errno.EAGAIN:
@@ -101,7 +104,7 @@ def _insist(order: tuple[Any, ...]) -> int:
 
 
 class _AioBatch:
-    """One batch in a queue of its own. Reads 0 to _submitted were handed over, _done of them have a result."""
+    """One batch in a queue of its own. The first _submitted reads were handed over, and _done of them have a result."""
 
     def __init__(self, aio: NativeAio, queue: int, fd: int, reads: Reads) -> None:
         n = reads.number
@@ -118,8 +121,8 @@ class _AioBatch:
         self._fill_queue()
 
     def _fill_queue(self) -> None:
-        """Hand over as many reads as the queue has room for. A read that is refused counts as failed, and if the system
-        has no room for any, so do all that are left."""
+        """Hand over as many reads as the queue has room for. A read that is refused counts as failed. If the
+        system has no room for any, all reads that are left count as failed."""
         room = self._aio.depth - (self._submitted - self._done)
         while self._submitted < self._number and room > 0:
             left = self._number - self._submitted
@@ -154,21 +157,23 @@ class _AioBatch:
         return self._results
 
     def _leave(self, queue_to: Callable[[int], None]) -> None:
-        """Give up the queue, if that wasn't done before; then nothing is under way."""
+        """Give up the queue, unless that was done before. Afterwards nothing is under way."""
         queue, self._queue = self._queue, 0
         if queue:
             queue_to(queue)
         self._submitted = self._done = self._number
 
     def _reap(self) -> None:
-        """Note the reads that have finished: at least one, and all if no more are to be handed over. Asks again and
-        again at first, because sleeping until the drive wakes us costs about as long as a small read takes, at every
-        layer of every token."""
+        """Note the reads that have finished: at least one, and all of them if none is left to be handed over.
+
+        At first it asks again and again. To sleep until the drive wakes the thread would cost about as long as a small
+        read takes, at every layer of every token.
+        """
         patience = self._aio.patience
         until = time.perf_counter() + patience
         while self._done < self._submitted:
             in_flight = self._submitted - self._done
-            few = 1 if patience else max(1, in_flight // 2)  # to be woken seldom
+            few = 1 if patience else max(1, in_flight // 2)  # so that it wakes seldom
             got = self._finished(in_flight, 0 if time.perf_counter() < until else few)
             if got:
                 finished = self._events[:got]
@@ -179,7 +184,7 @@ class _AioBatch:
                 until = time.perf_counter() + patience
 
     def _finished(self, in_flight: int, least: int) -> int:
-        """How many reads have finished, their events in `_events`; waits until there are `least`."""
+        """Wait until at least `least` reads have finished. Returns how many have; their events are in `_events`."""
         queue, most = ctypes.c_ulong(self._queue), ctypes.c_long(min(in_flight, len(self._events)))
         got = _syscall(self._aio.getevents, queue, ctypes.c_long(least), most, self._events_at, None)
         if got < 0:

@@ -1,8 +1,8 @@
-"""What carries out a batch of reads: threads, or one read at a time. The fastest backend is in aio.py.
+"""Backends, which carry out batches of reads: with threads, or one read at a time. The fastest one is in aio.py.
 
-A backend starts a batch with `submit(fd, reads)` and returns it; `batch.wait()` gives one result a read: the bytes
-read, or minus an error number. Memory that reads land in must stay alive until `wait` returns; if an interrupt breaks
-`wait` off, they may still be under way, and it can be called again.
+A backend starts a batch with `submit(fd, reads)` and returns it. `batch.wait()` gives one result a read: the bytes
+read, or minus an error number. The memory that reads land in must stay alive until `wait` returns. If an interrupt
+breaks `wait` off, reads may still be under way, and `wait` can be called again.
 """
 
 from __future__ import annotations
@@ -28,21 +28,25 @@ class Batch(Protocol):
     """Reads under way."""
 
     def wait(self) -> np.ndarray:
-        """Results of all reads, in their order: [reads] int64, bytes read or minus an error number."""
+        """Wait for all reads. Returns their results in order: [reads] int64, bytes read or minus an error number."""
 
 
 class Backend(Protocol):
-    """One way of reading. `name` is what tables call it; `depth` the most reads it keeps in flight."""
+    """One way of reading.
+
+    name: for tables
+    depth: the most reads that it keeps in flight
+    """
 
     name: str
     depth: int
 
     def submit(self, fd: int, reads: Reads) -> Batch:
-        """Start all reads. Raises ReadError if the system won't; then none is under way, nor after an interrupt."""
+        """Start all reads. Raises ReadError if the system refuses. After an error or an interrupt none is under way."""
 
 
 def _read_one(fd: int, reads: Reads, i: int) -> int:
-    """One vectored read of a batch; it is begun again if a signal interrupts it."""
+    """Make one vectored read of a batch, once more after each signal. Returns its result, see Batch."""
     buffers = reads.iovecs.ctypes.data + int(reads.first[i]) * IOVEC.itemsize
     while True:
         done = libc.preadv(fd, buffers, int(reads.count[i]), int(reads.offset[i]))
@@ -53,7 +57,7 @@ def _read_one(fd: int, reads: Reads, i: int) -> int:
 
 
 class Serial:
-    """One read after the other: what a simple loop over a file gets from a drive."""
+    """One read after the other, as in a simple loop over a file."""
 
     name, depth = "serial", 1
 

@@ -1,4 +1,4 @@
-"""Reads that go on while the caller computes: a thread that waits for them in its place."""
+"""Reads that go on while the caller computes, because a thread waits for them in the caller's place."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from flashlite.drive.reads import Reads
 
 
 class Background:
-    """Another backend, whose batches a thread of its own carries out, one after the other: `submit` returns at once,
-    and reads go on while the caller computes."""
+    """A backend that has another one carry out its batches, in a thread of its own, one after the other. `submit`
+    returns at once, and reads go on while the caller computes."""
 
     name = "background"
 
     def __init__(self, backend: Backend) -> None:
         self.depth = backend.depth
-        self._backend, self._thread = backend, Workers(1, "flash-ahead")
+        self._backend, self._thread = backend, Workers(1, "flash-early")
 
     def submit(self, fd: int, reads: Reads) -> Batch:
         job = Job(lambda: self._backend.submit(fd, reads).wait())

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flashlite.errors import ReadError, check_limit_of_files
+from flashlite.errors import ReadError, one_line
 
 log = logging.getLogger("flashlite")
 
@@ -25,7 +25,8 @@ PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP
 def aligned_buffer(rows: int, row_bytes: int) -> np.ndarray:
     """Page-aligned memory [rows, row_bytes] uint8 for direct reads, zeroed, and given back when freed.
 
-    Where it can it lies on huge pages: memory that is scattered in pages of 4 KiB costs the drive a transfer for each.
+    Where the system allows it the memory lies on huge pages. Memory in scattered pages of 4 KiB costs the drive a
+    transfer for each page.
     """
     nbytes = rows * row_bytes
     slack = HUGE_PAGE if nbytes >= HUGE_PAGE else 0  # never touched, so it takes no memory
@@ -34,13 +35,13 @@ def aligned_buffer(rows: int, row_bytes: int) -> np.ndarray:
     begin = -whole.ctypes.data % HUGE_PAGE if slack else 0
     if slack and hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without huge pages
-            memory.madvise(mmap.MADV_HUGEPAGE, begin, nbytes // HUGE_PAGE * HUGE_PAGE)  # none reaches into the slack
+            memory.madvise(mmap.MADV_HUGEPAGE, begin, nbytes // HUGE_PAGE * HUGE_PAGE)  # no page reaches into the slack
     return whole[begin : begin + nbytes].reshape(rows, row_bytes)
 
 
 class Descriptor:
-    """An open file's number, closed with its last owner: the file and every read under way, for the system gives the
-    number of a closed file to the next one that is opened."""
+    """The descriptor of an open file, closed when its last owner is gone. Its owners are the file and every read under
+    way, because the system gives the number of a closed file to the next one that is opened."""
 
     def __init__(self, number: int) -> None:
         self._number, self._close = number, os.close
@@ -50,34 +51,30 @@ class Descriptor:
 
 
 def open_direct(path: Path) -> tuple[int, bool]:
-    """Open a file for direct reads, or for buffered ones where these are refused, announced in one line.
+    """Open a file for direct reads. Where the system refuses these, open it for buffered reads and log one line.
 
     Returns the descriptor's number and whether reads are direct. Raises ReadError if the file can't be opened.
     """
     if not hasattr(os, "preadv"):
-        raise ReadError(f"{path}: this system can't read to many places at once: use Linux or macOS, on Windows WSL")
-    why = "this system has no direct ones"
-    if hasattr(os, "O_DIRECT"):
-        try:
-            return os.open(path, os.O_RDONLY | os.O_DIRECT), True
-        except OSError as error:
-            check_limit_of_files(path, error)
-            if error.errno != errno.EINVAL:
-                raise ReadError(f"{path}: cannot be opened: {os.strerror(error.errno or 0)}") from None
-        why = "this file system refuses direct ones"
-    if path.is_dir():
-        raise ReadError(f"{path}: cannot be opened: it is a folder")
-    try:
+        raise ReadError(f"{path}: this system can't read to many places at once: use Linux, macOS, or WSL on Windows")
+    why = "this system has no direct reads"
+    with one_line(path, ReadError, "cannot be opened"):
+        if hasattr(os, "O_DIRECT"):
+            try:
+                return os.open(path, os.O_RDONLY | os.O_DIRECT), True
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+            why = "this file system refuses direct reads"
+        if path.is_dir():
+            raise ReadError(f"{path} cannot be opened: it is a folder")
         fd = os.open(path, os.O_RDONLY)
-    except OSError as error:
-        check_limit_of_files(path, error)
-        raise ReadError(f"{path}: cannot be opened: {error.strerror}") from None
     if sys.platform == "darwin":  # untested here: macOS has no O_DIRECT but can turn its cache off
         import fcntl
 
         fcntl.fcntl(fd, fcntl.F_NOCACHE, 1)
         return fd, True
-    log.warning("flashlite: %s: buffered reads, because %s", path, why)
+    log.warning("flashlite: %s: reads are buffered, because %s", path, why)
     return fd, False
 
 

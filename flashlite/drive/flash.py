@@ -5,7 +5,7 @@
     file.read(offsets, 4096, buffer, rows)      # record i lands in buffer[rows[i]]
 
 Reads go past the page cache, adjacent records are merged into one read, and every read is counted. `submit` starts
-reads and returns at once; `wait` on what it returns ends them. An interrupt leaves no read without an owner.
+reads and returns a ticket at once; the ticket's `wait` ends them. An interrupt leaves no read without an owner.
 """
 
 from __future__ import annotations
@@ -34,7 +34,12 @@ log = logging.getLogger("flashlite")
 
 @dataclass
 class Counters:
-    """What was read: records asked for, reads after merging, bytes moved from the drive."""
+    """Sums over some reads.
+
+    records: how many records were asked for
+    reads: how many reads fetched them, after merging
+    bytes: how many bytes came from the drive
+    """
 
     records: int = 0
     reads: int = 0
@@ -49,7 +54,7 @@ class Counters:
 
 @functools.cache
 def default_backend() -> Backend:
-    """Native AIO where the system offers it, else 32 threads, announced in one line. All of a process share it."""
+    """Native AIO where the system offers it, else 32 threads, and one line is logged. The whole process shares it."""
     return _native_or_threads()
 
 
@@ -65,7 +70,8 @@ def _native_or_threads(**options: Any) -> Backend:
 
 
 def background_backend() -> Backend:
-    """What reads while the caller computes: like `default_backend`, but in a thread that sleeps whenever it can."""
+    """The backend that reads while the caller computes: it is like `default_backend`, but in a thread that sleeps
+    whenever it can."""
     shared = default_backend()
     return Background(_native_or_threads(patience=0.0) if isinstance(shared, NativeAio) else shared)
 
@@ -73,8 +79,12 @@ def background_backend() -> Backend:
 class FlashFile:
     """A file on the drive, open for direct reads.
 
-    backend: how reads are carried out; default_backend() unless given. `counters` sums all reads of this file;
-    `under_way` are those that nobody has waited for.
+    path: of the file
+    backend: carries out the reads; default_backend() unless given
+
+    counters: sums over all reads of this file
+    under_way: the tickets that nobody has waited for
+
     Raises ReadError if the file can't be opened.
     """
 
@@ -96,7 +106,7 @@ class FlashFile:
         """Start reading records: record i, `sizes[i]` bytes at `offsets[i]`, lands at the beginning of `out[rows[i]]`.
 
         offsets: [records] int64, bytes
-        sizes: one for all, or [records]
+        sizes: bytes, one number for all records or [records] int64
         out: [rows, row_bytes] uint8, each row contiguous; it may be some columns of a wider matrix
         rows: [records] int64
 
@@ -127,20 +137,23 @@ class FlashFile:
             )
 
     def finish_reads(self) -> None:
-        """Wait for all reads under way, whatever becomes of them: those of a caller that was broken off."""
+        """Wait for all reads that a caller left under way when it was broken off. Their errors are ignored."""
         for ticket in list(self.under_way):
             with contextlib.suppress(ReadError):
                 ticket.wait()
 
     def __reduce__(self) -> str:
         raise ReadError(
-            f"{self.path}: an open file can't be copied, for two owners would close it twice: open it again"
+            f"{self.path}: an open file can't be copied, because two owners would close it twice: open it again"
         )
 
 
 class Ticket:
-    """Reads that were submitted. It keeps their destination alive until they have ended, also if an interrupt breaks
-    `wait` off: they stay under way until somebody waits for them again."""
+    """Reads that were submitted.
+
+    A ticket keeps the destination of its reads alive until they have ended. If an interrupt breaks `wait` off, they
+    stay under way until somebody waits for them again.
+    """
 
     def __init__(self, file: FlashFile, reads: Reads, records: int, out: np.ndarray) -> None:
         self._file, self._reads, self._records, self._out = file, reads, records, out
@@ -161,11 +174,11 @@ class Ticket:
         batch, file, counters = self._batch, self._file, self._file.counters
         try:
             done = batch.wait() if batch is not None else None
-        except ReadError as error:  # nothing is known of any of them
+        except ReadError as error:  # nothing is known of any read
             raise self._fail(0, str(error)) from None
         self._batch = None
         file.under_way.discard(self)
-        if done is None:  # there was nothing to read, or it was waited for before
+        if done is None:  # there was nothing to read, or somebody has waited before
             return
         self._land(done)
         if not file.direct and hasattr(os, "posix_fadvise"):
@@ -175,15 +188,15 @@ class Ticket:
         counters.bytes += int(done.sum())
 
     def _fail(self, i: int, what: str) -> ReadError:
-        """The error that read i's failure is, from now on; nothing is under way any more."""
+        """Make the error that each `wait` raises from now on, because read i failed. Nothing is under way any more."""
         self._batch = None
         self._file.under_way.discard(self)
         self._failure = ReadError(f"{self._file.path}: read at offset {self._reads.offset[i]} failed: {what}")
         return self._failure
 
     def _land(self, done: np.ndarray) -> None:
-        """Check what the reads gave, done [reads]: bytes, or minus an error number. The records are where the caller
-        wants them."""
+        """Check the results of the reads, done [reads]: bytes, or minus an error number. The records have landed where
+        the caller wants them."""
         wrong = done != self._reads.nbytes
         if wrong.any():
             i = int(np.argmax(wrong))
@@ -199,7 +212,7 @@ class Ticket:
 
 
 class _BouncedTicket(Ticket):
-    """Records off the drive's grid: whole blocks around each are read to a buffer of our own and copied from there."""
+    """Reads of records off the drive's grid: a buffer takes the whole blocks around each, and the record is copied."""
 
     def __init__(
         self, file: FlashFile, offsets: np.ndarray, sizes: np.ndarray, out: np.ndarray, rows: np.ndarray

@@ -34,10 +34,15 @@ PASS_READS = PASS_BYTES // LARGEST_READ
 
 @dataclass(frozen=True)
 class Curve:
-    """Throughput of random reads: mb_s[i][j] with reads of sizes[i] bytes and depths[j] of them in flight.
+    """What a drive does, in 10^6 bytes a second.
 
-    sequential_mb_s: large reads in order. All in 10^6 bytes a second. batch_ms: what a batch of reads takes beyond
-    its reads at these rates, to be begun and ended.
+    backend: how reads were submitted: aio, threads, or published
+    alignment: the grid of direct reads, in bytes
+    direct: whether reads went around the page cache
+    sizes, depths: bytes of a read, and reads in flight, that were measured
+    mb_s: mb_s[i][j] is the rate of random reads of sizes[i] bytes with depths[j] of them in flight
+    sequential_mb_s: the rate of large reads in order
+    batch_ms: milliseconds that a batch takes in addition to what its reads take at these rates
     """
 
     backend: str
@@ -81,13 +86,20 @@ def probe(
     folder: Path | str = ".", sizes: Sequence[int] = SIZES, depths: Sequence[int] = DEPTHS,
     file_bytes: int = FILE_BYTES, seed: int = 0,
 ) -> Curve:  # fmt: skip
-    """Measure the drive that `folder` is on, with a file of random bytes that is deleted afterwards."""
+    """Measure the drive that a folder is on, with a file of random bytes that is deleted afterwards.
+
+    sizes, depths: bytes of a read, and reads in flight, to measure
+    file_bytes: size of the file
+    seed: of the places that are read
+
+    Raises FlashliteError if the file can't be written.
+    """
     with scratch_file(Path(folder), file_bytes) as path:
         return probe_file(path, sizes, depths, seed)
 
 
 def probe_file(path: Path, sizes: Sequence[int] = SIZES, depths: Sequence[int] = DEPTHS, seed: int = 0) -> Curve:
-    """Measure the drive by reading a large file that is there already."""
+    """Measure a drive by reading a large file that is there already. Raises FlashliteError if it is too small."""
     rng, file = np.random.default_rng(seed), FlashFile(path)
     grid, native = file.alignment, isinstance(default_backend(), NativeAio)
     usable = tuple(size for size in sizes if size % grid == 0)
@@ -99,7 +111,7 @@ def probe_file(path: Path, sizes: Sequence[int] = SIZES, depths: Sequence[int] =
 
 
 def _pass_ms(file: FlashFile) -> float:
-    """Milliseconds to read 2 MiB as a stream does, half a MiB and more from each of two places, and to wait for it."""
+    """Milliseconds that a pass of a stream takes: it submits 1 MiB from each of two places, and waits for both."""
     halves = [half.reshape(PASS_RECORDS, -1) for half in aligned_buffer(2, PASS_BYTES // 2)]
     rows, size = np.arange(PASS_RECORDS), halves[0].shape[1]
     seconds: list[float] = []
@@ -128,7 +140,7 @@ def check_folder(folder: Path, nbytes: int = FILE_BYTES) -> None:
 
 
 def backend_of_depth(depth: int) -> Backend:
-    """The backend that the engine uses, with so many reads in flight."""
+    """The backend that the engine uses, with this many reads in flight."""
     if isinstance(default_backend(), NativeAio):
         return NativeAio(depth)
     return Threads(depth) if depth > 1 else Serial()
@@ -138,7 +150,7 @@ def random_mb_s(path: Path, size: int, depth: int, rng: np.random.Generator) -> 
     """Throughput of random reads, in MB/s: the median over batches."""
     file = FlashFile(path, backend_of_depth(depth))
     count = max(1, min(file.size // size // 2, BATCH_BYTES // size, max(64, 32 * depth)))
-    # as in a pool, reads land in memory that is in use already: memory touched for the first time costs a sixth
+    # reads land in memory that is in use already, as in a pool: memory that is touched for the first time costs a sixth
     buffer, rows = aligned_buffer(2 * depth, size), np.arange(count) % (2 * depth)
     seconds: list[float] = []
     while len(seconds) < BATCHES or sum(seconds) < SECONDS_A_POINT:
@@ -151,7 +163,7 @@ def random_mb_s(path: Path, size: int, depth: int, rng: np.random.Generator) -> 
 
 
 def sequential_mb_s(path: Path) -> float:
-    """Throughput of large reads one after the other, in MB/s: the median over batches."""
+    """Throughput of large reads in order, in MB/s: the median over batches."""
     file, size, count = FlashFile(path), 262144, 64
     buffer, rows, seconds = aligned_buffer(count, size), np.arange(count), []
     for begin in range(0, file.size - count * size + 1, count * size):

@@ -1,7 +1,8 @@
-"""Drives that are not at hand: what was published of them, as curves that the cost model can use.
+"""Published figures of drives that are not at hand, as curves that the cost model can use.
 
-A published drive is a sequential rate and a few numbers of random 4 KiB reads a second. Between them a read of any size
-is taken to cost what a 4 KiB read costs at that depth, and the rest of its bytes at the sequential rate.
+What is published of a drive is its sequential rate, and how many random reads of 4 KiB it does a second. We assume that
+a larger read takes as long as one of 4 KiB with as many in flight, plus the time that the rest of its bytes take at the
+sequential rate, and that a smaller read takes as long as one of 4 KiB.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ BLOCK = 4096  # bytes of the reads that are published
 
 @dataclass(frozen=True)
 class Drive:
-    """A drive by what was published of it.
+    """What was published of a drive.
 
-    sequential_mb_s: 10^6 bytes a second; iops: random reads of 4 KiB a second, by how many are in flight, where the
-    deepest of DEPTHS stands for a figure whose depth was not stated. Below its shallowest figure a drive is taken to do
-    proportionally less. measured: by a reviewer; otherwise it is what the maker promises.
+    name, kind: what it is called, and what it is
+    sequential_mb_s: large reads in order, in 10^6 bytes a second
+    iops: random reads of 4 KiB a second, by how many are in flight; with fewer in flight than the lowest of these, we
+        assume proportionally fewer reads
+    measured: whether a reviewer measured it; if not, its maker promises it
+    source, url: who says so, and where
     """
 
     name: str
@@ -35,19 +39,18 @@ class Drive:
 
     def curve(self) -> Curve:
         """Its throughput by size of reads and reads in flight."""
-        sizes = tuple(size for size in SIZES if size >= BLOCK)
-        rows = tuple(tuple(self._mb_s(size, depth) for depth in DEPTHS) for size in sizes)
-        return Curve("published", BLOCK, True, sizes, DEPTHS, rows, self.sequential_mb_s)
+        rows = tuple(tuple(self._mb_s(size, depth) for depth in DEPTHS) for size in SIZES)
+        return Curve("published", BLOCK, True, SIZES, DEPTHS, rows, self.sequential_mb_s)
 
     def _mb_s(self, size: int, depth: int) -> float:
         depths = sorted(self.iops)
         reads = float(np.interp(np.log(depth), np.log(depths), [self.iops[d] for d in depths]))
         reads *= min(1.0, depth / depths[0])
-        microseconds = 1e6 / reads + (size - BLOCK) / self.sequential_mb_s
+        microseconds = 1e6 / reads + max(0, size - BLOCK) / self.sequential_mb_s
         return size / microseconds
 
 
-NOT_STATED = DEPTHS[-1]
+NOT_STATED = DEPTHS[-1]  # reads in flight of a figure that comes without them
 DRIVES = (
     Drive(
         "SD card A2", "SD card", 104, {NOT_STATED: 5000}, False,

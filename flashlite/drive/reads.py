@@ -1,4 +1,4 @@
-"""Planning reads: which records become one read, and where in memory its parts go."""
+"""Planning reads: which records become one read, and where in memory its parts land."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LARGEST_READ = 256 * 1024  # bytes; where the drives measured reach their sequential rate
+LARGEST_READ = 256 * 1024  # bytes; with such reads the drives that we measured reach their sequential rate
 MOST_PARTS = 1024  # Linux takes no more buffers than this (IOV_MAX) in one vectored read
 
 IOVEC = np.dtype([("base", "u8"), ("length", "u8")])
@@ -40,7 +40,7 @@ def merge_adjacent(offsets: np.ndarray, sizes: np.ndarray, most: int) -> np.ndar
         return np.zeros(0, np.int64)
     index = np.arange(len(offsets))
     gap = offsets[1:] != offsets[:-1] + sizes[:-1]
-    run = np.zeros_like(index)  # where the run of records that each one belongs to begins
+    run = np.zeros_like(index)  # the first record of the run that each record belongs to
     np.maximum.accumulate(np.where(gap, index[1:], 0), out=run[1:])
     return np.flatnonzero((index - run) % most == 0)
 
@@ -48,7 +48,9 @@ def merge_adjacent(offsets: np.ndarray, sizes: np.ndarray, most: int) -> np.ndar
 def plan_reads(offsets: np.ndarray, sizes: np.ndarray, addresses: np.ndarray, largest: int = LARGEST_READ) -> Reads:
     """Reads that fetch these records, adjacent ones merged while they would stay within `largest` bytes.
 
-    offsets, sizes: [records] int64, bytes in the file; addresses: [records] uint64, where each record goes in memory.
+    offsets, sizes: [records] int64, bytes in the file
+    addresses: [records] uint64, where in memory each record lands
+    largest: bytes
     """
     n = len(offsets)
     if n > 1 and (offsets[1:] < offsets[:-1]).any():
@@ -58,7 +60,7 @@ def plan_reads(offsets: np.ndarray, sizes: np.ndarray, addresses: np.ndarray, la
     iovecs["base"], iovecs["length"] = addresses, sizes
     most = min(MOST_PARTS, max(1, largest // int(sizes.max(initial=1))))
     first = merge_adjacent(offsets, sizes, most)
-    if len(first) == n:  # nothing to merge, which is what most neurons of one token are
+    if len(first) == n:  # nothing to merge, as for most neurons of one token
         return Reads(n, offsets.copy(), sizes.copy(), first, np.ones(n, np.int64), iovecs)
     count = np.append(first[1:], n) - first
     return Reads(len(first), offsets[first], np.add.reduceat(sizes, first), first, count, iovecs)

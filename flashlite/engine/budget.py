@@ -11,20 +11,19 @@ from flashlite.engine.predictor_file import PredictorSet
 from flashlite.engine.resident import ResidentWeights
 from flashlite.engine.window import largest_window
 from flashlite.errors import BudgetError
-from flashlite.storage.store import PREDICTOR
 
 if TYPE_CHECKING:
     from flashlite.engine.stages import Stage
     from flashlite.storage.store import Store
 
-FEWEST_ROWS = 16  # of a layer's neurons, and of a read buffer
-LARGEST_BUFFER = 2 * 2**20  # bytes; one pass of a stream
-BUFFER_SHARE = 1 / 8  # of what is left for neurons
+FEWEST_ROWS = 16  # the fewest neurons of a layer in DRAM, and the fewest rows of a read buffer
+LARGEST_BUFFER = 2 * 2**20  # bytes of each of the two read buffers
+BUFFER_SHARE = 1 / 8  # of the DRAM that is left for neurons, for both read buffers
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A split of the DRAM budget, all in bytes but for rows.
+    """A split of the DRAM budget, in bytes where it doesn't say rows.
 
     total: the budget
     resident, predictors, buffers: what each part takes
@@ -43,13 +42,17 @@ class Budget:
 
 
 def split_rows(total: int, needs: Sequence[float], neurons: int, spare: int) -> tuple[int, ...]:
-    """Divide rows of DRAM over layers in proportion to their needs, no layer above `neurons` nor below FEWEST_ROWS.
+    """Divide the rows of DRAM over the layers in proportion to their needs.
 
-    total: rows there are, at least FEWEST_ROWS for each layer and copy; needs: what each layer would like, in any unit;
-    spare: copies of the largest layer's rows to set aside, out of the total as well. A layer of fewer neurons than
-    FEWEST_ROWS gets them all. Returns each layer's rows: its need times one scale for all layers, cut to the bounds,
-    give or take two rows. Rows that a full layer leaves go to the others: unless every layer is full, less is left over
-    than one row for each layer and copy.
+    total: how many rows there are, at least FEWEST_ROWS for each layer and each spare copy
+    needs: how much each layer would like to have, in any unit
+    neurons: how many neurons each layer has; a layer gets at most a row for each
+    spare: how many copies of the largest layer's rows must be set aside, out of the total as well
+
+    Returns each layer's rows: its need times a scale that is the same for all layers, give or take two rows, but never
+    below FEWEST_ROWS and never above `neurons`. A layer with fewer neurons than FEWEST_ROWS gets a row for each. Rows
+    that a full layer leaves go to the others. Unless every layer is full, fewer rows are left over than there are
+    layers and copies.
     """
     fewest = min(FEWEST_ROWS, neurons)
     low, high = 0.0, total / max(min(needs), 1e-9)  # the scale at which the rows handed out reach the total
@@ -67,9 +70,15 @@ def split_rows(total: int, needs: Sequence[float], neurons: int, spare: int) -> 
 def plan_budget(
     store: Store, stage: Stage, budget: int | float | str, predictor_bytes: int, needs: Sequence[float]
 ) -> Budget:
-    """Spend a budget. needs: rows that each layer's window would like.
+    """Decide how a DRAM budget is spent.
 
-    Raises BudgetError, naming the smallest budget that works, if it is too small.
+    store: the packed model
+    stage: says which parts need DRAM
+    budget: see `parse_budget`
+    predictor_bytes: the size of all predictors together
+    needs: how many rows each layer's window would like to have
+
+    Raises BudgetError if the budget is too small; the text names the smallest that works.
     """
     total = parse_budget(budget, store.weight_bytes)
     resident = ResidentWeights.bytes_needed(store, stage.resident)
@@ -97,10 +106,11 @@ def plan_budget(
 def longest_window(store: Store, stage: Stage, budget: int | float | str) -> int:
     """The most tokens whose neurons fit a budget on average, but at least 1: what window="auto" means.
 
-    By s_agg(k) on held-out text, as the trained predictors' reports have it, so at most as long as they know. Raises
-    PredictorError if the store has no predictor, and BudgetError as `plan_budget` does.
+    The window's size is judged by s_agg(k) on held-out text, from the reports of the trained predictors. So it is at
+    most as long as the longest that they report. Raises PredictorError if the store has no predictor, and BudgetError
+    as `plan_budget` does.
     """
-    trained = PredictorSet.load(store.path / PREDICTOR, store.layers, store.shape)
+    trained = PredictorSet.load(store)
     nbytes, fewest = sum(predictor.nbytes for predictor in trained.layers), min(FEWEST_ROWS, store.shape.neurons)
     plan = plan_budget(store, stage, budget, nbytes, [1.0] * store.layers)
     by_window = zip(*(report.window_rows for report in trained.reports), strict=False)

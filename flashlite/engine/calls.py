@@ -8,7 +8,8 @@
           FlashFFN                      predictor -> window -> flash -> pool -> product: see ffn.py
       lm_head                           _head
 
-Everything is intercepted in one way, `wrap_forward`. Torch's hooks won't do, because none runs after an interrupt.
+Everything is intercepted in one way, by `wrap_forward`. Torch's hooks are not enough, because none of
+them runs after an interrupt.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ Forward = Callable[..., Any]
 class Calls:
     """The calls of one model.
 
-    clock: starts anew with each call
-    meter: what the engine has spent so far
-    forget: has the engine believe nothing of what a call that was broken off left behind
+    clock: the engine's; it starts anew with each call
+    meter: says what the engine has spent so far
+    forget: drops all neurons after a call that was broken off, because some of them may be incomplete
     read_group: reads a group of resident weights; None where all of them stay in DRAM
 
-    costs: what each call cost, in order
-    sequences, tokens: the shape of the call under way
+    costs: the cost of each call, in order
+    sequences, tokens: how many sequences the call under way has, and how many tokens each of them
     """
 
     def __init__(
@@ -55,13 +56,13 @@ class Calls:
         self.sequences = self.tokens = 1
 
     def intercept(self, model: OPTForCausalLM) -> None:
-        """Have every call of a model and of its decoder pass through here."""
+        """Route every call of a model and of its decoder through this object."""
         decoder = model.model.decoder
         self._vocabulary = decoder.embed_tokens.num_embeddings
         self._positions = decoder.embed_positions.num_embeddings - OFFSET
         for module, around in ((model, self._model), (decoder, self._decoder)):
             wrap_forward(module, around)
-            module.forward = torch.compiler.disable(module.forward)  # what streams can't be compiled, so it steps out
+            module.forward = torch.compiler.disable(module.forward)  # reads can't be compiled
         wrap_forward(decoder.embed_tokens, self._embed_tokens)
         wrap_forward(decoder.embed_positions, self._embed_positions)
         for i, layer in enumerate(decoder.layers if self._read_group else decoder.layers[:1]):
@@ -91,31 +92,39 @@ class Calls:
         for token in map(int, ids.aminmax()):
             if not 0 <= token < self._vocabulary:
                 raise FlashliteError(
-                    f"token {token} is not one of the model's {self._vocabulary}: was the text tokenized for another?"
+                    f"token {token} is not one of the model's {self._vocabulary}: was the text made for another model?"
                 )
         return forward(ids)
 
     def _embed_positions(self, forward: Forward, *args: Any, position_ids: Tensor, **kwargs: Any) -> Tensor:
         last = int(position_ids.max())
         if last >= self._positions:
-            raise FlashliteError(f"{last + 1} tokens don't fit the model's {self._positions} positions: shorten them")
+            raise FlashliteError(
+                f"{last + 1} tokens don't fit the model's {self._positions} positions: shorten the text"
+            )
         return forward(*args, position_ids=position_ids, **kwargs)
 
     def _layer(self, i: int, forward: Forward, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """hidden: [sequences, tokens, d_model]."""
+        """Note the shape of a call, and read the attention weights of layer i unless they stay in DRAM.
+
+        hidden: [sequences, tokens, d_model]
+        """
         self.sequences, self.tokens = hidden.shape[:2]
         if self._read_group:
             self._read_group(f"layers.{i}")
         return forward(hidden, *args, **kwargs)
 
     def _head(self, forward: Forward, hidden: Tensor) -> Tensor:
-        """hidden gets the strides of a new tensor: of a prompt it is the last row of many, and by that row's stride
-        torch chooses a bf16 product that first copies all of the head's weights."""
+        """Compute the logits from a copy of hidden [sequences, tokens, d_model].
+
+        In a prompt, hidden is the last row of a larger tensor. By that row's stride torch would choose a bf16 product
+        that first copies all of the head's weights; the copy has the strides of a new tensor.
+        """
         return forward(hidden.clone(memory_format=torch.contiguous_format))
 
 
 def wrap_forward(module: nn.Module, around: Callable[..., Any]) -> None:
-    """Have every call of a module, `module(...)`, be `around(forward, ...)`, where forward is the module's own."""
+    """Make every call `module(...)` a call `around(forward, ...)`, where forward is the module's own."""
     forward, this = type(module).forward, weakref.ref(module)  # a module that held itself would outlive its owner
 
     @functools.wraps(forward)
@@ -129,8 +138,9 @@ def wrap_forward(module: nn.Module, around: Callable[..., Any]) -> None:
 class OneAtATime:
     """Threads take turns with a model, one call at a time.
 
-    mend: called before the turn after one that was broken off by an error or an interrupt. Raises what `check_process`
-    raises.
+    mend: called at the beginning of the next turn after an error or an interrupt has broken a turn off
+
+    Raises FlashliteError in a forked process that can't compute, see `check_process`.
     """
 
     def __init__(self, mend: Callable[[], None]) -> None:
@@ -140,8 +150,9 @@ class OneAtATime:
         self._broken = False
 
     def take(self, work: Callable[[], Any]) -> Any:
-        """Wait for the other threads' turns, do some work in a turn of its own and return what it returns; within a
-        turn it is just done.
+        """Wait for the other threads' turns, then do the work in a turn of its own. Returns the work's result.
+
+        Work that is given within a turn is done at once, as a part of that turn.
 
         Raises FlashliteError in a process that was forked off after the model was loaded.
         """
@@ -151,7 +162,7 @@ class OneAtATime:
             )
         if self._caller == (me := threading.get_ident()):
             return work()
-        try:  # and not `with`, nor a generator: an interrupt can come between their beginning and their block
+        try:  # not `with` or a generator, because an interrupt can come between their beginning and their block
             self._lock.acquire()
             self._caller = me
             if self._broken:
@@ -165,27 +176,30 @@ class OneAtATime:
                 self._caller = None
             try:  # noqa: SIM105
                 self._lock.release()
-            except RuntimeError:  # it was still waiting
+            except RuntimeError:  # the interrupt came while it waited for the lock
                 pass
 
 
-_first_process: int | None = None  # that loaded a model
+_first_process: int | None = None  # the first one that loaded a model
 
 
 def check_process() -> None:
-    """Refuse to compute with threads in a process that was forked off one with a model: torch's threads exist in the
-    other process alone, and the first product would wait for them for ever. Raises FlashliteError."""
+    """Refuse to compute with several threads in a process that was forked off one with a model.
+
+    Torch's threads exist only in the process that started them, and the first product would wait for them for ever.
+    Raises FlashliteError.
+    """
     global _first_process
     _first_process = _first_process or os.getpid()
     if _first_process != os.getpid() and torch.get_num_threads() > 1:
         raise FlashliteError(
-            "this process was forked off one with a model, and torch's threads are only there: "
+            "this process was forked off one with a model, and torch's threads exist only there: "
             "call torch.set_num_threads(1) in this one, or start processes by 'spawn'"
         )
 
 
 def refuse_copies(model: nn.Module, dtype: torch.dtype) -> None:
-    """Have a model raise FlashliteError where it would be saved, copied or converted: its FFNs are not in it."""
+    """Make a model raise FlashliteError where it would be saved, copied or converted: its FFNs are not in it."""
 
     def save(*_: Any, **__: Any) -> None:
         raise FlashliteError("a streaming model holds no FFN weights to save: copy its store or its checkpoint instead")

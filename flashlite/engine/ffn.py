@@ -24,7 +24,10 @@ log = logging.getLogger("flashlite")
 class StreamedFFN(nn.Module):
     """An FFN whose every weight is read for every call: the stages before the predictor, and every prompt.
 
-    layer: its number; up_bias: [ffn]; down_bias: [d_model].
+    layer: its number
+    stream: the buffer through which its weights pass
+    up_bias: [ffn]
+    down_bias: [d_model]
     """
 
     def __init__(self, layer: int, stream: Stream, up_bias: Tensor, down_bias: Tensor) -> None:
@@ -33,14 +36,14 @@ class StreamedFFN(nn.Module):
         self.up_bias, self.down_bias = up_bias, down_bias
 
     def forward(self, x: Tensor, keep: Tensor | None = None, copy_out: CopyOut | None = None) -> Tensor:
-        """What the FFN adds to the residual stream: [tokens, d_model].
+        """The FFN's contribution to the residual stream: [tokens, d_model].
 
         x: [tokens, d_model], the normed input of the FFN
-        keep: [tokens, ffn] bool, which neurons take part; all unless given
+        keep: [tokens, ffn] bool, the neurons that take part; all unless given
         copy_out: neurons to copy elsewhere as they pass
 
-        A prompt reads the next part while it multiplies one. A single token reads, then multiplies, as at every stage
-        of the paper: its latency is I/O + memory + compute.
+        For a prompt, the next part is read while one is multiplied. For a single token, a part is read and then
+        multiplied, as at every stage of the paper: the latency is I/O + memory + compute.
         """
         if x.requires_grad or torch.is_autocast_enabled("cpu"):
             return unlike_training(self, x, keep, copy_out)
@@ -51,13 +54,16 @@ class StreamedFFN(nn.Module):
 class FlashFFN(nn.Module):
     """An FFN that reads only the neurons that a token needs and that are not in DRAM yet.
 
-    streamed: the same layer, all of it, for prompts and for what finds no room
-    predictor, window: which neurons a token needs, and which ones stay
-    file, memory: where the neurons are on flash, and where they go in DRAM
+    streamed: the same layer read as a whole, for prompts; its stream also takes neurons that find no room in DRAM
+    predictor: says which neurons a token needs
+    window: says which neurons stay in DRAM
+    file: the neurons on flash
+    memory: the neurons in DRAM
     calls: tells the shape of the call under way
+    clock: the engine's
     """
 
-    wasted = 0  # neurons that were read early so far and then not used
+    wasted = 0  # so far: neurons that were read early and then not used
 
     def __init__(
         self, streamed: StreamedFFN, predictor: Predictor, window: Window, file: NeuronFile, memory: NeuronMemory,
@@ -71,12 +77,15 @@ class FlashFFN(nn.Module):
 
     @staticmethod
     def connect(ffns: Sequence[FlashFFN]) -> NeuronFile | None:
-        """Tell a model's FFNs what they must know of each other. Returns what they read early from, which is nothing
-        at this stage."""
+        """Tell a model's FFNs what they must know of each other. Returns the file that they read early from, which is
+        None here, because nothing is read early."""
         return None
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the FFN adds to the residual stream: [sequences * tokens, d_model]. x: its normed input, as large."""
+        """The FFN's contribution to the residual stream: [sequences * tokens, d_model].
+
+        x: [sequences * tokens, d_model], the normed input of the FFN
+        """
         if x.requires_grad or torch.is_autocast_enabled("cpu"):
             return unlike_training(self, x)
         try:
@@ -88,16 +97,19 @@ class FlashFFN(nn.Module):
             if rest is not None:
                 out.add_(self._stream.product(x, rest, self._up_bias))
             return out.add_(self._down_bias)
-        except BaseException:  # what the window says and what has landed may differ now: the next call begins anew
+        except BaseException:  # the window may name neurons that haven't landed: the next call begins anew
             self.forget()
             raise
 
     def _step(self, x: Tensor) -> Step:
-        """What this call changes in the window."""
+        """Move the window on by this call. x: [sequences, d_model], one token of each."""
         return self.window.step(active_set(self.predictor, x))
 
     def _product(self, x: Tensor, step: Step) -> Tensor:
-        """Read what is missing, in place of what is dropped, and multiply the neurons that are in DRAM then."""
+        """Load the step's neurons in place of those that it drops, and multiply all that are in DRAM then.
+
+        x: [tokens, d_model]. Returns [tokens, d_model].
+        """
         clock, memory = self._clock, self.memory
         clock.switch(MEMORY)
         landing = memory.place(step.load, step.drop)
@@ -116,8 +128,11 @@ class FlashFFN(nn.Module):
         self.memory.clear()
 
     def _prompt(self, x: Tensor) -> Tensor:
-        """A prompt needs most neurons, so the whole layer passes through. Afterwards the window holds what the last
-        tokens need, as if they had been decoded one by one; those neurons are copied as they pass."""
+        """Stream the whole layer, because a prompt needs most neurons. x: [sequences * tokens, d_model].
+
+        Afterwards the window holds the neurons of the last tokens, as if these had been decoded one by one. Neurons
+        that are new to it are copied to their rows as they pass.
+        """
         load, drop = self._remember_last(x)
         self._clock.switch(MEMORY)
         landing = self.memory.place(load, drop)
@@ -128,7 +143,7 @@ class FlashFFN(nn.Module):
         return out
 
     def _remember_last(self, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Move the window on by the last tokens of a prompt. Returns what that loads and drops: [n] int64 each."""
+        """Move the window on by the last tokens of a prompt. Returns what to load and to drop: [n] int64 each."""
         before = self.window.held
         by_position = x.view(self._calls.sequences, self._calls.tokens, -1).transpose(0, 1)
         for position in by_position[len(by_position) - self.window.tokens :]:
@@ -138,8 +153,11 @@ class FlashFFN(nn.Module):
 
 
 def unlike_training(ffn: StreamedFFN | FlashFFN, x: Tensor, *args: object) -> Tensor:
-    """What an FFN gives where torch would train. Raises FlashliteError where a gradient is asked for; under autocast it
-    computes in its own dtype and returns the dtype that autocast's products have."""
+    """Run an FFN where torch would train.
+
+    Under autocast the FFN computes in its own dtype and returns the dtype that autocast's products have. Raises
+    FlashliteError where a gradient is asked for.
+    """
     if x.requires_grad:
         raise FlashliteError(
             "a streaming model computes no gradients, because most of its weights are on flash: call it under "

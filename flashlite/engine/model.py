@@ -31,20 +31,26 @@ from flashlite.errors import FlashliteError
 from flashlite.storage.find import open_model
 from flashlite.storage.neurons import NeuronFile
 from flashlite.storage.safetensors_file import DTYPES
-from flashlite.storage.store import PREDICTOR, Store
+from flashlite.storage.store import Store
 from flashlite.storage.tokenizer import generation_config
 from flashlite.storage.verified import VerifiedStore
 
 
 class Engine:
-    """What `model.flash` is: the parts under a streaming model, its budget, and what its calls cost.
+    """The engine under a streaming model, as `model.flash`: its parts, its budget, and the cost of its calls.
 
-    store, stage, budget: what was loaded, how it runs, and how its memory is spent
-    file, stream, resident, ffns: where neurons come from, and where they go; one FFN a layer
-    early_file: what is read early from, at the stage that does; else None
-    calls: one CallCost for each call so far; last_token: that of the last one
+    store: the packed model
+    stage: of the ladder
+    budget: how its DRAM is spent
+    file: the neurons on flash
+    early_file: the same for early reads; None at the stages that read nothing early
+    stream: the buffer through which whole layers pass
+    resident: the resident weights
+    ffns: one FFN a layer
+    calls: one CallCost for each call so far
+    last_token: the CallCost of the last call
 
-    Threads may call the model, one at a time.
+    Threads may share the model: their calls take turns.
     """
 
     def __init__(self, store: Store, stage: Stage, budget: Budget, predictors: Sequence[Predictor] | None) -> None:
@@ -78,24 +84,24 @@ class Engine:
 
     @property
     def calls(self) -> list[CallCost]:
-        """What each call cost, in order."""
+        """The cost of each call, in order."""
         return self.way_in.costs
 
     @property
     def last_token(self) -> CallCost:
-        """What the last call cost. Raises FlashliteError if there was none."""
+        """The cost of the last call. Raises FlashliteError if there was none."""
         if not self.calls:
             raise FlashliteError("the model has not been called yet")
         return self.calls[-1]
 
     @property
     def counters(self) -> Counters:
-        """Everything read since the model was loaded, FFN and resident weights together."""
+        """All reads since the model was loaded, of neurons and resident weights together."""
         read = self.file.file.counters + self.resident.file.counters
         return read + self.early_file.counters if self.early_file else read
 
     def meter(self) -> Meter:
-        """What was spent so far."""
+        """The time and the reads spent so far."""
         seconds, read = tuple(self.clock.seconds), self.counters
         if self.early_file is None:
             return Meter(seconds, read, 0, 0)
@@ -104,7 +110,7 @@ class Engine:
 
     @property
     def rows_moved(self) -> int:
-        """Rows copied inside DRAM so far, over all layers: rebuilding copies all, the pool only what fills holes."""
+        """Rows copied inside DRAM so far, in all layers: rebuilding copies all rows, the pool those that fill holes."""
         return sum(ffn.memory.moved for ffn in self.sparse)
 
     @property
@@ -128,7 +134,7 @@ class Engine:
         self.clock.switch(REST)
 
     def _forget(self) -> None:
-        """After a call that was broken off: its reads end, and nothing that it said to be in DRAM is believed."""
+        """Wait for the reads of a call that was broken off, and drop all neurons, because some may be incomplete."""
         for file in (self.file, self.early_file, self.resident):
             if file is not None:
                 file.file.finish_reads()
@@ -145,6 +151,7 @@ def load(
     window: int | str = 5,
     dtype: str | torch.dtype | None = None,
     verify_reads: bool = False,
+    revision: str | None = None,
 ) -> OPTForCausalLM:
     """A transformers OPT whose FFN weights stay on flash.
 
@@ -156,6 +163,7 @@ def load(
     window: tokens whose neurons stay in DRAM, where a stage has a window, or "auto": as many as the budget has room for
     dtype: fp32, bf16 or fp16
     verify_reads: compare everything with its checksum when it is read; see VerifiedStore for what that costs
+    revision: of a hub model, a branch, a tag or a commit
 
     Raises FlashliteError if anything is wrong.
     """
@@ -166,15 +174,22 @@ def load(
     if isinstance(dtype, torch.dtype):
         dtype = next((name for name, kind in DTYPES.items() if kind == dtype), str(dtype))
     stage_number(stage), check_window(window)  # so that what can't work is refused before anything is packed
-    store = open_model(model, dtype)
+    store = open_model(model, dtype, revision)
     if verify_reads:
         store = VerifiedStore(store.path)
     return build(store, choose_stage(store, stage, window, dram_budget), dram_budget, predictor)
 
 
 def choose_stage(store: Store, stage: int | str, window: int | str, dram_budget: int | float | str) -> Stage:
-    """A stage of the ladder as `load` is told to have it: by number or name, with a window if it has one. Raises
-    FlashliteError if there is no such stage or window."""
+    """The stage that `load` is asked for, with its window if it has one.
+
+    store: the packed model
+    stage: of the ladder, by name or number
+    window: tokens, or "auto" for as many as the budget has room for
+    dram_budget: see `load`
+
+    Raises FlashliteError if there is no such stage or window.
+    """
     chosen = LADDER[NAMES[stage_number(stage)]]
     window = check_window(window)
     if not chosen.window:
@@ -186,7 +201,7 @@ def choose_stage(store: Store, stage: int | str, window: int | str, dram_budget:
 def build(
     store: Store, stage: Stage, dram_budget: int | float | str, predictor: str | Sequence[Predictor]
 ) -> OPTForCausalLM:
-    """`load` for a store that is open and a stage put together by hand."""
+    """The same as `load`, of a store that is open and a stage that may be put together by hand."""
     predictors, budget = plan(store, stage, dram_budget, predictor)
     engine = Engine(store, stage, budget, predictors)
     with torch.device("meta"):
@@ -202,8 +217,10 @@ def build(
 def plan(
     store: Store, stage: Stage, dram_budget: int | float | str, predictor: str | Sequence[Predictor]
 ) -> tuple[Sequence[Predictor] | None, Budget]:
-    """The predictors of a model that is to be loaded, and how its budget is spent. Raises FlashliteError if the model
-    can't be loaded so; no weights are read to find out."""
+    """The predictors of a model that is to be loaded, None for the oracle, and the split of its budget.
+
+    No weights are read to find out. Raises FlashliteError if the model can't be loaded so.
+    """
     predictors, needs = _choose_predictors(store, stage, predictor)
     nbytes = sum(p.nbytes for p in predictors or ())
     return predictors, plan_budget(store, stage, dram_budget, nbytes, needs)
@@ -217,7 +234,7 @@ def _choose_predictors(
     if not stage.predictor or predictor == "oracle":
         return None, equal
     if predictor == "trained":
-        trained = PredictorSet.load(store.path / PREDICTOR, store.layers, store.shape)
+        trained = PredictorSet.load(store)
         k = max(1, stage.window)
         return trained.layers, [report.window_rows[min(k, len(report.window_rows)) - 1] for report in trained.reports]
     if not isinstance(predictor, (list, tuple)):

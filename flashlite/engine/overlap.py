@@ -1,9 +1,10 @@
 """Reads and computing at the same time: one step beyond the paper.
 
-The drive idles while the processor multiplies, and the other way round. But a layer's input tells well which neurons
-the next layer will need, because a layer changes the residual stream little. So what the next layer's predictor says of
-this layer's input is read early: while this layer multiplies and the next one attends. When that layer's own input is
-known, its predictor tops up what is missing, and those reads pass while the rows that are there are multiplied.
+The drive idles while the processor multiplies, and the processor idles while the drive reads. But a layer's input tells
+well which neurons the next layer will need, because a layer changes the residual stream little. So the next layer's
+predictor is asked about this layer's input, and the neurons that it names are read early: while this layer multiplies
+and the next one attends. When the next layer's own input is known, its predictor names the neurons that are still
+missing, and these are read while the neurons in DRAM are multiplied.
 """
 
 from __future__ import annotations
@@ -24,34 +25,36 @@ from flashlite.engine.window import NONE, Step
 from flashlite.errors import ReadError
 from flashlite.storage.neurons import NeuronFile, wait_all
 
-SURE = 0.8  # share of the guessed neurons that is read: the lowest scores are wrong most often
-FIRST = 2  # no layer before this one is guessed: the first layer's input tells too little of the second's
+SURE = 0.8  # share of a guess's new neurons that is read: the lowest scores are wrong most often
+FIRST = 2  # number of the first layer that reads early: layer 0's input tells too little of layer 1's
 
 
 class OverlappedFFN(FlashFFN):
-    """A FlashFFN that has the layer after it read early. Its memory is a Pool."""
+    """A FlashFFN that lets the next layer read early. Its memory is a Pool."""
 
-    tell_next: Callable[[Tensor], None] | None = None  # `guess` of the layer that follows
+    tell_next: Callable[[Tensor], None] | None = None  # `guess` of the next layer
     memory: Pool
     early: NeuronFile  # the same neurons, read in the background
-    _under_way: Sequence[Ticket] | None = None  # early reads for a guess of what this layer will need
-    _guessed = NONE  # the neurons that they load
+    _under_way: Sequence[Ticket] | None = None  # this layer's early reads
+    _guessed = NONE  # the neurons that these reads load
 
     @staticmethod
     def connect(ffns: Sequence[FlashFFN]) -> NeuronFile:
-        """Tell each FFN which one follows it. Returns what they read early from, by one thread of its own."""
+        """Tell each FFN which one follows it. Returns the file for early reads, which a thread of its own does."""
         early = ffns[0].file.reopen(background_backend())
         for ffn, following in pairwise(ffns):
             assert isinstance(ffn, OverlappedFFN)
             assert isinstance(following, OverlappedFFN)
             following.early = early
             if following.layer >= FIRST:
-                ffn.tell_next = following.guess  # no module as an attribute: torch would make it a part
+                ffn.tell_next = following.guess  # the method alone: torch would make a module a part of this one
         return early
 
     def guess(self, x: Tensor) -> None:
-        """Begin to read what this layer will probably need, judged by x [tokens, d_model], the input of the layer
-        before."""
+        """Begin to read the neurons that this layer will probably need.
+
+        x: [tokens, d_model], the input of the layer before
+        """
         step = self.window.step(self._likely(x))
         self._clock.switch(MEMORY)
         landing = self.memory.place(step.load, step.drop)
@@ -62,8 +65,13 @@ class OverlappedFFN(FlashFFN):
         self._guessed = step.load
 
     def _likely(self, x: Tensor) -> np.ndarray:
-        """The neurons that the predictor names for x [tokens, d_model], but of those that would have to be read only
-        the surest: [n] int64, sorted."""
+        """The neurons that this layer will probably need: [n] int64, sorted.
+
+        x: [tokens, d_model], the input of the layer before
+
+        They are the neurons that the predictor names for x. If it gives scores, then of the neurons that aren't in DRAM
+        yet only the share SURE with the highest scores is taken.
+        """
         if not isinstance(self.predictor, LowRankPredictor):
             return active_set(self.predictor, x)
         scores = self.predictor.scores(x).amax(0).float().numpy()
@@ -81,7 +89,7 @@ class OverlappedFFN(FlashFFN):
         super().forget()
 
     def _prompt(self, x: Tensor) -> Tensor:
-        if self._under_way is not None:  # the call that it was guessed for was broken off
+        if self._under_way is not None:  # the call that these reads were for was broken off
             self.forget()
         return super()._prompt(x)
 
@@ -106,7 +114,7 @@ class OverlappedFFN(FlashFFN):
         try:
             clock.switch(PRODUCT)
             h = memory.activations(x)
-        finally:  # whatever happens, nothing may land in rows that others have taken
+        finally:  # even after an error, no read may land in a row that another neuron has taken
             clock.switch(IO)
             wait_all(tickets)
             clock.switch(REST)

@@ -32,9 +32,11 @@ class Landing:
 
 
 class NeuronMemory(Protocol):
-    """What a stage needs of the matrix of one layer's neurons in DRAM.
+    """One layer's neurons in DRAM: a matrix with one neuron a row.
 
-    spare: how many copies of its largest layer this kind needs for a moment on top of the rows it keeps.
+    spare: how many copies of the largest layer's rows this kind needs for a moment, on top of the rows that it keeps
+    moved: rows copied inside DRAM so far
+    num_used: rows that hold a neuron
     """
 
     spare: int
@@ -47,10 +49,10 @@ class NeuronMemory(Protocol):
         """Drop neurons and make room for others. load, drop: [n] int64."""
 
     def commit(self) -> None:
-        """The reads have landed: the loaded neurons may be multiplied."""
+        """Note that the reads have landed: from now on the loaded neurons are multiplied."""
 
     def product(self, x: Tensor) -> Tensor:
-        """The resident neurons' part of the FFN, see ffn_product. x: [tokens, d_model]."""
+        """The part of the FFN that the neurons in DRAM compute, see ffn_product. x: [tokens, d_model]."""
 
     def clear(self) -> None:
         """Drop all neurons."""
@@ -59,8 +61,13 @@ class NeuronMemory(Protocol):
 class Pool:
     """A matrix allocated once. Its rows are the buffers that reads land in, so a neuron is never copied.
 
-    New neurons take the rows of dropped ones; only what holes remain are filled from the tail, so fewer rows move than
-    in the paper, where every deletion moves one. `moved` counts them. bias: [neurons], the up projection's.
+    New neurons take the rows of dropped ones. Only the holes that remain are filled from the tail, so fewer rows move
+    than in the paper, where every deletion moves one. `moved` counts them.
+
+    capacity: how many neurons it has room for
+    shape: of the layer's FFN
+    dtype: of the weights
+    bias: [neurons], the up projection's
     """
 
     spare = 0
@@ -68,11 +75,11 @@ class Pool:
     def __init__(self, capacity: int, shape: FFNShape, dtype: torch.dtype, bias: Tensor) -> None:
         self.capacity, self._d_model = capacity, shape.d_model
         self._buffer = aligned_buffer(capacity, shape.record_bytes)
-        self._buffer.fill(0)  # takes the memory now: the first prompt would wait for every page of it
+        self._buffer.fill(0)  # takes the memory now: otherwise the first prompt would wait for every page of it
         self._matrix = torch.from_numpy(self._buffer).view(dtype)  # the same memory as weights
         self._bias = torch.zeros(capacity, dtype=dtype)  # by row
         self._bias_of_row, self._bias_of_neuron = _bits(self._bias), _bits(bias)
-        self._neuron_of_row = np.full(capacity, -1, np.int64)  # true for rows below num_used
+        self._neuron_of_row = np.full(capacity, -1, np.int64)  # valid for rows below num_used
         self._row_of_neuron = np.full(shape.neurons, -1, np.int64)  # -1: not in the pool
         self.num_used = self.moved = 0
 
@@ -84,7 +91,7 @@ class Pool:
         """
         if self.num_used - len(drop) + len(load) > self.capacity:
             raise ValueError(f"{len(load)} neurons don't fit a pool of {self.capacity} rows")
-        free = np.sort(self._row_of_neuron[drop])  # lowest first: then no row that is about to be read has to move
+        free = np.sort(self._row_of_neuron[drop])  # lowest first: then no row of a new neuron has to move
         self._row_of_neuron[drop] = -1
         refilled = free[: len(load)]
         appended = np.arange(self.num_used, self.num_used + len(load) - len(refilled))
@@ -116,7 +123,7 @@ class Pool:
         self.num_used = end
 
     def commit(self) -> None:
-        """Nothing to do: the reads landed where the rows are multiplied."""
+        """Do nothing, because the reads have landed in the rows that are multiplied."""
 
     def product(self, x: Tensor) -> Tensor:
         """The used rows' part of the FFN, see ffn_product. x: [tokens, d_model]. Returns [tokens, d_model]."""
@@ -126,17 +133,21 @@ class Pool:
     def activations(self, x: Tensor) -> Tensor:
         """relu(x up^T + bias) of the used rows: [tokens, num_used]. x: [tokens, d_model].
 
-        Reads may be under way: what comes of their rows is to be replaced, see `product_after`.
+        Reads may be under way. The columns of their rows are wrong until `product_after` replaces them.
         """
         used = self._matrix[: self.num_used, : self._d_model]
         return up_product(x, used, self._bias[: self.num_used]).relu_()
 
     def product_after(self, h: Tensor, x: Tensor, landed: np.ndarray) -> Tensor:
-        """`product`, begun by `activations`, now that the last reads have landed in the rows `landed` ([n] int64).
+        """Finish the product that `activations` began, now that the last reads have landed.
 
-        h: [tokens, num_used], which it changes; x: [tokens, d_model]. Returns [tokens, d_model].
+        h: [tokens, num_used], from `activations`; it is changed
+        x: [tokens, d_model]
+        landed: [n] int64, the rows of these reads
+
+        Returns [tokens, d_model], as `product` does.
         """
-        rows = torch.from_numpy(np.resize(landed, round_up(len(landed), BLOCK)))  # some twice: see up_product's shapes
+        rows = torch.from_numpy(np.resize(landed, round_up(len(landed), BLOCK)))  # some twice: few shapes
         h[:, rows] = up_product(x, self._matrix[rows, : self._d_model], self._bias[rows]).relu_()
         return down_product(h, self._matrix[: self.num_used], self._d_model)
 
@@ -151,12 +162,12 @@ class Pool:
 
 
 class RebuiltMatrix:
-    """What the pool replaces: for each token a new matrix, into which old and new rows are copied.
+    """The simple way, which the pool replaces: each token gets a new matrix, into which old and new rows are copied.
 
-    Its arguments are those of Pool. `moved` counts the rows copied.
+    Its arguments are those of Pool. `moved` counts the rows that were copied.
     """
 
-    spare = 2  # while it rebuilds, the new matrix and the buffer of new rows exist beside the old matrix
+    spare = 2  # during a rebuild the new matrix and the buffer of new rows exist beside the old matrix
 
     def __init__(self, capacity: int, shape: FFNShape, dtype: torch.dtype, bias: Tensor) -> None:
         self.capacity, self._shape, self._dtype, self._layer_bias = capacity, shape, dtype, bias

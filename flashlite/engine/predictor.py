@@ -1,7 +1,7 @@
 """Which neurons will fire, known before their weights are read. (Paper: section 3.1, predicting ReLU sparsity)
 
-A predictor is called with what enters a layer's FFN, x [tokens, d_model], and returns the neurons that any of these
-tokens needs: [n] int64, sorted.
+A predictor gets the input of a layer's FFN, x [tokens, d_model], and says for each token which neurons it needs.
+`active_set` gives the neurons that any of the tokens needs: [n] int64, sorted.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ from flashlite.drive.direct import aligned_buffer
 from flashlite.errors import PredictorError
 from flashlite.storage.neurons import NeuronFile, wait_all
 
-INT8_BLOCK = 32  # torch's int8 product reads whole blocks, beyond the end of a matrix that is no multiple
+INT8_BLOCK = 32  # torch's int8 product reads whole blocks, even beyond the end of a matrix
 
 
 class Predictor(Protocol):
-    """Says which neurons of one layer fire."""
+    """Says which neurons of one layer fire.
+
+    nbytes: the DRAM that it takes
+    """
 
     nbytes: int
 
     def mask(self, x: Tensor) -> Tensor:
-        """By token: [tokens, ffn] bool. x: [tokens, d_model]."""
+        """Which neurons each token needs: [tokens, ffn] bool. x: [tokens, d_model]."""
 
 
 def active_set(predictor: Predictor, x: Tensor) -> np.ndarray:
@@ -46,12 +49,12 @@ class Int8Matrix:
         out, inside = self.values.shape
         if out % INT8_BLOCK or inside % INT8_BLOCK or not self.values.is_contiguous():
             raise PredictorError(
-                f"a predictor's matrix of {out} x {inside} is no multiple of {INT8_BLOCK}: change its rank"
+                f"a predictor's matrix is {out} x {inside}, not multiples of {INT8_BLOCK}: change its rank"
             )
 
     @classmethod
     def of(cls, weight: Tensor) -> Int8Matrix:
-        """The nearest such matrix. weight: [out, in], floating point."""
+        """Round a matrix of floats. weight: [out, in]."""
         scale = (weight.abs().amax(1) / 127).clamp(min=1e-12).bfloat16()
         values = (weight / scale.float()[:, None]).round().clamp(-127, 127)
         return cls(values.to(torch.int8).contiguous(), scale)
@@ -69,9 +72,12 @@ class Int8Matrix:
 class LowRankPredictor:
     """Two thin matrices that stand in for the up projection: where a neuron's score is positive, it should fire.
 
-    a: [rank, d_model]; b: [ffn, rank]; bias: [ffn] bfloat16, with the calibrated threshold already subtracted. The
-    weights are int8: a score must only be right about its sign, and each byte that a predictor takes is missing for
-    neurons.
+    a: [rank, d_model]
+    b: [ffn, rank]
+    bias: [ffn] bfloat16, from which the calibrated threshold is already subtracted
+
+    The weights are int8, because only a score's sign must be right, and because each byte that a predictor takes is
+    missing for neurons.
     """
 
     def __init__(self, a: Int8Matrix, b: Int8Matrix, bias: Tensor) -> None:
@@ -80,7 +86,7 @@ class LowRankPredictor:
 
     @classmethod
     def of(cls, a: Tensor, b: Tensor, bias: Tensor) -> LowRankPredictor:
-        """A predictor of float matrices, which it rounds. a: [rank, d_model]; b: [ffn, rank]; bias: [ffn]."""
+        """Make a predictor of float matrices, which are rounded. a: [rank, d_model]; b: [ffn, rank]; bias: [ffn]."""
         return cls(Int8Matrix.of(a), Int8Matrix.of(b), bias)
 
     @property
@@ -89,7 +95,7 @@ class LowRankPredictor:
         return len(self.a.values)
 
     def scores(self, x: Tensor) -> Tensor:
-        """[tokens, ffn] bfloat16, positive where a neuron should fire. x: [tokens, d_model]."""
+        """Scores [tokens, ffn] bfloat16, positive where a neuron should fire. x: [tokens, d_model]."""
         return self.b(self.a(x.bfloat16())).add_(self.bias)
 
     def mask(self, x: Tensor) -> Tensor:
@@ -100,8 +106,12 @@ class LowRankPredictor:
 class OraclePredictor:
     """The true active set, computed by reading the whole up projection from flash for every token.
 
-    It makes every stage exact, so it separates the system's errors from the predictor's. It is slow, and its reads and
-    its buffer of 1 MiB are not counted with the model's. file: in the split layout only half as much is read.
+    It makes every stage exact, so it separates the system's errors from the predictor's. It is slow. Its reads
+    and its buffer of 1 MiB are not counted among the model's.
+
+    file: the neurons on flash; in the split layout only half as much is read
+    layer: its number
+    bias: [ffn], the up projection's
     """
 
     BUFFER_BYTES = 1 << 20

@@ -1,6 +1,6 @@
 """The sparse product: an FFN's output from the rows of the neurons that are in DRAM. (Paper: section 3.3)
 
-Its two halves are as fast as torch has them for rows of ever-changing number.
+Its two halves use the fastest products that torch has where the number of rows differs from token to token.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch.nn.functional import embedding_bag
 
 from flashlite.storage.bundle import unpack_bundles
 
-WIDE, BLOCK = 1024, 64  # rows that a bf16 product multiplies at a time
+WIDE, BLOCK = 1024, 64  # rows; a bf16 product is put together from multiples of these
 FEW = 2**18  # weights; reading that many takes less time than choosing among their rows
 
 
@@ -30,9 +30,9 @@ def ffn_product(x: Tensor, rows: Tensor, bias: Tensor, d_model: int) -> Tensor:
 def up_product(x: Tensor, up: Tensor, bias: Tensor) -> Tensor:
     """x up^T + bias: [tokens, n]. x: [tokens, d_model]; up: [n, d_model]; bias: [n].
 
-    n differs from token to token, and torch compiles a bf16 product anew for every shape, which takes as long as a
-    third of the product and keeps half a megabyte. So there it is put together from few shapes: as many wide blocks as
-    fit, blocks after them, and one last block that overlaps what is done already.
+    n differs from token to token, and torch compiles a bf16 product anew for every shape. Compiling takes as long
+    as a third of the product, and half a megabyte stays in memory. So a bf16 product is put together from few shapes:
+    as many wide blocks as fit, then as many blocks as fit, and one last block that overlaps the rows before it.
     """
     n = len(up)
     if n < BLOCK or x.dtype == torch.float32:
@@ -46,9 +46,11 @@ def up_product(x: Tensor, up: Tensor, bias: Tensor) -> Tensor:
 def down_product(h: Tensor, rows: Tensor, d_model: int) -> Tensor:
     """h down: [tokens, d_model], where only the rows of neurons that fired are read, if there are many rows.
 
-    h: [tokens, n], activations; rows: [n, columns] without gaps, at least 2 * d_model columns, down in the second
-    d_model of them. A weighted sum of some rows is what embedding_bag gives, but of whole rows: so rows are seen as
-    units that divide both d_model and the padded row, a bag for each unit of the output.
+    h: [tokens, n], activations
+    rows: [n, columns], without gaps; of the columns, at least 2 * d_model, the second d_model are the down projection
+
+    embedding_bag sums some rows with weights, but it takes whole rows. So each row is seen as several units, whose
+    length divides both d_model and the padded row, and each unit of the output is a bag of its own.
     """
     if h.dtype == torch.float32 and len(rows) * d_model <= FEW:
         return h @ rows[:, d_model : 2 * d_model]

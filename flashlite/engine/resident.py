@@ -1,4 +1,7 @@
-"""The weights that aren't FFN: kept in DRAM (selective persistence), or read again for every token. (Paper: 3.1)"""
+"""The resident weights, all but the FFNs': kept in DRAM, or at stage 0 read again for every token.
+
+To keep them is the paper's selective persistence. (Paper: section 3.1)
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,21 @@ from torch import Tensor
 
 from flashlite.drive.direct import PAGE, aligned_buffer, direct_alignment
 from flashlite.drive.flash import FlashFile
+from flashlite.families.family import EMBEDDINGS
 from flashlite.storage.bundle import round_up
 from flashlite.storage.neurons import wait_all
 from flashlite.storage.store import RESIDENT, Group, Store
 
 CHUNK = 64 * 1024  # bytes in which a group is read
-EMBEDDINGS = "embeddings"
 
 
 class GroupBuffer:
     """Memory for one group of resident tensors at a time, read from flash to where the model uses them.
 
-    groups: those that take turns here; the buffer is as large as the largest. nbytes: its size.
+    file: the resident weights on flash
+    groups: the groups that take turns in the buffer, which is as large as the largest of them
+
+    nbytes: its size
     """
 
     def __init__(self, file: FlashFile, groups: list[Group]) -> None:
@@ -50,8 +56,11 @@ class GroupBuffer:
 class ResidentWeights:
     """All resident tensors of a store, by the name that transformers gives them.
 
-    persistent: read once and keep all in DRAM; else embeddings and one layer share two buffers, and `read(name)` must
-    be called before a group is used. nbytes: DRAM needed.
+    store: the packed model
+    persistent: whether all are read once and stay in DRAM; if not, the embeddings have one buffer and all layers
+        another, and `read(name)` must be called before a group is used
+
+    nbytes: the DRAM that they take
     """
 
     def __init__(self, store: Store, persistent: bool) -> None:
@@ -72,7 +81,7 @@ class ResidentWeights:
         self._check(group, buffer.views)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every resident tensor, a view of its buffer."""
+        """Every resident tensor, by name, as a view of its buffer."""
         views: dict[str, Tensor] = {}
         for name, group in self._groups.items():
             views |= self._buffer_of[name].views(group)
@@ -80,7 +89,7 @@ class ResidentWeights:
 
     @staticmethod
     def bytes_needed(store: Store, persistent: bool) -> int:
-        """DRAM that the resident weights of a store take."""
+        """The DRAM that the resident weights of a store take, at most."""
         grid = max(PAGE, direct_alignment(store.path / RESIDENT))
         sizes = {g.name: round_up(g.end - g.begin + grid, PAGE) for g in store.groups}
         embeddings = sizes.pop(EMBEDDINGS)

@@ -1,4 +1,4 @@
-"""The ladder: each stage is the one before with one field changed. (Paper: table 2)"""
+"""The ladder: each stage differs in one field from the stage before. (Paper: table 2)"""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from flashlite.engine.pool import NeuronMemory, Pool, RebuiltMatrix
 
 @dataclass(frozen=True)
 class Stage:
-    """What an engine does; the defaults are naive loading."""
+    """How an engine runs a model; the defaults are naive loading."""
 
     resident: bool = False  # embeddings and attention stay in DRAM
     predictor: bool = False  # only neurons predicted active are read
-    window: int = 0  # neurons of this many last tokens stay in DRAM
+    window: int = 0  # neurons of this many tokens, the last ones, stay in DRAM
     layout: str = "split"  # how a neuron lies on flash
     memory: type[NeuronMemory] = RebuiltMatrix  # how neurons are kept in DRAM
-    ffn: type[FlashFFN] = FlashFFN  # when neurons are read: when they are needed, or ahead of that
+    ffn: type[FlashFFN] = FlashFFN  # when neurons are read: when they are needed, or early
 
 
 NAIVE = Stage()

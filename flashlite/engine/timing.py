@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from flashlite.drive.flash import Counters
 
-REST, IO, MEMORY, PRODUCT = range(4)  # parts of a call; REST is all that is none of the others
+REST, IO, MEMORY, PRODUCT = range(4)  # parts of a call; REST is the time in none of the others
 
 
 class Clock:
-    """Sums the seconds of each part: `switch(part)` charges what has passed since the last switch to the part before.
+    """Sums the seconds of each part: `switch(part)` ends the part before, and charges it the time since its beginning.
 
-    IO is waiting for flash, MEMORY managing neurons in DRAM, PRODUCT the FFNs' multiplications.
+    IO is the wait for flash, MEMORY the management of neurons in DRAM, PRODUCT the FFNs' multiplications.
     """
 
     def __init__(self) -> None:
@@ -21,11 +21,11 @@ class Clock:
         self._part, self._since = REST, 0.0
 
     def start(self) -> None:
-        """A call begins: the time before it is nobody's."""
+        """Begin a call: the time before it is charged to no part."""
         self._part, self._since = REST, time.perf_counter()
 
     def switch(self, part: int) -> None:
-        """From now on time is charged to this part."""
+        """Charge the time from now on to this part."""
         now = time.perf_counter()
         self.seconds[self._part] += now - self._since
         self._part, self._since = part, now
@@ -33,12 +33,12 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """What an engine has spent so far.
+    """The time and the reads that an engine has spent so far.
 
     seconds: by part of the clock
-    read: everything that was read from flash
-    prefetched: bytes read before the layer that needs them knew its input
-    wasted: those of them that it then didn't need
+    read: all reads from flash
+    prefetched: bytes that were read early, before the layer that needs them knew its input
+    wasted: the bytes among these that the layer then didn't need
     """
 
     seconds: tuple[float, ...]
@@ -49,12 +49,14 @@ class Meter:
 
 @dataclass(frozen=True, slots=True)
 class CallCost:
-    """What one call of the model cost: times in ms, and what was read from flash.
+    """The cost of one call of the model: times in ms, and reads from flash.
 
-    tokens: new ones of each sequence
-    io_ms, memory_ms: waiting for flash, managing neurons in DRAM
-    compute_ms: all the rest of total_ms
-    product_ms: the part of compute_ms that the FFNs' products take
+    tokens: how many new ones each sequence had
+    io_ms: the wait for flash
+    memory_ms: the management of neurons in DRAM
+    compute_ms: the rest of total_ms
+    total_ms: from the beginning of the call to its end
+    product_ms: the part of compute_ms that the FFNs' products took
     records, reads, bytes: as Counters has them
     prefetched, wasted: as Meter has them
     """
@@ -73,7 +75,7 @@ class CallCost:
 
     @classmethod
     def between(cls, before: Meter, after: Meter, tokens: int) -> CallCost:
-        """What a call cost of that many tokens, by what the meter showed before and after it."""
+        """The cost of a call of this many tokens, from the meter before it and after it."""
         rest, io, memory, product = [1e3 * (b - a) for a, b in zip(before.seconds, after.seconds, strict=True)]
         read = after.read - before.read
         return cls(

@@ -13,18 +13,18 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-LONGEST_WINDOW = 8  # s_agg is reported up to here
+LONGEST_UNION = 8  # tokens; s_agg is reported up to here
 NONE = np.zeros(0, np.int64)
 
 
 def union_sizes(mask: Tensor, length: int) -> tuple[float, ...]:
-    """s_agg(k) for k = 1 to LONGEST_WINDOW: the mean number of neurons that k tokens in a row use together.
+    """s_agg(k) for k = 1 to LONGEST_UNION: the mean number of neurons that k tokens in a row use together.
 
     mask: [tokens, ffn] bool, of texts of `length` tokens each; a window never spans two texts. (Paper: figure 4)
     """
     texts = mask.view(-1, length, mask.shape[1])
     union, sizes = texts, []
-    for k in range(1, LONGEST_WINDOW + 1):
+    for k in range(1, LONGEST_UNION + 1):
         sizes.append(union.sum(-1).float().mean().item())
         union = union[:, 1:] | texts[:, : length - k]
     return tuple(sizes)
@@ -33,15 +33,15 @@ def union_sizes(mask: Tensor, length: int) -> tuple[float, ...]:
 def largest_window(sizes: Sequence[float], rows: int) -> int:
     """The most tokens whose neurons fit in DRAM: the largest k with s_agg(k) <= rows, 0 if not even one token's do.
 
-    sizes: s_agg(k) for k = 1, 2, ... as `union_sizes` gives it, of one layer or of several together; it never falls.
-    rows: how many neurons there is room for.
+    sizes: s_agg(k) for k = 1, 2, ... as `union_sizes` gives it, of one layer or of several together; it never falls
+    rows: how many neurons there is room for
     """
     return int(np.searchsorted(sizes, rows, side="right"))
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one token changes: neurons to load, to drop, and those that found no room. Each: [n] int64."""
+    """One token's change of the window: neurons to load, to drop, and those that found no room. Each: [n] int64."""
 
     load: np.ndarray
     drop: np.ndarray
@@ -51,7 +51,9 @@ class Step:
 class Window:
     """The neurons of the last `tokens` tokens of one layer, never more than `capacity` of them.
 
-    neurons: how many the layer has; tokens: k, where 0 keeps nothing from one token to the next.
+    neurons: how many the layer has
+    tokens: k; with 0, nothing stays from one token to the next
+    capacity: how many neurons DRAM has room for
     """
 
     def __init__(self, neurons: int, tokens: int, capacity: int) -> None:
@@ -68,8 +70,9 @@ class Window:
     def step(self, active: np.ndarray) -> Step:
         """Move the window on by a token that uses the neurons `active` ([n] int64, sorted, no duplicates).
 
-        Where the window would pass its capacity, its oldest tokens leave early. If the token alone is too large, the
-        window keeps as much of it as fits, first what is there already, and the rest is `overflow`.
+        Where the window would pass its capacity, its oldest tokens leave before their time. If the token alone is too
+        large, the window keeps as many of its neurons as fit, first those that it holds already, and the rest are
+        `overflow`.
         """
         dropped = [self.clear()] if self.tokens == 0 else []
         kept, overflow = self._fit(active)
@@ -82,10 +85,13 @@ class Window:
         return Step(load, np.concatenate(dropped) if dropped else NONE, overflow)
 
     def amend(self, active: np.ndarray) -> Step:
-        """Say what the last token uses after all: `step` was told a guess, whose neurons are in DRAM by now.
+        """Replace the neurons of the last token: `step` was given a guess, and now its true neurons are known.
 
-        active: [n] int64, sorted, no duplicates. The window is then as if it had never been told the guess, but for
-        tokens that had to leave early to make room for it. Neurons guessed wrongly are dropped.
+        active: [n] int64, sorted, no duplicates
+
+        The guessed neurons are in DRAM by now. Neurons that were guessed rightly need no loading, and guessed neurons
+        that no token uses are dropped. Afterwards the window is as if it had never been given the guess, except for one
+        thing: tokens that left to make room for it don't come back.
         """
         guess = self._history.pop()
         self._uses[guess] -= 1
@@ -104,7 +110,7 @@ class Window:
         return gone
 
     def _fit(self, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The part of `active` that fits the capacity, first what is there already, and the rest. Each: [n], sorted."""
+        """The neurons of `active` that fit the capacity, first those held already, and the rest. Each: [n], sorted."""
         if len(active) <= self.capacity:
             return active, NONE
         here = self._uses[active] > 0
@@ -112,7 +118,7 @@ class Window:
         return np.sort(by_preference[: self.capacity]), np.sort(by_preference[self.capacity :])
 
     def _forget_oldest(self) -> np.ndarray:
-        """Take the oldest token out. Returns the neurons that no token left in the window uses: [n] int64, sorted."""
+        """Take the oldest token out. Returns its neurons that no token left in the window uses: [n] int64, sorted."""
         oldest = self._history.popleft()
         self._uses[oldest] -= 1
         gone = oldest[self._uses[oldest] == 0]

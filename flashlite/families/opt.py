@@ -12,10 +12,14 @@ if TYPE_CHECKING:
 
 OPT = Family(
     model_type="opt",
-    prefix="decoder.",
+    prefix="model.decoder.",
+    embedding="model.decoder.embed_tokens.weight",
+    head="lm_head.weight",
     layer="model.decoder.layers.{}.",
     up="model.decoder.layers.{}.fc1.weight",
+    up_bias="model.decoder.layers.{}.fc1.bias",
     down="model.decoder.layers.{}.fc2.weight",
+    down_bias="model.decoder.layers.{}.fc2.bias",
 )
 
 
@@ -72,6 +76,4 @@ def family_of(config: dict) -> Family:
             f"activation {activation!r} is not supported: only ReLU leaves neurons at exactly zero, so only with ReLU "
             "can their weights stay on flash"
         )
-    if not config.get("tie_word_embeddings", True):
-        raise CheckpointError("tie_word_embeddings is false: flashlite streams models whose head is the embedding")
     return OPT

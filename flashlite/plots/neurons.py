@@ -13,17 +13,15 @@ from flashlite.plots.style import FILLS, finish, new_axes, plt
 
 
 def raster(trace: Sequence[np.ndarray], fresh: Sequence[np.ndarray], title: str, axes: Axes | None = None) -> Figure:
-    """Neurons by token: a dot for each that a token needs, dark where it must be read, light where it is in DRAM.
+    """Neurons by token, a mark for each that a token needs: a dark square if it is read, a light dot if it is in DRAM.
 
     trace: [n] int64 for each token; fresh: the part of each that is read.
     """
     axes = new_axes(axes, width=8.5, height=4.2)
-    for arrays, shade, size, label in ((trace, "0.72", 7.0, "in DRAM already"), (fresh, "0.0", 7.0, "read from flash")):
+    for arrays, shade, mark, label in ((trace, "0.72", "o", "in DRAM already"), (fresh, "0.0", "s", "read from flash")):
         tokens = np.repeat(np.arange(len(arrays)), [len(a) for a in arrays])
-        axes.scatter(tokens, np.concatenate(list(arrays)), s=size, color=shade, marker="s", lw=0, label=label)
-    figure = finish(axes, title, "token", "neuron of the layer", legend=False)
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return figure
+        axes.scatter(tokens, np.concatenate(list(arrays)), s=9, color=shade, marker=mark, lw=0, label=label)
+    return finish(axes, title, "token", "neuron of the layer")
 
 
 def layouts(wanted: Sequence[int], neurons: int = 8) -> Figure:

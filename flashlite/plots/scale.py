@@ -7,85 +7,92 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 
 from flashlite.bench.result import Result
 from flashlite.bench.row import MeasuredStage
-from flashlite.plots.style import DASHES, MARKERS, bars, finish, lines, new_axes
+from flashlite.plots.style import MARKERS, dots, finish, lines, log_ticks, new_axes, outside_legend
+
+GROUP = 0.8  # height of a drive's dots, of the distance to the next drive
+OURS, THEIRS, DENSE = "flashlite, by stage", "what people use today", "all in DRAM, no cap"
 
 
 def estimates(result: Mapping[str, Any], measured: Result | None = None) -> Figure:
-    """A token's time by drive, a curve a stage; a ring where `bench` has measured."""
+    """A token's time by drive: a group of dots a drive, a dot a stage, and a ring where `bench` has measured."""
     drives, stages = list(result["drives"]), list(result["bytes_per_token"])
-    axes = new_axes(width=9.5, height=4.2)
+    axes = new_axes(width=9.5, height=1.2 + 0.75 * len(drives))
+    height = {stage: (i - (len(stages) - 1) / 2) * GROUP / len(stages) for i, stage in enumerate(stages)}
     for i, stage in enumerate(stages):
-        times = [result["drives"][drive][stage] for drive in drives]
-        shade = str(0.65 * (len(stages) - 1 - i) / (len(stages) - 1))
-        axes.plot(drives, times, color=shade, marker=MARKERS[i], ms=4, ls=DASHES[i % 4], lw=1.3, label=f"{i} {stage}")
+        seconds = [result["drives"][drive][stage] / 1e3 for drive in drives]
+        shade = str(0.9 * (len(stages) - 1 - i) / (len(stages) - 1))
+        axes.plot(seconds, [y + height[stage] for y in range(len(drives))], color="black", mfc=shade,
+                  marker=MARKERS[i], ms=6, ls="", label=f"{i} {stage}")  # fmt: skip
     if measured:
-        drive = next(name for name in drives if "measured" in name)
-        times = [row.total_ms for row in measured.stages]
-        axes.plot([drive] * len(times), times, "o", mfc="none", color="black", ms=11, ls="", label="measured")
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_xticks(range(len(drives)), [name.replace(": ", "\n") for name in drives], fontsize=8, rotation=20)
-    axes.grid(alpha=0.3)
-    figure = finish(axes, f"{result['model']}: what a token must take, by drive", "", "one token, ms", legend=False)
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return figure
+        y = drives.index(next(name for name in drives if "measured" in name))
+        rows = measured.stages
+        axes.plot([row.total_ms / 1e3 for row in rows], [y + height[row.name] for row in rows], "o", mfc="none",
+                  color="black", ms=12, ls="", label="measured")  # fmt: skip
+    for y in range(len(drives) - 1):
+        axes.axhline(y + 0.5, color="0.8", lw=0.8)
+    axes.set_xscale("log")
+    log_ticks(axes.xaxis)
+    axes.set_yticks(range(len(drives)), [name.replace(": ", "\n") for name in drives], fontsize=9)
+    axes.set_ylim(len(drives) - 0.5, -0.5)
+    axes.grid(axis="x", alpha=0.3)
+    title = f"{result['model']}: what a token must take, by drive"
+    return finish(axes, title, "one token, seconds (logarithmic)", "")
 
 
 def peers(result: Result) -> Figure:
-    """A token's time beside what people use today; those that ran out of memory are named in the title."""
-    times = {f"flashlite, {row.title}": row.total_ms for row in result.stages}
-    times |= {peer.name: peer.cost.total_ms for peer in result.peers if peer.cost}
-    times["transformers in DRAM, no cap"] = result.dense.total_ms
-    title = f"{result.title} in {result.budget_share:.0%} of its memory: one token"
-    axes = new_axes(height=0.9 + 0.36 * len(times), width=8.5)
-    figure = bars(dict(sorted(times.items(), key=lambda item: -item[1])), title, "ms, logarithmic", axes)
-    axes.set_xscale("log")
-    return figure
+    """A token's time beside what people use today; what ran out of memory has a name and no dot."""
+    times = [(row.title, OURS, row.total_ms) for row in result.stages]
+    times += [(peer.name, THEIRS, peer.cost.total_ms) for peer in result.peers if peer.cost]
+    times.append(("transformers", DENSE, result.dense.total_ms))
+    rows = {name: {series: ms} for name, series, ms in sorted(times, key=lambda item: -item[2])}
+    killed: dict[str, dict[str, float]] = {f"{peer.name}: out of memory": {} for peer in result.peers if not peer.cost}
+    marks = {OURS: ("o", "black"), THEIRS: ("s", "0.8"), DENSE: ("*", "white")}
+    marks = {series: mark for series, mark in marks.items() if any(series in values for values in rows.values())}
+    title = f"{result.title} in {result.budget_share:.0%} of its memory"
+    return dots(killed | rows, marks, title, "one token, ms (logarithmic)")
 
 
 def budgets(results: Sequence[Result]) -> Figure:
     """What a token of one model costs by the budget that it is given: time and bytes, a curve a stage."""
     shares = [100 * result.budget_share for result in results]
-    names = [row.name for row in results[0].stages]
-    figure = _time_and_bytes(results, shares, names, results[0].title, "budget, % of the weights")
+    figure = _time_and_bytes(results, shares, f"{results[0].title}, by budget", "budget, % of the weights")
     for axes in figure.axes:
         axes.set_ylim(bottom=0)
+    outside_legend(figure, figure.axes[0])
     return figure
 
 
 def sizes(results: Sequence[Result]) -> Figure:
     """What a token costs by the size of the model, each in the same share of its memory: time and bytes."""
     weights = [result.weight_bytes / 1e9 for result in results]
-    names = [row.name for row in results[0].stages]
-    title = f"{', '.join(result.model for result in results)} in {results[0].budget_share:.0%}"
-    figure = _time_and_bytes(results, weights, names, title, "weights, GB")
-    times, read = figure.axes
+    title = f"{', '.join(result.model for result in results)}, each in {results[0].budget_share:.0%} of its memory"
+    figure = _time_and_bytes(results, weights, title, "weights, GB (logarithmic)")
+    times, _ = figure.axes
     dense = [result.dense.total_ms for result in results]
-    times.plot(weights, dense, color="black", marker="*", ls="", label="dense, in DRAM")
-    times.legend(fontsize=8, loc="center")
-    for axes in (times, read):
+    times.plot(weights, dense, color="black", mfc="white", marker="*", ms=9, ls="", label="dense, all in DRAM")
+    for axes in figure.axes:
         axes.set(xscale="log", yscale="log")
+        log_ticks(axes.yaxis)
         axes.xaxis.set_minor_formatter("")
         axes.set_xticks(weights, [f"{weight:.1f}" for weight in weights])
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("")
+    outside_legend(figure, times, columns=4)
     return figure
 
 
-def _time_and_bytes(
-    results: Sequence[Result], at: Sequence[float], names: Sequence[str], title: str, label: str
-) -> Figure:  # fmt: skip
-    figure, panels = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
-    for key, unit, what, axes in (("total_ms", 1, "ms", panels[0]), ("bytes_per_token", 1e6, "MB read", panels[1])):
+def _time_and_bytes(results: Sequence[Result], at: Sequence[float], title: str, label: str) -> Figure:
+    """Two panels over the same axis, a curve a stage, without a legend yet."""
+    figure, panels = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    names = [row.title for row in results[0].stages]
+    for key, unit, what, axes in (("total_ms", 1, "one token, ms", panels[0]),
+                                  ("bytes_per_token", 1e6, "read for a token, MB", panels[1])):  # fmt: skip
         curves = {name: (at, [getattr(_stage(result, name), key) / unit for result in results]) for name in names}
-        lines(curves, title, label, f"one token, {what}", axes=axes)
+        lines(curves, "", label, what, legend=False, axes=axes)
     return figure
 
 
 def _stage(result: Result, name: str) -> MeasuredStage:
-    return next(row for row in result.stages if row.name == name)
+    return next(row for row in result.stages if row.title == name)

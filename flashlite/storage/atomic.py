@@ -4,8 +4,8 @@
 .NAME.old-PID-N        what was called NAME, moved away so that its successor could take the name; only where the system
                        can't have two names change places in one step
 
-Whoever writes NAME next clears up after processes that died: what was being written goes, and what was moved away comes
-back if nothing has taken its place.
+The next process that writes NAME clears up after those that died: it removes a file or folder that was not complete,
+and moves an old one back if nothing has taken its place.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from flashlite.errors import FlashliteError, StoreError
+from flashlite.errors import StoreError, one_line
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux
-TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}  # by which renaming fails if a name is in use
+TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}  # of a rename to a name that is in use
 _numbers = itertools.count()
-_in_use: set[Path] = set()  # by this process; what else bears its number is a dead one's that had the same
+_in_use: set[Path] = set()  # hidden names of this process; another with its number was left by a dead process
 
 
 @contextlib.contextmanager
 def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
-    """A folder to fill, which takes its name only when the block has ended well; else nothing is left of it.
+    """A folder to fill, which gets the name `path` only when the block has ended well; else nothing is left of it.
 
-    Raises StoreError if `path` exists and `replace` is False, also if another process wrote it in the meantime, or if
-    it can't be written.
+    Raises StoreError if the folder can't be written, or if `replace` is False and there is something at `path`, even if
+    another process wrote it only after this one began.
     """
-    try:
+    with one_line(path, StoreError, "cannot be written"):
         clear_up(path)
         if os.path.lexists(path) and not replace:
             raise _exists(path)
@@ -45,16 +45,14 @@ def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
             unfinished.mkdir(parents=True)
             yield unfinished
             _take_place(unfinished, path, replace)
-    except FlashliteError:
-        raise
-    except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """A name to write a file under, which is renamed to `path` only when the block has ended well; else nothing is left
-    of it, and what is at `path` stays. Raises OSError."""
+    """A name to write a file under. It is renamed to `path` only when the block has ended well.
+
+    Otherwise the new file is removed and an old one at `path` stays. Raises OSError.
+    """
     clear_up(path)
     with _beside(path) as unfinished:
         yield unfinished
@@ -65,15 +63,12 @@ def new_file(path: Path) -> Iterator[Path]:
 
 def write_file(path: Path, text: str) -> None:
     """Write a text file that appears only when complete. Raises StoreError."""
-    try:
-        with new_file(path) as unfinished:
-            unfinished.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
+    with one_line(path, StoreError, "cannot be written"), new_file(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def clear_up(path: Path) -> None:
-    """Undo what processes that died while they wrote `path` have left beside it."""
+    """Remove, or move back, all that processes which died while they wrote `path` have left beside it."""
     for old in _abandoned(path, "old"):
         _settle(old, path)
     for unfinished in _abandoned(path, "writing"):
@@ -86,7 +81,7 @@ def _exists(path: Path) -> StoreError:
 
 @contextlib.contextmanager
 def _beside(path: Path) -> Iterator[Path]:
-    """A hidden name beside `path` for what isn't complete; whatever bears it in the end is removed."""
+    """A hidden name beside `path` for a file or folder that isn't complete; in the end it is removed if it is there."""
     hidden = _hidden(path, "writing")
     try:
         yield hidden
@@ -110,10 +105,11 @@ def _remove(path: Path) -> None:
 
 
 def _take_place(unfinished: Path, path: Path, replace: bool) -> None:
-    """Give a complete folder its name; what had it before is left under the other one, or goes.
+    """Give a complete folder its name. The folder that had the name is removed, here or by the caller.
 
-    Where two names can't change places, the old folder is moved away first; should another writer take the name in
-    between, that one is moved away as well."""
+    Where two names can't change places in one step, the old folder is moved away first. If another writer takes the
+    name in between, its folder is moved away as well.
+    """
     if replace and _swapped(unfinished, path):
         return
     with contextlib.ExitStack() as moved:
@@ -127,7 +123,7 @@ def _take_place(unfinished: Path, path: Path, replace: bool) -> None:
 
 
 def _swapped(one: Path, other: Path) -> bool:
-    """Whether two names could change places in one step, which needs both, Linux, and a file system that knows how."""
+    """Whether two names have changed places in one step. Both must exist, on Linux, on a file system that can do it."""
     if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "renameat2"):
         return False
     names = [ctypes.c_char_p(os.fsencode(path)) for path in (one, other)]
@@ -135,7 +131,7 @@ def _swapped(one: Path, other: Path) -> bool:
 
 
 def _renamed(folder: Path, path: Path) -> bool:
-    """Whether a folder could be given a name, which it can't if the name is taken."""
+    """Whether a folder has got a name, which fails if the name is taken."""
     try:
         folder.rename(path)
     except OSError as error:
@@ -146,23 +142,25 @@ def _renamed(folder: Path, path: Path) -> bool:
 
 
 def _settle(old: Path, path: Path) -> None:
-    """What was moved away comes back if its name is free, and goes for good if not: under another name, so that nobody
-    takes what is half removed for something to bring back."""
+    """Give an old folder that was moved away its name back, or remove it if the name is taken.
+
+    It is removed under another name, so that no process gives half a folder its name back.
+    """
     _in_use.discard(old)
-    with contextlib.suppress(FileNotFoundError):  # there was nothing to move, or another process settles it too
+    with contextlib.suppress(FileNotFoundError):  # there was nothing to move, or another process has done this too
         if not _renamed(old, path):
             with _beside(path) as unwanted:
                 old.rename(unwanted)
 
 
 def _abandoned(path: Path, kind: str) -> list[Path]:
-    """What processes that are gone have left of this kind beside `path`."""
+    """The hidden files and folders of this kind beside `path` whose process is gone."""
     found = sorted(path.parent.absolute().glob(f".{glob.escape(path.name)}.{kind}-*"))
     return [left for left in found if left not in _in_use and not _has_writer(left)]
 
 
 def _has_writer(hidden: Path) -> bool:
-    """Whether the process that a hidden name belongs to runs, or can't be told."""
+    """Whether the process that a hidden name belongs to is running, or whether that can't be told."""
     match = re.search(r"-(\d{1,9})(-\d+)?$", hidden.name)
     if match is None or os.name != "posix":  # elsewhere asking a process is not harmless
         return True

@@ -2,53 +2,143 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import logging
 import os
 from pathlib import Path
 
 from flashlite.arguments import MANIFEST, is_store
-from flashlite.errors import FlashliteError, StoreError
-from flashlite.storage.checkpoint import find_checkpoint
-from flashlite.storage.pack import pack
+from flashlite.errors import CheckpointError, FlashliteError, StoreError
+from flashlite.storage.checkpoint import Checkpoint
+from flashlite.storage.hub import BUNDLED_MODEL, find_snapshot, local_folder, model_name
+from flashlite.storage.pack import own_dtype, pack_checkpoint
+from flashlite.storage.safetensors_file import DTYPES
+from flashlite.storage.side_files import CONFIG, side_files
 from flashlite.storage.store import FORMAT, PACKED_BY, Store
 
 log = logging.getLogger("flashlite")
+WEIGHTS = {".safetensors", ".bin"}
 
 
 def home() -> Path:
-    """Where packed models are kept: $FLASHLITE_HOME, or flashlite in the user's cache folder. Raises FlashliteError if
-    the user has none."""
-    if folder := os.environ.get("FLASHLITE_HOME"):
-        return Path(folder)
+    """The folder of packed models: $FLASHLITE_HOME, or flashlite in the user's cache folder.
+
+    Raises FlashliteError if the user has no home folder.
+    """
     try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flashlite"
+        if folder := os.environ.get("FLASHLITE_HOME"):
+            return Path(folder).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "flashlite"
     except RuntimeError:
         raise FlashliteError("this user has no home folder: set FLASHLITE_HOME to a folder for packed models") from None
 
 
-def open_model(model: str | Path | Store, dtype: str | None = None) -> Store:
-    """A store: `model` itself if it is one, else its packed form under `home()`, which is written if need be."""
+def open_model(model: str | Path | Store, dtype: str | None = None, revision: str | None = None) -> Store:
+    """The store that a model means: `model` itself if it is one, else its packed form under `home()`.
+
+    model: a Store, the folder of a store or of a checkpoint, `opt-mini`, or a hub id. A local folder comes first, so
+        `opt-mini` is the model that comes with flashlite unless a folder of that name is at hand.
+    dtype: fp32, bf16 or fp16; None is the checkpoint's own, in which transformers would load it. A store has but one.
+    revision: of a hub model, a branch, a tag or a commit; None is its main branch. Each commit is packed by itself.
+
+    What isn't packed yet is packed first, with a line. Raises FlashliteError.
+    """
     if isinstance(model, Store) or is_store(model):
-        store = model if isinstance(model, Store) else Store(model)
-        if by := store.manifest.get(PACKED_BY):
-            log.warning("flashlite: %s was packed by %s in place of the engine's own code", store.path, by)
-        if dtype is not None and dtype != store.dtype_name:
-            raise StoreError(f"{store.path} was packed as {store.dtype_name}, not {dtype}: pack the checkpoint again")
-        return store
-    if os.path.isdir(model) and not os.path.exists(Path(model) / "config.json"):
-        raise StoreError(f"{model} is neither a store nor a checkpoint: it has no {MANIFEST} and no config.json")
-    packed = home() / "stores" / f"{_packed_name(model)}-{dtype or 'fp32'}"
-    if is_store(packed):
-        return _of_the_engine(Store(packed))
+        return _as_asked(model if isinstance(model, Store) else Store(model), dtype, revision)
+    if dtype is not None and dtype not in DTYPES:
+        raise StoreError(f"unknown dtype {dtype!r}: choose from {list(DTYPES)}")
+    if (folder := local_folder(model, revision)) is None:
+        return _open_hub_model(str(model), dtype, revision)
+    if not (folder / CONFIG).exists():
+        raise StoreError(f"{model} is neither a store nor a checkpoint: it has no {MANIFEST} and no {CONFIG}")
+    name = f"{model_name(model)}-format{FORMAT}-{_digest(folder)}"
+    return _packed(name, dtype) or _pack(model, folder, name, dtype)
+
+
+def _as_asked(store: Store, dtype: str | None, revision: str | None) -> Store:
+    if by := store.manifest.get(PACKED_BY):
+        log.warning("flashlite: %s was packed by %s in place of the engine's own code", store.path, by)
+    if dtype is not None and dtype != store.dtype_name:
+        raise StoreError(f"{store.path} was packed as {store.dtype_name}, not {dtype}: pack the checkpoint again")
+    if revision is not None:
+        raise StoreError(f"{store.path} is a store, which has no revisions: leave out revision {revision!r}")
+    return store
+
+
+def _open_hub_model(model: str, dtype: str | None, revision: str | None) -> Store:
     try:
-        return pack(model, packed, dtype or "fp32")
+        snapshot = find_snapshot(model, revision)
+    except CheckpointError as error:
+        if revision is not None or (store := _packed_before(model, dtype)) is None:
+            raise
+        log.warning("flashlite: %s as it was packed before, to %s: %s", model, store.path, error)
+        return store
+    if (store := _packed(_hub_name(model, snapshot.commit), dtype)) is not None:
+        return store
+    folder = snapshot.folder()
+    return _pack(model, folder, _hub_name(model, folder.name), dtype)  # which tells the commit that was downloaded
+
+
+def _hub_name(model: str, commit: str) -> str:
+    return f"{_flat(model)}-{commit[:12]}-format{FORMAT}"
+
+
+def _flat(model: str) -> str:
+    return model.strip("/").replace("/", "--")
+
+
+def _packed_before(model: str, dtype: str | None) -> Store | None:
+    """The packed form of whichever commit of a hub model was packed or trained last."""
+    begin, commit = glob.escape(_flat(model)), "[0-9a-f]" * 12
+    paths = (home() / "stores").glob(f"{begin}-{commit}-format{FORMAT}-{dtype or '*'}")
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
+        if (store := _packed(path.name.rpartition("-")[0], dtype)) is not None:
+            return store
+    return None
+
+
+def _digest(checkpoint: Path) -> str:
+    """Another one for another or a changed checkpoint. The bundled model's is the same wherever flashlite is."""
+    names = {*side_files(checkpoint), *(path.name for path in checkpoint.iterdir() if path.suffix in WEIGHTS)}
+    files = [(name, checkpoint / name) for name in sorted(names)]
+    if checkpoint == BUNDLED_MODEL:
+        facts: list[object] = [(name, hashlib.sha256(path.read_bytes()).hexdigest()) for name, path in files]
+    else:
+        facts = [checkpoint.resolve(), *((name, path.stat().st_size, path.stat().st_mtime_ns) for name, path in files)]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
+
+
+def _packed(name: str, dtype: str | None) -> Store | None:
+    """A checkpoint's packed form in this dtype, or in the checkpoint's own if none is named; None if there is none."""
+    for kind in [dtype] if dtype else DTYPES:
+        if is_store(path := _place(name, kind)):
+            store = _of_the_engine(Store(path))
+            if dtype or store.manifest.get("own_dtype") == kind:
+                return store
+    return None
+
+
+def _place(name: str, dtype: str) -> Path:
+    return home() / "stores" / f"{name}-{dtype}"
+
+
+def _pack(model: str | Path, folder: Path, name: str, dtype: str | None) -> Store:
+    checkpoint = Checkpoint(folder)
+    kind = dtype or own_dtype(checkpoint)
+    place = _place(name, kind)
+    try:
+        store = pack_checkpoint(checkpoint, model_name(model), place, kind)
     except StoreError as error:
-        if is_store(packed):
-            return Store(packed)  # another process packed it at the same time and was first
+        if is_store(place):
+            return Store(place)  # another process packed it at the same time and was first
         if isinstance(error.__cause__, OSError):
             raise StoreError(f"{error}; set FLASHLITE_HOME to a folder where it can") from error.__cause__
         raise
+    if dtype is None:
+        why = f"because the checkpoint is in {checkpoint.published}".replace("torch.", "")
+        log.warning("flashlite: %s was packed as %s, %s; dtype= or --dtype chooses another", model, kind, why)
+    return store
 
 
 def _of_the_engine(store: Store) -> Store:
@@ -67,16 +157,3 @@ def check_apart(path: Path) -> None:
     for folder in (place, *place.parents):
         if is_store(folder) and PACKED_BY not in Store(folder).manifest:
             raise StoreError(f"{folder} is a store of the engine's own: choose another place for what exercises write")
-
-
-def _packed_name(model: str | Path) -> str:
-    """What a checkpoint's packed form is called: another name for another or a changed checkpoint."""
-    if str(model) != "opt-mini" and not os.path.isdir(model):
-        return f"{str(model).strip('/').replace('/', '--')}-format{FORMAT}"
-    checkpoint = find_checkpoint(model).resolve()
-    files = [path for path in sorted(checkpoint.iterdir()) if path.suffix in {".json", ".safetensors", ".bin"}]
-    if str(model) == "opt-mini":  # the same model in whichever place flashlite is installed
-        facts: list[object] = [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files]
-    else:
-        facts = [checkpoint, *((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)]
-    return f"{Path(model).name}-format{FORMAT}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"

@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 
 
 class NeuronFile:
-    """The FFN's neurons on flash in one layout, whichever it is: a row in DRAM is always [up | down | padding].
+    """The FFN's neurons on flash in one of the layouts. A row in DRAM is always [up | down | padding].
 
-    layout: "split" needs two reads for a neuron, "bundled" one. pieces: what the layout stores for a layer;
-    begins[layer]: where each piece begins in the file, bytes. Raises StoreError if the store lacks the layout.
+    store, layout: where they are; "split" needs two reads for a neuron, "bundled" one.
+    backend: how reads are carried out; None is the process's own.
+    pieces: the matrices that the layout stores for each layer.
+    begins: begins[layer] lists where each piece begins in the file, in bytes.
+
+    Raises StoreError if the store lacks the layout.
     """
 
     def __init__(self, store: Store, layout: str, backend: Backend | None = None) -> None:
@@ -32,12 +36,12 @@ class NeuronFile:
         self.begins = [[store.piece_offset(layout, layer, name) for name in names] for layer in range(store.layers)]
 
     def reopen(self, backend: Backend) -> NeuronFile:
-        """The same neurons, read in another way and counted apart."""
+        """The same neurons, read by another backend and counted apart."""
         return NeuronFile(self._store, self._layout, backend)
 
     @property
     def counters(self) -> Counters:
-        """What was read so far."""
+        """The reads so far."""
         return self.file.counters
 
     def columns(self, buffer: np.ndarray) -> list[np.ndarray]:
@@ -66,7 +70,7 @@ class NeuronFile:
 
 
 def wait_all(tickets: Sequence[Ticket]) -> None:
-    """Wait for reads under way. Raises ReadError if any failed, after all have ended."""
+    """Wait for reads. Raises ReadError if any failed, once all have ended."""
     failed = None
     for ticket in tickets:
         try:

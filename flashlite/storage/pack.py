@@ -1,11 +1,12 @@
-"""Writing a store: a checkpoint's weights, or what looks like one, in the form that streaming needs."""
+"""Writing a store: the weights of a checkpoint, or of anything like one, in the form that streaming needs."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import logging
 import os
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,69 +14,77 @@ import torch
 from torch import Tensor
 from transformers import OPTConfig
 
-from flashlite.arguments import LAYOUTS
+from flashlite.arguments import LAYOUTS, MANIFEST, is_store
 from flashlite.drive.direct import direct_alignment
-from flashlite.errors import StoreError
-from flashlite.families.family import Family
+from flashlite.errors import CheckpointError, StoreError
+from flashlite.families.family import EMBEDDINGS, Family
 from flashlite.storage.atomic import new_folder, write_file
 from flashlite.storage.bundle import FFNShape, pack_bundles, pieces
-from flashlite.storage.checkpoint import Checkpoint, find_checkpoint
+from flashlite.storage.checkpoint import ADAPTER, Checkpoint
+from flashlite.storage.hub import find_checkpoint, model_name
 from flashlite.storage.safetensors_file import DTYPES, Specs, digest_of, new_safetensors
-from flashlite.storage.store import (
-    CHECKSUMS,
-    COPIED,
-    FORMAT,
-    MANIFEST,
-    PACKED_BY,
-    PREDICTOR,
-    RESIDENT,
-    Store,
-    ffn_file,
-    group_of,
-    sealed,
-)  # fmt: skip
+from flashlite.storage.side_files import copy_files, side_files
+from flashlite.storage.store import CHECKSUMS, FORMAT, PACKED_BY, PREDICTOR, RESIDENT, Store, ffn_file, sealed
 from flashlite.storage.verified import record_checksums
+
+log = logging.getLogger("flashlite")
+
+Progress = Callable[[str], None]
 
 
 def pack(
     model: str | Path,
     out: Path | str,
-    dtype: str = "fp32",
+    dtype: str | None = None,
     layouts: tuple[str, ...] = LAYOUTS,
     replace: bool = False,
-    progress: Callable[[str], None] = lambda step: None,
+    progress: Progress = lambda step: None,
+    revision: str | None = None,
     packed_by: str = "",
 ) -> Store:
     """Write a checkpoint to `out` as a store, one tensor at a time, and open it.
 
-    model: `opt-mini`, a checkpoint folder or a hub id
-    out: the store's folder
-    dtype: fp32, bf16 or fp16
-    layouts: how neurons lie on flash, one or both of LAYOUTS
-    replace: whether a store in the same place is replaced
-    progress: is told of each layer
-    packed_by: files whose code runs in place of the engine's, which the manifest then says
+    model: `opt-mini`, a checkpoint folder or a hub id.
+    dtype: fp32, bf16 or fp16; None is the checkpoint's own, which config.json says, or else its first weights.
+    layouts: those of LAYOUTS that the FFN is written in.
+    replace: whether a store at `out` may be replaced.
+    progress: told of each step.
+    revision: of a hub model, a branch, a tag or a commit; None is its main branch.
+    packed_by: files whose code runs in place of the engine's, which the manifest then says.
 
     Raises CheckpointError or StoreError, and then leaves nothing behind.
     """
-    checkpoint = Checkpoint(find_checkpoint(model))
-
-    def copy_rest(folder: Path) -> dict[str, Any]:
-        copy_files(checkpoint.folder, folder, (*COPIED, PREDICTOR))
-        return {PACKED_BY: packed_by} if packed_by else {}
-
-    return write_store(checkpoint, Path(str(model)).name, out, dtype, layouts, copy_rest, replace, progress)
+    folder = find_checkpoint(model, revision)
+    if is_store(folder):
+        raise CheckpointError(f"{folder} is a store, which is packed already: name the checkpoint folder or a hub id")
+    return pack_checkpoint(Checkpoint(folder), model_name(model), out, dtype, layouts, replace, progress, packed_by)
 
 
-def copy_files(source: Path, target: Path, names: Sequence[str]) -> None:
-    """Copy those of the named files that a folder has."""
-    for name in names:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+def pack_checkpoint(
+    checkpoint: Checkpoint, name: str, out: Path | str, dtype: str | None = None, layouts: tuple[str, ...] = LAYOUTS,
+    replace: bool = False, progress: Progress = lambda step: None, packed_by: str = "",
+) -> Store:  # fmt: skip
+    """`pack` for a checkpoint that is open, as a store called `name`."""
+
+    def copy_rest(folder: Path, up_projections: str) -> dict[str, Any]:
+        names = [name for name in side_files(checkpoint.folder) if name != MANIFEST]
+        copy_files(checkpoint.folder, folder, [*names, PREDICTOR])
+        return {"own_dtype": checkpoint.own_dtype} | ({PACKED_BY: packed_by} if packed_by else {})
+
+    if (checkpoint.folder / ADAPTER).exists():
+        log.warning("flashlite: %s holds an adapter too, which is not used: merge it first", checkpoint.folder)
+    return write_store(checkpoint, name, out, dtype or own_dtype(checkpoint), layouts, copy_rest, replace, progress)
+
+
+def own_dtype(checkpoint: Checkpoint) -> str:
+    """What a checkpoint is packed as if no dtype is named. Raises CheckpointError if it is none that a store has."""
+    if checkpoint.own_dtype is None:
+        raise CheckpointError(f"{checkpoint.folder}: the dtype in config.json is not fp32, bf16 or fp16: name one")
+    return checkpoint.own_dtype
 
 
 class Source(Protocol):
-    """Where a store's weights come from: a Checkpoint, or what looks like one."""
+    """Where a store's weights come from: a Checkpoint, or anything with its attributes."""
 
     family: Family
     opt: OPTConfig
@@ -91,12 +100,12 @@ class Source(Protocol):
 
 def write_store(
     source: Source, name: str, out: Path | str, dtype: str, layouts: tuple[str, ...],
-    finish: Callable[[Path], dict[str, Any]], replace: bool = False,
-    progress: Callable[[str], None] = lambda step: None,
+    finish: Callable[[Path, str], dict[str, Any]], replace: bool = False, progress: Progress = lambda step: None,
 ) -> Store:  # fmt: skip
     """Write weights to `out` as a store called `name`, one tensor at a time, and open it.
 
-    finish: adds what belongs into the folder besides, and returns what belongs into the manifest besides.
+    finish: is given the folder and the digest of the up projections; writes whatever else belongs into the folder, and
+        returns whatever else belongs into the manifest.
     """
     if dtype not in DTYPES or not layouts or not set(layouts) <= set(LAYOUTS):
         raise StoreError(
@@ -104,26 +113,29 @@ def write_store(
         )
     out, config = Path(out), source.opt
     if replace and not _may_be_replaced(out):
-        raise StoreError(f"{out} is no store, so it isn't replaced: choose another name")
+        raise StoreError(f"{out} is not a store, so it isn't replaced: choose another name")
     with new_folder(out, replace) as folder:
         alignment = _grid_of(folder)
         shape = FFNShape(config.ffn_dim, config.hidden_size, DTYPES[dtype].itemsize, alignment)
-        files = {RESIDENT: _write_resident(source, folder, DTYPES[dtype], config.num_hidden_layers)}
-        files |= _write_ffn(source, folder, DTYPES[dtype], layouts, shape, config.num_hidden_layers, progress)
-        more = finish(folder)
+        files = {RESIDENT: _write_resident(source, folder, DTYPES[dtype])}
+        ffn, up_projections = _write_ffn(source, folder, DTYPES[dtype], layouts, shape, progress)
         manifest = {
             "format": FORMAT, "name": name, "dtype": dtype, "layouts": list(layouts), "alignment": alignment,
-            "config": source.config, "files": files,
-            "copied": {f: digest_of(folder / f) for f in COPIED if (folder / f).is_file()},
+            "config": source.config, "files": files | ffn, "up_projections": up_projections,
+            **finish(folder, up_projections),
+            "copied": {name: digest_of(folder / name) for name in side_files(folder)},
         }  # fmt: skip
-        write_file(folder / MANIFEST, sealed(manifest | more))
+        write_file(folder / MANIFEST, sealed(manifest))
         store = Store(folder)
     store.path = out
     return store
 
 
 def _may_be_replaced(out: Path) -> bool:
-    """Whether there is a store, an empty folder or nothing. One look, for other writers may replace it meanwhile."""
+    """Whether there is a store, an empty folder or nothing.
+
+    It takes one look, because other writers may replace it meanwhile.
+    """
     try:
         names = os.listdir(out)
     except FileNotFoundError:
@@ -141,43 +153,51 @@ def _grid_of(folder: Path) -> int:
     return grid
 
 
-def _write_resident(checkpoint: Source, folder: Path, dtype: torch.dtype, layers: int) -> dict[str, Any]:
+def _write_resident(source: Source, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     """Returns what the manifest says of the file."""
-    ffn = {pattern.format(i) for i in range(layers) for pattern in (checkpoint.family.up, checkpoint.family.down)}
-    order = ["embeddings", *(f"layers.{i}" for i in range(layers))]
-    names = sorted((n for n in checkpoint.names if n not in ffn), key=lambda n: (order.index(group_of(n)), n))
-    with new_safetensors(folder / RESIDENT, {n: (dtype, checkpoint.shape(n)) for n in names}) as writer:
+    layers, group_of = source.opt.num_hidden_layers, source.family.group_of
+    order = {EMBEDDINGS: -1} | {f"layers.{i}": i for i in range(layers)}
+    resident = set(source.names) - source.family.streamed(layers)
+    names = sorted(resident, key=lambda name: (order[group_of(name)], name))
+    with new_safetensors(folder / RESIDENT, {n: (dtype, source.shape(n)) for n in names}) as writer:
         for name in names:
-            writer.write(name, checkpoint.tensor(name).to(dtype))
+            writer.write(name, source.tensor(name).to(dtype))
     return writer.entry
 
 
 def _write_ffn(
-    checkpoint: Source, folder: Path, dtype: torch.dtype, layouts: tuple[str, ...], shape: FFNShape, layers: int,
-    progress: Callable[[str], None],
-) -> dict[str, dict[str, Any]]:  # fmt: skip
-    """Returns what the manifest says of each file."""
+    source: Source, folder: Path, dtype: torch.dtype, layouts: tuple[str, ...], shape: FFNShape, progress: Progress
+) -> tuple[dict[str, dict[str, Any]], str]:
+    """Returns what the manifest says of each file, and the digest of the up projections."""
     checksums: dict[str, Tensor] = {}
+    family, layers, digest = source.family, source.opt.num_hidden_layers, hashlib.sha256()
     with contextlib.ExitStack() as open_files:
         files = {
             layout: new_safetensors(folder / ffn_file(layout), _specs(layout, shape, layers)) for layout in layouts
         }
         writers = {layout: open_files.enter_context(file) for layout, file in files.items()}
         for i in range(layers):
-            up, down = (
-                checkpoint.tensor(name.format(i)).to(dtype) for name in (checkpoint.family.up, checkpoint.family.down)
-            )
+            up, down = (source.tensor(name.format(i)) for name in (family.up, family.down))
+            digest.update(_rounded(up))
+            if (bias := family.up_bias.format(i)) in source.names:
+                digest.update(_rounded(source.tensor(bias)))
+            up, down = up.to(dtype), down.to(dtype)
             for layout, writer in writers.items():
                 for piece, rows in _records(layout, up, down, shape).items():
                     writer.write(f"layers.{i}.{piece}", rows)
                     checksums[f"{layout}.layers.{i}.{piece}"] = torch.from_numpy(record_checksums(rows.numpy()))
             progress(f"layer {i + 1} of {layers}")
     entries = {ffn_file(layout): writer.entry for layout, writer in writers.items()}
-    return entries | {CHECKSUMS: _write_checksums(folder / CHECKSUMS, checksums)}
+    return entries | {CHECKSUMS: _write_checksums(folder / CHECKSUMS, checksums)}, digest.hexdigest()
+
+
+def _rounded(weights: Tensor) -> memoryview:
+    """The bytes of weights in bf16, whichever dtype a checkpoint is packed in: what a predictor is bound to."""
+    return weights.to(torch.bfloat16).contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 def _specs(layout: str, shape: FFNShape, layers: int) -> Specs:
-    """What an FFN's file holds."""
+    """The tensors of an FFN's file."""
     rows = {piece.name: (torch.uint8, (shape.neurons, piece.nbytes)) for piece in pieces(layout, shape)}
     return {f"layers.{i}.{name}": spec for i in range(layers) for name, spec in rows.items()}
 

@@ -1,4 +1,4 @@
-"""Files of flashlite's own: safetensors, written in a stream and read with suspicion."""
+"""flashlite's own files: safetensors, written tensor after tensor, and checked from end to end before they are used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from flashlite.drive.direct import PAGE
-from flashlite.errors import StoreError, check_limit_of_files
+from flashlite.errors import StoreError, one_line
 from flashlite.storage.strict_json import LARGEST, parse_object
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -25,7 +25,8 @@ _SAFETENSORS_DTYPE = {
 }  # fmt: skip
 _TORCH_DTYPE = {name: dtype for dtype, name in _SAFETENSORS_DTYPE.items()}
 Specs = dict[str, tuple[torch.dtype, tuple[int, ...]]]
-PART = 1024 * 1024  # bytes, in which a file's digest is taken
+PART = 1024 * 1024  # bytes that are read at a time to take a digest
+REPACK = "; pack the model again"
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Extent:
 
 @contextlib.contextmanager
 def new_safetensors(path: Path, specs: Specs) -> Iterator[SafetensorsWriter]:
-    """A safetensors file to be written, which is on the drive when the block has ended well. Raises OSError."""
+    """A writer of a safetensors file, which is on the drive when the block has ended well. Raises OSError."""
     file = path.open("wb")
     try:
         yield SafetensorsWriter(file, specs)
@@ -92,40 +93,44 @@ class SafetensorsWriter:
 
 
 def read_extents(path: Path) -> dict[str, Extent]:
-    """Where each tensor of a safetensors file lies. Raises StoreError if the file is missing, cut or malformed, or if
-    there are bytes between its tensors."""
-    try:
-        size = path.stat().st_size
-        if not path.is_file():  # a pipe or a device might never end
-            raise ValueError("it is no file")
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(LARGEST, size - 8):
-                raise ValueError("its header does not fit the file")
-            header = parse_object(file.read(length))
-        if not all(name.isprintable() for name in header):
-            raise ValueError("its header holds a name that can't be printed")
-        extents = {name: _extent(entry, 8 + length) for name, entry in header.items() if name != "__metadata__"}
-        end = 8 + length
-        for extent in sorted(extents.values(), key=lambda e: (e.begin, e.nbytes)):
-            if extent.begin != end:
-                raise ValueError("its tensors don't follow one on the other")
-            end += extent.nbytes
-        if end > size:
-            raise ValueError("a tensor ends behind the end of the file")
-        return extents
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
-        raise StoreError(f"{path} is damaged: {error}; pack the model again") from None
-    except OSError as error:
-        check_limit_of_files(path, error)
-        raise StoreError(f"{path} cannot be read: {error.strerror}; pack the model again") from None
+    """Where each tensor of a safetensors file lies.
+
+    Raises StoreError if the file is missing, cut or malformed, or if there are bytes between its tensors.
+    """
+    with one_line(path, StoreError, advice=REPACK):
+        try:
+            return _extents(path)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
+            raise StoreError(f"{path} is damaged: {error}{REPACK}") from None
+
+
+def _extents(path: Path) -> dict[str, Extent]:
+    size = path.stat().st_size
+    if not path.is_file():  # a pipe or a device might never end
+        raise ValueError("it is not a file")
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(LARGEST, size - 8):
+            raise ValueError("its header does not fit the file")
+        header = parse_object(file.read(length))
+    if not all(name.isprintable() for name in header):
+        raise ValueError("its header holds a name that can't be printed")
+    extents = {name: _extent(entry, 8 + length) for name, entry in header.items() if name != "__metadata__"}
+    end = 8 + length
+    for extent in sorted(extents.values(), key=lambda e: (e.begin, e.nbytes)):
+        if extent.begin != end:
+            raise ValueError("its tensors don't follow one on the other")
+        end += extent.nbytes
+    if end > size:
+        raise ValueError("a tensor ends behind the end of the file")
+    return extents
 
 
 def _extent(entry: dict, data_begin: int) -> Extent:
     begin, end = entry["data_offsets"]
     shape = tuple(entry["shape"])
     if not all(type(n) is int and n >= 0 for n in (begin, end, *shape)):
-        raise ValueError("its header holds a size that is no natural number")
+        raise ValueError("its header holds a size that is not a natural number")
     extent = Extent(data_begin + begin, _TORCH_DTYPE[entry["dtype"]], shape)
     if extent.nbytes != end - begin:
         raise ValueError("a tensor's size differs from its shape")
@@ -138,21 +143,17 @@ def digest_of(path: Path, begin: int = 0, nbytes: int | None = None) -> str:
     """The SHA-256 of a file's bytes from `begin` on, `nbytes` of them or all. Raises StoreError if it can't be read."""
     digest, left = hashlib.sha256(), math.inf if nbytes is None else nbytes
     if path.exists() and not path.is_file():  # a pipe or a device might never end
-        raise StoreError(f"{path} is no file; pack the model again")
-    try:
-        with path.open("rb") as file:
-            file.seek(begin)
-            while part := file.read(int(min(left, PART))):
-                digest.update(part)
-                left -= len(part)
-    except OSError as error:
-        check_limit_of_files(path, error)
-        raise StoreError(f"{path} cannot be read: {error.strerror}; pack the model again") from None
+        raise StoreError(f"{path} is not a file{REPACK}")
+    with one_line(path, StoreError, advice=REPACK), path.open("rb") as file:
+        file.seek(begin)
+        while part := file.read(int(min(left, PART))):
+            digest.update(part)
+            left -= len(part)
     return digest.hexdigest()
 
 
 def drop_from_cache(path: Path) -> None:
-    """Have the system forget what it keeps of a file in memory, where it can be asked to."""
+    """Make the system drop a file from its page cache, where it offers that."""
     if hasattr(os, "posix_fadvise"):
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -5,7 +5,9 @@ resident.safetensors     embeddings, attention, norms, biases: group by group, i
 ffn-split.safetensors    layers.<i>.up [ffn, half_bytes], layers.<i>.down [ffn, half_bytes]
 ffn-bundled.safetensors  layers.<i>.bundle [ffn, record_bytes]
 checksums.safetensors    <layout>.layers.<i>.<piece> [ffn]: the CRC-32 of each record (see verified.py)
-predictor.safetensors    which neurons will fire (see predictor.py); it is trained later, so it has its own checksum
+predictor.safetensors    which neurons will fire (see predictor_file.py); trained later, so it has a checksum of its own
+
+Besides these there are the checkpoint's own config.json, its tokenizer's files and its settings (see side_files.py).
 """
 
 from __future__ import annotations
@@ -24,32 +26,25 @@ from torch import Tensor
 from flashlite.arguments import LAYOUTS, MANIFEST
 from flashlite.drive.backends import Backend
 from flashlite.drive.flash import FlashFile
-from flashlite.errors import CheckpointError, StoreError, check_limit_of_files
+from flashlite.errors import CheckpointError, StoreError, one_line
 from flashlite.families.family import Family
 from flashlite.families.opt import family_of
 from flashlite.storage.bundle import FFNShape, pieces
 from flashlite.storage.checkpoint import expected_shapes, read_config
-from flashlite.storage.safetensors_file import DTYPES, Extent, digest_of, read_extents
+from flashlite.storage.safetensors_file import DTYPES, REPACK, Extent, digest_of, read_extents
+from flashlite.storage.side_files import is_side_file
 from flashlite.storage.strict_json import parse_object, read_bounded
 
-FORMAT = 2
+FORMAT, OLDEST = 3, 2  # of the stores that are written, and of the oldest that are read
 LARGEST_GRID = 2**20  # bytes
 RESIDENT, PREDICTOR = "resident.safetensors", "predictor.safetensors"
 CHECKSUMS = "checksums.safetensors"
 PACKED_BY = "packed_by"  # in a manifest: the files whose code packed the store in place of the engine's
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
-COPIED = (*TOKENIZER, "generation_config.json")  # as they are in the checkpoint
 
 
 def ffn_file(layout: str) -> str:
     """The name of the file that holds the FFN in this layout."""
     return f"ffn-{layout}.safetensors"
-
-
-def group_of(name: str) -> str:
-    """The group that a resident tensor is read with: `embeddings`, or `layers.<i>`."""
-    parts = name.removeprefix("model.decoder.").split(".")
-    return ".".join(parts[:2]) if parts[0] == "layers" else "embeddings"
 
 
 def sealed(manifest: dict[str, Any]) -> str:
@@ -75,8 +70,14 @@ class Group:
 class Store:
     """A packed model. Opening checks the manifest, every file's structure and size, and raises StoreError.
 
-    config: OPTConfig; dtype: torch.dtype; shape: FFNShape of one layer; layouts: those it has, in LAYOUTS' order;
-    groups: the resident weights, in order.
+    config: OPTConfig.
+    family: what its weights are called.
+    dtype, dtype_name: the weights' torch.dtype, and what flashlite calls it.
+    shape: FFNShape of one layer.
+    layouts: those that it has, in LAYOUTS' order.
+    groups: the resident weights, in the order in which a token needs them.
+    up_projections: a digest of the weights that a predictor foresees, the same in every dtype and layout (see pack.py);
+        None in stores of format 2, which have no such digest.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -84,7 +85,7 @@ class Store:
         self.manifest = self._read_manifest()
         try:
             self.config = read_config(self.manifest["config"])
-            self._family: Family = family_of(self.manifest["config"])
+            self.family: Family = family_of(self.manifest["config"])
             self.dtype_name: str = self.manifest["dtype"]
             self.dtype = DTYPES[self.dtype_name]
             self.layouts: tuple[str, ...] = tuple(sorted(self.manifest["layouts"], key=LAYOUTS.index))
@@ -98,33 +99,37 @@ class Store:
                 self._check_layout(layout)
             self._check_resident()
             self.groups = self._group_resident()
-            if not self.manifest["copied"].keys() <= set(COPIED):
+            if not all(map(is_side_file, self.manifest["copied"].keys())):
                 raise ValueError("it names a copy that no store has")
+            self.up_projections: str | None = self.manifest.get("up_projections")
+            if not isinstance(self.up_projections, str if self.manifest["format"] > OLDEST else type(None)):
+                raise ValueError("its up_projections are not a digest")
         except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, CheckpointError) as error:
-            raise StoreError(f"{self.path / MANIFEST} is damaged ({error!r}); pack the model again") from None
+            raise StoreError(f"{self.path / MANIFEST} is damaged ({error!r}){REPACK}") from None
 
     def _read_manifest(self) -> dict[str, Any]:
         path = self.path / MANIFEST
-        try:
-            content = read_bounded(path)
-            manifest = parse_object(content)
-            seal = manifest.pop("sha256", None)
-            if seal in (None, _seal(manifest)):  # else the format may be what was altered
-                self._check_format(manifest.get("format"))
-            if content != sealed(manifest).encode():
-                raise StoreError(f"{path} was altered; pack the model again")
-        except OSError as error:
-            check_limit_of_files(path, error)
-            raise StoreError(f"{self.path} is no store: make one with `flashlite pack MODEL {self.path}`") from None
-        except ValueError as error:
-            raise StoreError(f"{path} is damaged ({error}); pack the model again") from None
+        with one_line(path, StoreError):
+            try:
+                content = read_bounded(path)
+                manifest = parse_object(content)
+            except (FileNotFoundError, NotADirectoryError):
+                make = f"make one with `flashlite pack MODEL {self.path}`"
+                raise StoreError(f"{self.path} is not a store: {make}") from None
+            except ValueError as error:
+                raise StoreError(f"{path} is damaged ({error}){REPACK}") from None
+        seal = manifest.pop("sha256", None)
+        if seal in (None, _seal(manifest)):  # else the format may be what was altered
+            self._check_format(manifest.get("format"))
+        if content != sealed(manifest).encode():
+            raise StoreError(f"{path} was altered{REPACK}")
         return manifest
 
     def _check_format(self, found: object) -> None:
         if type(found) is int and found > FORMAT:
             raise StoreError(f"{self.path} has the newer format {found}, this one reads {FORMAT}: update flashlite")
-        if found != FORMAT:
-            raise StoreError(f"{self.path} has format {found!r}, this flashlite reads {FORMAT}; pack the model again")
+        if type(found) is not int or found < OLDEST:
+            raise StoreError(f"{self.path} has format {found!r:.40}, this flashlite reads {FORMAT}{REPACK}")
 
     def _check_file(self, name: str, entry: dict[str, Any]) -> dict[str, Extent]:
         if name not in {RESIDENT, CHECKSUMS, *(ffn_file(layout) for layout in LAYOUTS)}:
@@ -134,9 +139,9 @@ class Store:
         if path.stat().st_size != entry["bytes"]:
             raise StoreError(f"{path} has {path.stat().st_size} bytes, the manifest says {entry['bytes']}")
         if extents.keys() != entry["sha256"].keys():
-            raise StoreError(f"{path} holds other tensors than the manifest says; pack the model again")
+            raise StoreError(f"{path} holds other tensors than the manifest says{REPACK}")
         if digest_of(path, 0, min(extent.begin for extent in extents.values())) != entry["header"]:
-            raise StoreError(f"{path}: its header was altered; pack the model again")
+            raise StoreError(f"{path}: its header was altered{REPACK}")
         return extents
 
     def _check_layout(self, layout: str) -> None:
@@ -147,21 +152,21 @@ class Store:
                 if (rows.dtype, rows.shape) != (torch.uint8, (self.shape.neurons, piece.nbytes)):
                     raise StoreError(f"{self.path}: layer {i} has another shape than the model's configuration says")
                 if (sums.dtype, sums.shape) != (torch.uint32, (self.shape.neurons,)):
-                    raise StoreError(f"{self.path / CHECKSUMS} has not one checksum a record; pack the model again")
+                    raise StoreError(f"{self.path / CHECKSUMS} does not have one checksum a record{REPACK}")
 
     def _check_resident(self) -> None:
-        streamed = {name.format(i) for i in range(self.layers) for name in (self._family.up, self._family.down)}
+        streamed = self.family.streamed(self.layers)
         expected = {name: shape for name, shape in expected_shapes(self.config).items() if name not in streamed}
         found = self._extents[RESIDENT]
         if {name: extent.shape for name, extent in found.items()} != expected:
             raise StoreError(f"{self.path / RESIDENT} holds other weights than the manifest's configuration asks for")
         if any(extent.dtype != self.dtype for extent in found.values()):
-            raise StoreError(f"{self.path / RESIDENT} is not {self.dtype_name} throughout; pack the model again")
+            raise StoreError(f"{self.path / RESIDENT} is not {self.dtype_name} throughout{REPACK}")
 
     def _group_resident(self) -> list[Group]:
         groups: dict[str, dict[str, Extent]] = {}
         for name, extent in sorted(self._extents[RESIDENT].items(), key=lambda item: item[1].begin):
-            groups.setdefault(group_of(name), {})[name] = extent
+            groups.setdefault(self.family.group_of(name), {})[name] = extent
         ends = {name: max(e.begin + e.nbytes for e in group.values()) for name, group in groups.items()}
         return [Group(n, min(e.begin for e in g.values()), ends[n], g) for n, g in groups.items()]
 
@@ -177,11 +182,8 @@ class Store:
     def checksums(self, layout: str, layer: int, piece: str) -> np.ndarray:
         """The CRC-32 of each record of a layer's piece: [ffn] uint32."""
         extent = self._extents[CHECKSUMS][f"{layout}.layers.{layer}.{piece}"]
-        try:
+        with one_line(self.path / CHECKSUMS, StoreError):
             return np.fromfile(self.path / CHECKSUMS, "<u4", self.shape.neurons, offset=extent.begin)
-        except OSError as error:
-            check_limit_of_files(self.path / CHECKSUMS, error)
-            raise StoreError(f"{self.path / CHECKSUMS} cannot be read: {error.strerror}") from None
 
     def open_ffn(self, layout: str, backend: Backend | None = None) -> FlashFile:
         """The FFN's file, open for direct reads. Raises StoreError if the store wasn't packed with this layout."""
@@ -197,27 +199,31 @@ class Store:
         return FlashFile(self.path / RESIDENT, backend)
 
     def check_read(self, group: Group, views: Callable[[Group], dict[str, Tensor]]) -> None:
-        """Told of each group of resident weights that was read, with what gives its tensors. Nothing to do: only a
-        VerifiedStore looks at them."""
+        """Called for each group of resident weights that was read, with the function that gives its tensors.
+
+        Only a VerifiedStore compares them with anything.
+        """
 
     def verify(self) -> None:
-        """Read every byte and compare it with the manifest's checksums. Raises StoreError that names the tensor. The
-        predictor isn't part of it: PredictorSet.load checks that."""
+        """Read every byte and compare it with the manifest's checksums. Raises StoreError that names the tensor.
+
+        The predictor is not among them: PredictorSet.load checks it.
+        """
         for name in self.manifest["files"]:
             self.verify_file(name)
         for name, digest in self.manifest["copied"].items():
             if digest_of(self.path / name) != digest:
-                raise StoreError(f"{self.path / name} was altered; pack the model again")
+                raise StoreError(f"{self.path / name} was altered{REPACK}")
 
     def verify_file(self, name: str) -> None:
         """Compare one of the manifest's files with its checksums. Raises StoreError that names the tensor."""
         entry = self.manifest["files"][name]
         for tensor, extent in self._check_file(name, entry).items():
             if digest_of(self.path / name, extent.begin, extent.nbytes) != entry["sha256"][tensor]:
-                raise StoreError(f"{self.path / name}: {tensor} was altered; pack the model again")
+                raise StoreError(f"{self.path / name}: {tensor} was altered{REPACK}")
 
 
 def _grid(alignment: object) -> int:
     if type(alignment) is not int or not 1 <= alignment <= LARGEST_GRID or alignment & (alignment - 1):
-        raise ValueError(f"an alignment of {alignment!r:.40} is no power of two up to {LARGEST_GRID}")
+        raise ValueError(f"an alignment of {alignment!r:.40} is not a power of two up to {LARGEST_GRID}")
     return alignment

@@ -1,4 +1,7 @@
-"""JSON objects out of files that others may have made: read within bounds, and only where all readers would agree."""
+"""JSON objects in files that somebody else may have made.
+
+What is read has a bound, and content that JSON readers understand in different ways is refused.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +14,26 @@ LARGEST = 16 * 2**20  # bytes; the index of the largest published model has a hu
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises OSError if it can't be read, and ValueError as `parse_object` does."""
+    """The object in a JSON file. Raises OSError if the file can't be read, and ValueError as `parse_object` does."""
     return parse_object(read_bounded(path))
 
 
 def read_bounded(path: Path) -> bytes:
-    """What is in a file, or its first LARGEST + 1 bytes. Raises OSError if it can't be read, ValueError if it is none:
-    a pipe or a device might never end."""
+    """The content of a file, or its first LARGEST + 1 bytes.
+
+    Raises OSError if it can't be read, and ValueError if it is a pipe or a device, which might never end.
+    """
     if path.exists() and not path.is_file():
-        raise ValueError("it is no file")
+        raise ValueError("it is not a file")
     with path.open("rb") as file:
         return file.read(LARGEST + 1)
 
 
 def parse_object(content: bytes) -> dict[str, Any]:
-    """The JSON object that bytes spell.
+    """The JSON object that these bytes spell.
 
-    Raises ValueError, one line, if they are more than LARGEST, nest hundreds of values, give a key twice, hold NaN or
-    an infinity, or are not UTF-8.
+    Raises ValueError, one line, if there are more than LARGEST bytes, if values are nested hundreds deep, if a key
+    comes twice, if there is a NaN or an infinity, or if the bytes are not UTF-8.
     """
     if len(content) > LARGEST:
         raise ValueError(f"it has more than {LARGEST} bytes")
@@ -37,7 +42,7 @@ def parse_object(content: bytes) -> dict[str, Any]:
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(parsed, dict):
-        raise ValueError("it holds no object")
+        raise ValueError("it does not hold an object")
     return parsed
 
 
@@ -50,4 +55,4 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"it holds {constant}, which is no number of JSON's")
+    raise ValueError(f"it holds {constant}, which is not a number in JSON")

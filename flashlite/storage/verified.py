@@ -1,9 +1,9 @@
-"""Reads compared with checksums as they land: a bit that flipped on the drive, records or layers that changed places.
+"""Reads that are compared with checksums, which finds flipped bits and records or layers that changed places.
 
     store = VerifiedStore("my-store")     # a Store like any other, so everything that reads from it is checked
 
-At packing, the CRC-32 of every record is noted in checksums.safetensors. A read finds its record's by the offset.
-Resident weights are compared with the manifest's SHA-256 each time that they are read.
+When a model is packed, the CRC-32 of every record is written to checksums.safetensors. A read finds the checksum of its
+record by the offset. Resident weights are compared with the manifest's SHA-256 each time that they are read.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from flashlite.drive.backends import Backend
 from flashlite.drive.flash import FlashFile, Ticket
 from flashlite.errors import ReadError
 from flashlite.storage.bundle import pieces
+from flashlite.storage.safetensors_file import REPACK
 from flashlite.storage.store import CHECKSUMS, RESIDENT, Group, Store, ffn_file
 
 
@@ -34,7 +35,7 @@ def _crc32(records: Iterable[np.ndarray], count: int) -> np.ndarray:
 
 
 class Checksums:
-    """Those of every record in one layout's file: 4 bytes of DRAM each, a 1024th of records of 4 KiB."""
+    """The checksums of all records in one layout's file: 4 bytes of DRAM each, a 1024th of records of 4 KiB."""
 
     def __init__(self, store: Store, layout: str) -> None:
         parts = [(layer, piece) for layer in range(store.layers) for piece in pieces(layout, store.shape)]
@@ -53,25 +54,27 @@ class Checksums:
         part, row, rest = self._find(offsets)
         whole = (rest == 0) & (row >= 0) & (row < self._sums.shape[1]) & (sizes == self._row_bytes[part])
         if not whole.all():
-            raise ReadError(f"a read at offset {offsets[np.argmin(whole)]} is no record, so it can't be verified")
+            raise ReadError(f"a read at offset {offsets[np.argmin(whole)]} is not a record, so it can't be verified")
         return self._sums[part, row]
 
     def name(self, offset: int) -> str:
-        """What the record at an offset is."""
+        """The layer, the piece and the neuron of the record at an offset."""
         part, row, _ = self._find(np.array([offset]))
         layer, piece = self._parts[int(part[0])]
         return f"layer {layer}, {piece.name} of neuron {row[0]}"
 
     def _find(self, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Which part of the file each offset lies in, which of its rows, and how many bytes into that."""
+        """For each offset: the part of the file that it lies in, the row of that part, and the bytes into that row."""
         part = np.searchsorted(self._begins, offsets, "right") - 1
         row, rest = np.divmod(offsets - self._begins[part], self._row_bytes[part])
         return part, row, rest
 
 
 class CheckedFile(FlashFile):
-    """A FlashFile of records, each compared with its checksum when it has landed. Its tickets raise ReadError for one
-    that differs."""
+    """A FlashFile of records, each compared with its checksum when it has landed.
+
+    Its tickets raise ReadError if one differs.
+    """
 
     def __init__(self, path: Path, checksums: Checksums, backend: Backend | None = None) -> None:
         super().__init__(path, backend)
@@ -87,13 +90,13 @@ class CheckedFile(FlashFile):
             found = _crc32(landed, len(rows))
             if (found != expected).any():
                 name = self._checksums.name(offsets[np.argmax(found != expected)])
-                raise ReadError(f"{self.path}: {name} was altered; pack the model again")
+                raise ReadError(f"{self.path}: {name} was altered{REPACK}")
 
         return _CheckedTicket(super().submit(offsets, sizes, out, rows), compare)
 
 
 class _CheckedTicket(Ticket):
-    """Another ticket, and what compares its records once they have landed. It has no reads of its own."""
+    """A ticket that waits for another one and then compares the records. It has no reads of its own."""
 
     def __init__(self, ticket: Ticket, compare: Callable[[], None]) -> None:
         self._ticket = ticket
@@ -106,7 +109,7 @@ class _CheckedTicket(Ticket):
         self._ticket.wait()
         compare, self._compare = self._compare, None
         try:
-            if compare is not None:  # later others may have landed in the same rows
+            if compare is not None:  # only once, because other records may land in the same rows later
                 compare()
         except ReadError as error:
             self._failure = error
@@ -114,10 +117,10 @@ class _CheckedTicket(Ticket):
 
 
 class VerifiedStore(Store):
-    """A store whose weights are compared with their checksums whenever they are read, which costs a token the time for
-    it, and 4 bytes of DRAM for each record of the layouts in use, on top of the budget.
+    """A store whose weights are compared with their checksums whenever they are read.
 
-    Raises StoreError if the checksums themselves were altered.
+    The comparison takes time from each token, and 4 bytes of DRAM for each record of the layouts in use, on top of the
+    budget. Raises StoreError if the checksums themselves were altered.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -135,4 +138,4 @@ class VerifiedStore(Store):
         expected = self.manifest["files"][RESIDENT]["sha256"]
         for name, tensor in views(group).items():
             if hashlib.sha256(tensor.view(-1).view(torch.uint8).numpy().data).hexdigest() != expected[name]:
-                raise ReadError(f"{self.path / RESIDENT}: {name} was altered; pack the model again")
+                raise ReadError(f"{self.path / RESIDENT}: {name} was altered{REPACK}")

@@ -18,9 +18,9 @@ from flashlite.engine.model import build
 from flashlite.engine.predictor import LowRankPredictor, OraclePredictor, Predictor
 from flashlite.engine.predictor_file import LayerReport, PredictorSet
 from flashlite.engine.stages import RESIDENT
-from flashlite.engine.window import LONGEST_WINDOW, union_sizes
+from flashlite.engine.window import LONGEST_UNION, union_sizes
 from flashlite.storage.neurons import NeuronFile
-from flashlite.storage.store import PREDICTOR, Store
+from flashlite.storage.store import Store
 
 
 class PredictedFFN(nn.Module):
@@ -76,7 +76,7 @@ class Tally:
     fired: int = 0
     predicted: int = 0
     hits: int = 0  # both
-    unions: np.ndarray = field(default_factory=lambda: np.zeros(LONGEST_WINDOW))  # s_agg(k), summed over texts
+    unions: np.ndarray = field(default_factory=lambda: np.zeros(LONGEST_UNION))  # s_agg(k), summed over texts
 
     def add(self, mask: Tensor, fired: Tensor, length: int) -> None:
         """Count tokens of texts that have `length` each. mask, what was predicted, and fired: [tokens, ffn] bool."""
@@ -123,7 +123,7 @@ class Evaluation:
 def evaluate(store: Store, windows: Tensor) -> Evaluation:
     """Measure a store's predictors on windows of tokens [windows, length]; each layer's on what enters it in the dense
     model. Raises PredictorError if the store has none."""
-    predictors = PredictorSet.load(store.path / PREDICTOR, store.layers, store.shape).layers
+    predictors = PredictorSet.load(store).layers
     tallies, model = [Tally() for _ in predictors], streamed_model(store)
     watch(model, lambda i, x, fired: tallies[i].add(predictors[i].mask(x), fired, windows.shape[1]))
     dense = loss(model, windows)

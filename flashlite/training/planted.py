@@ -1,8 +1,8 @@
 """OPT of any published size with planted sparsity: real reads and real products where real weights can't be had.
 
 A planted model has the shape of a published one, a predictor, and the paper's sparsity: neurons fire at rates that rise
-with depth and have a heavy tail, and what a token needs overlaps with what the tokens before needed. Its text is noise.
-(Paper: section 3.1, OPT-6.7B's figures)
+with depth and have a heavy tail, and the neurons that a token needs overlap with those of the tokens before it. Its
+text is noise. (Paper: section 3.1, OPT-6.7B's figures)
 
     up = b a            two thin matrices, so that a predictor of that rank knows every sign
     norm's signs        some turn from layer to layer, so that a layer's input tells the next one's well, but not fully
@@ -31,28 +31,34 @@ from flashlite.engine.predictor import INT8_BLOCK, LowRankPredictor
 from flashlite.engine.predictor_file import LayerReport, PredictorSet
 from flashlite.families.opt import OPT, published_config
 from flashlite.storage.bundle import round_up
-from flashlite.storage.checkpoint import BUNDLED_MODEL
-from flashlite.storage.pack import copy_files, write_store
-from flashlite.storage.store import PREDICTOR, TOKENIZER, Store
+from flashlite.storage.hub import BUNDLED_MODEL
+from flashlite.storage.pack import write_store
+from flashlite.storage.side_files import copy_files
+from flashlite.storage.store import PREDICTOR, Store
 from flashlite.training.train_predictor import WINDOW, Activations, report
 
 ACTIVE = (0.0156, 0.0266, 0.0536)  # mean share of active neurons in the first, the middle and the last layer
 TAIL = 1.0  # standard deviation of the logarithm of a neuron's rate
-PREDICTED_OVER_ACTIVE = 3.0  # the paper's predictors name that many times more neurons than fire
+PREDICTED_OVER_ACTIVE = 3.0  # the paper's predictors name this many times as many neurons as fire
 SLOW, MEMORY = 0.6, 10.0  # share of the input's variance that changes slowly, and within how many tokens
-STANDS_OUT = 10.0  # the next token's logit, in standard deviations of the logits, which is 1
-SMALL = 0.05  # what a block adds to the residual stream
+STANDS_OUT = 10.0  # the next token's logit; the logits' standard deviation is 1
+SMALL = 0.05  # the size of a block's contribution to the residual stream
 TURN = 0.035  # share of the FFN norm's signs that turn from a layer to the next: inputs of neighbours have cosine 0.93
-SEQUENCES, LENGTH = 8, 64  # to calibrate on, and as many again to test on
+SEQUENCES, LENGTH = 8, 64  # so many sequences to calibrate on, and as many again to test on; so many tokens in each
 STANDARD = Normal(0.0, 1.0)
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 
 class PlantedModel:
     """Made-up weights with the interface of a Checkpoint: config, opt, family, names, shape(name), tensor(name).
 
-    Every tensor is made anew from the seed and its name when it is asked for, so that no model need fit in DRAM; only
-    the up projections' biases are kept, once their layer is calibrated. reports: one a calibrated layer; ahead: for
-    each but the first, the share of its predicted neurons that the input of the layer before tells.
+    Every tensor is made anew from the seed and its name when it is asked for, so that no model need fit in DRAM. Only
+    the up projections' biases are kept, once their layer is calibrated.
+
+    predictors: one for each layer that is calibrated
+    reports: how good each of these predictors is
+    early_shares: for each of these layers but the first, the share of its predicted neurons that are also predicted
+        from the input of the layer before
     """
 
     def __init__(self, name: str, seed: int = 0) -> None:
@@ -66,9 +72,9 @@ class PlantedModel:
         self.names = sorted(self._shapes)
         self.predictors: list[LowRankPredictor] = []
         self.reports: list[LayerReport] = []
-        self.ahead: list[float] = []
+        self.early_shares: list[float] = []
         self._biases: list[Tensor] = []
-        self._before: Tensor | None = None  # what entered the layer before
+        self._before: Tensor | None = None  # the input of the FFN before
         self._hidden = self._embed()
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -90,7 +96,7 @@ class PlantedModel:
             return torch.zeros(shape)
         if part == "embed_positions":
             return SLOW**0.5 * self._slow(*shape) + self._text(shape[0])
-        if name == "model.decoder.final_layer_norm.weight":  # random signs, or the head would always repeat its input
+        if name == "model.decoder.final_layer_norm.weight":  # random signs: else the head repeats its input
             return (shape[0] * (1 - SLOW)) ** -0.5 * self._noise(name, shape).sign()
         if name.endswith("final_layer_norm.weight"):
             return self._signs(layer)
@@ -99,7 +105,8 @@ class PlantedModel:
         return self._scale(part, shape) * self._noise(name, shape)
 
     def _scale(self, part: str, shape: tuple[int, ...]) -> float:
-        """Standard deviation of a matrix's weights: such that what goes through it keeps its size, or gets small."""
+        """Standard deviation of a matrix's weights. A product with the matrix is as large as its input, or small if it
+        is added to the residual stream."""
         if part == "embed_tokens":
             return (1 - SLOW) ** 0.5
         if part == "fc2":
@@ -118,8 +125,11 @@ class PlantedModel:
         return noise
 
     def _text(self, positions: int) -> Tensor:
-        """What makes each position ask for one random token, clearly, so that rounding never decides between two:
-        [positions, d_model]. Nothing where embeddings have another width than the layers."""
+        """The part of the position embeddings by which each position asks for one random token: [positions, d_model].
+
+        It asks clearly, so that rounding never decides between two tokens. The part is zero where embeddings have
+        another width than the layers.
+        """
         if self.opt.word_embed_proj_dim != self.opt.hidden_size:
             return torch.zeros(())
         tokens = torch.randint(self.opt.vocab_size, (positions,), generator=torch.Generator().manual_seed(self.seed))
@@ -145,7 +155,7 @@ class PlantedModel:
         return (mean * tail).clamp(1e-5, 0.6)
 
     def _calibrate(self, layer: int) -> None:
-        """Give each neuron of the next layer the bias with which it fires at its rate; report on fresh sequences."""
+        """Give each neuron of a layer the bias with which it fires at its rate, and report on fresh sequences."""
         prefix = f"model.decoder.layers.{layer}."
         hidden = self._hidden + self._attend(prefix, self._normed(self._hidden))
         # x: [2 * SEQUENCES, LENGTH, d_model]; the second half is only for the report
@@ -162,15 +172,16 @@ class PlantedModel:
         self._biases.append(bias)
         self.predictors.append(predictor)
         self.reports.append(report(predictor, data, LENGTH))
-        self._look_ahead(predictor, x)
+        self._note_early_share(predictor, x)
         h = (scores + bias).relu_().view(*x.shape[:2], -1)
         self._hidden = hidden + F.linear(h, self.tensor(prefix + "fc2.weight"))
 
-    def _look_ahead(self, predictor: LowRankPredictor, x: Tensor) -> None:
-        """Note how much of what a predictor says of its layer's input x it also says of the layer's before."""
+    def _note_early_share(self, predictor: LowRankPredictor, x: Tensor) -> None:
+        """Note which share of the neurons that are predicted from a layer's own input are also predicted from the input
+        of the layer before. x: [sequences, tokens, d_model], the layer's own input."""
         if self._before is not None:
             true, early = predictor.mask(x.flatten(0, 1)), predictor.mask(self._before.flatten(0, 1))
-            self.ahead.append(float((true & early).sum() / true.sum()))
+            self.early_shares.append(float((true & early).sum() / true.sum()))
         self._before = x
 
     def _attend(self, prefix: str, x: Tensor) -> Tensor:
@@ -181,7 +192,7 @@ class PlantedModel:
         return F.linear(mixed.transpose(1, 2).reshape(x.shape), self.tensor(f"{prefix}self_attn.out_proj.weight"))
 
     def _embed(self) -> Tensor:
-        """What enters the first layer, for random tokens at different places: [2 * SEQUENCES, LENGTH, d_model]."""
+        """The input of the first layer: [2 * SEQUENCES, LENGTH, d_model], of random tokens at different positions."""
         generator = torch.Generator().manual_seed(self.seed)
         ids = torch.randint(self.opt.vocab_size, (2 * SEQUENCES, LENGTH), generator=generator)
         tokens = F.embedding(ids, self.tensor("model.decoder.embed_tokens.weight"))
@@ -195,7 +206,14 @@ class PlantedModel:
         return F.layer_norm(x, x.shape[-1:])
 
     def figures(self) -> dict[str, float]:
-        """What was reached, as means over the layers: shares of a layer's neurons for one token, window of 5."""
+        """The sparsity that was reached, as means over the layers.
+
+        active, predicted: share of a layer's neurons that fire for one token, and that are predicted to
+        recall: share of the active neurons that are predicted
+        resident: share of a layer's neurons that a window of WINDOW tokens holds
+        new: share of a layer's neurons that one more token adds to such a window
+        ahead: share of the predicted neurons that are also predicted from the input of the layer before
+        """
 
         def mean(of: Callable[[LayerReport], float]) -> float:
             return float(np.mean([of(layer) for layer in self.reports]))
@@ -205,7 +223,7 @@ class PlantedModel:
             "active": mean(lambda r: r.active), "predicted": mean(lambda r: r.predicted),
             "recall": mean(lambda r: r.recall), "resident": mean(lambda r: r.window_rows[WINDOW - 1]) / neurons,
             "new": mean(lambda r: r.window_rows[WINDOW] - r.window_rows[WINDOW - 1]) / neurons,
-            "ahead": float(np.mean(self.ahead)),
+            "ahead": float(np.mean(self.early_shares)),
         }  # fmt: skip
 
 
@@ -215,14 +233,21 @@ def synth(
 ) -> Store:  # fmt: skip
     """Write a planted model of a published size to `out` as a store, one tensor at a time, and open it.
 
-    name: such as opt-6.7b; dtype: fp32, bf16 or fp16. The manifest's `planted` says what was reached. Raises
-    CheckpointError for an unknown name and StoreError if `out` can't be written, and then leaves nothing behind.
+    name: of a published model, such as opt-6.7b
+    out: the store's folder
+    dtype: fp32, bf16 or fp16
+    layouts: how neurons lie on flash; the store has a file for each layout
+    seed: of all random numbers
+    progress: is told of each step
+
+    The manifest's `planted` has the sparsity that was reached, see PlantedModel.figures. Raises CheckpointError for an
+    unknown name and StoreError if `out` can't be written, and then leaves nothing behind.
     """
     planted = PlantedModel(name, seed)
 
-    def finish(folder: Path) -> dict[str, Any]:
-        PredictorSet(planted.predictors, planted.reports).save(folder / PREDICTOR)
-        copy_files(BUNDLED_MODEL, folder, TOKENIZER)  # for any text will do
+    def finish(folder: Path, up_projections: str) -> dict[str, Any]:
+        PredictorSet(planted.predictors, planted.reports, up_projections).save(folder / PREDICTOR)
+        copy_files(BUNDLED_MODEL, folder, TOKENIZER)  # any one will do, because the text is noise
         layers = [asdict(layer) for layer in planted.reports]
         return {"planted": {"seed": seed, "window": WINDOW, **planted.figures(), "layers": layers}}
 

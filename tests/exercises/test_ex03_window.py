@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flashlite.course.checks import expect, require, rng
-from flashlite.engine.window import LONGEST_WINDOW, Window, largest_window, union_sizes
+from flashlite.engine.window import LONGEST_UNION, Window, largest_window, union_sizes
 
 NEURONS, TOKENS = 200, 30
 
@@ -56,7 +56,7 @@ def plain_sizes(
     """s_agg by plain sets. stride: from one window to the next, 0 for windows that don't overlap."""
     used = [set(np.flatnonzero(token).tolist()) for token in mask]
     means = []
-    for k in range(1, LONGEST_WINDOW + 1):
+    for k in range(1, LONGEST_UNION + 1):
         begins = [b + i for b in range(0, len(used), length) for i in range(0, length - k + 1, stride or k)]
         means.append(float(np.mean([len(join(*used[begin : begin + k])) for begin in begins])))
     return tuple(means)
@@ -70,7 +70,7 @@ def test_union_sizes_of_several_texts() -> None:
     mistakes = {
         "Windows reach from one text into the next.": plain_sizes(mask, len(mask), 1),
         "Neurons that several of the k tokens use are counted more than once.": tuple(
-            sizes[0] * k for k in range(1, LONGEST_WINDOW + 1)
+            sizes[0] * k for k in range(1, LONGEST_UNION + 1)
         ),
         "Only windows that don't overlap were taken; every token begins one.": plain_sizes(mask, length),
         "Neurons that any of the k tokens uses count, not only those that all use.": plain_sizes(
@@ -87,9 +87,9 @@ def test_union_sizes_of_several_texts() -> None:
 
 @pytest.mark.points("3.1", 1)
 def test_union_sizes_of_texts_of_eight_tokens() -> None:
-    mask = masks(2, LONGEST_WINDOW)
-    sizes = plain_sizes(mask, LONGEST_WINDOW, 1)
-    expect(union_sizes(torch.from_numpy(mask), LONGEST_WINDOW), sizes, "s_agg of texts of 8 tokens", tolerance=1e-3)
+    mask = masks(2, LONGEST_UNION)
+    sizes = plain_sizes(mask, LONGEST_UNION, 1)
+    expect(union_sizes(torch.from_numpy(mask), LONGEST_UNION), sizes, "s_agg of texts of 8 tokens", tolerance=1e-3)
 
 
 @pytest.mark.points("3.1", 1)
@@ -97,7 +97,7 @@ def test_union_sizes_of_silent_and_of_busy_layers() -> None:
     for fired in (False, True):
         mask = torch.full((24, NEURONS), fired)
         found = union_sizes(mask, 12)
-        expect(found, (NEURONS * fired,) * LONGEST_WINDOW, f"s_agg where {'all' if fired else 'no'} neurons fire")
+        expect(found, (NEURONS * fired,) * LONGEST_UNION, f"s_agg where {'all' if fired else 'no'} neurons fire")
         require(all(type(size) is float for size in found), f"sizes are {type(found[0]).__name__}s", "floats")
     mask = torch.from_numpy(masks(2, 12))
     before = mask.clone()
