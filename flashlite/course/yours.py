@@ -116,11 +116,12 @@ def _arguments(command: str, store: Store) -> list[str]:
 def _call(command: list[str], folder: Path) -> None:
     """Run a command in a folder that is soon gone, and print what it says, but for JSON and where its plot is. Raises
     FlashliteError if it fails."""
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    print("\n".join(line for line in done.stdout.splitlines() if not _is_json(line) and not line.startswith("plot: ")))
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
-        raise FlashliteError(last.removeprefix("flashlite: "))
+    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    said = [line for line in done.stdout.splitlines() if not _is_json(line) and not line.startswith("plot: ")]
+    wrong = (said.pop() if said else "it says nothing") if done.returncode else ""
+    print("\n".join(said))
+    if wrong:
+        raise FlashliteError(wrong.removeprefix("flashlite: "))
 
 
 def _is_json(line: str) -> bool:
