@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ from flashlite.storage.store import PREDICTOR, Store
 ROOT = Path(__file__).parent.parent
 
 torch.set_num_threads(1)  # threads only get in each other's way in models this small
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # nor in the processes that tests start side by side
 
 TINY = {
     "vocab_size": 128, "hidden_size": 64, "word_embed_proj_dim": 64, "ffn_dim": 256, "num_hidden_layers": 3,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,14 +31,26 @@ def expect(
 ) -> None:
     """Raise Wrong unless found equals expected: numbers, arrays, tensors, or tuples and lists of them.
 
-    what: names the value; mistakes: by sentence, what each usual mistake would have given, so that it can be named;
-    tolerance: largest absolute difference.
+    what: names the value
+    mistakes: by sentence, what each usual mistake would have given; blanks at the sentence's end tell apart several
+        forms of one mistake
+    tolerance: largest absolute difference; from what a mistake gives, less if that is smaller than what is expected
     """
     if same(found, expected, tolerance):
         return
-    likely = [text for text, wrong in (mistakes or {}).items() if same(found, wrong, tolerance)]
-    text = f"{what}: found {short(found)}, expected {short(expected)}"
-    raise Wrong("\n".join([text, *likely[:1]]))
+    size = largest(expected)
+    likely = [
+        text
+        for text, wrong in (mistakes or {}).items()
+        if same(found, wrong, tolerance * min(1.0, largest(wrong) / size) if size else tolerance)
+    ]
+    raise Wrong(diagnosed(f"{what}: found {short(found)}, expected {short(expected)}", likely))
+
+
+def diagnosed(text: str, likely: Iterable[str]) -> str:
+    """A text with the mistake that it looks like, if it looks like one alone. likely: sentences."""
+    sentences = {sentence.strip() for sentence in likely}
+    return "\n".join([text, *sentences]) if len(sentences) == 1 else text
 
 
 def same(a: Any, b: Any, tolerance: float = 0.0) -> bool:
@@ -54,6 +66,13 @@ def same(a: Any, b: Any, tolerance: float = 0.0) -> bool:
         return False
 
 
+def largest(value: Any) -> float:
+    """The largest absolute value of all numbers in a value, 0 if there are none."""
+    if isinstance(value, (tuple, list)):
+        return max(map(largest, value), default=0.0)
+    return float(np.max(np.abs(_array(value)), initial=0.0))
+
+
 def _array(value: Any) -> np.ndarray:
     if hasattr(value, "detach"):
         value = value.detach().float().numpy()
@@ -62,6 +81,8 @@ def _array(value: Any) -> np.ndarray:
 
 def short(value: Any) -> str:
     """A value in a few words: numbers as they are, arrays by shape and first elements."""
+    if value is None:
+        return "None"
     if isinstance(value, (tuple, list)):
         return "(" + ", ".join(short(v) for v in value[:4]) + (", …)" if len(value) > 4 else ")")
     try:

@@ -17,6 +17,7 @@ import pytest
 from flashlite.course.checks import SEED, Wrong
 from flashlite.course.limits import Limits
 from flashlite.course.plug import own_line
+from flashlite.course.uninitialized import spoil_empty_memory
 from flashlite.errors import FlashliteError
 
 
@@ -30,6 +31,10 @@ class Collector:
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Keep this exercise's tests alone."""
         items[:] = [item for item in items if self._points(item)]
+
+    def pytest_collection_finish(self) -> None:
+        """Whatever the tests and the exercise file import is imported by now."""
+        spoil_empty_memory(int(os.environ[SEED]))
 
     def _points(self, item: pytest.Item) -> int:
         mark = item.get_closest_marker("points")

@@ -6,6 +6,7 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from flashlite.course.checks import expect, rng
@@ -99,32 +100,31 @@ def mistakes(config: Any) -> dict[str, tuple[int, int]]:
     }
 
 
+def any_config(wider: int, pre_norm: bool) -> Any:
+    """A model that nobody published. wider: 1 or -1 where the embedding is wider or narrower than the layers, or 0."""
+    random = rng()
+    d, layers, ffn, vocab, positions = (int(n) for n in random.permutation(np.arange(20, 90))[:5])
+    return opt_config(d, layers, ffn, d + wider * int(random.integers(5, 15)), vocab, positions, pre_norm)
+
+
+@pytest.mark.points("1.3", 1)
+def test_any_other_model_adds_up() -> None:
+    config = any_config(wider=0, pre_norm=True)
+    expect(tuple(resident_and_streamed(config)), count(config), "a small OPT: weights", mistakes(config))
+
+
+@pytest.mark.points("1.3", 1)
+def test_projections_and_last_norm_are_two_questions() -> None:
+    for wider, pre_norm in ((-1, True), (0, False), (-1, False), (1, True), (1, False)):
+        config = any_config(wider, pre_norm)
+        what = f"word_embed_proj_dim {config.word_embed_proj_dim}, hidden_size {config.hidden_size}, "
+        what += f"do_layer_norm_before {pre_norm}: weights"
+        expect(tuple(resident_and_streamed(config)), count(config), what, mistakes(config))
+
+
 @pytest.mark.points("1.3", 2)
 def test_published_models_add_up() -> None:
     for name, (d, layers, ffn, embedding, total) in PUBLISHED.items():
         config = opt_config(d, layers, ffn, embedding, pre_norm=name != "350m")
         right = (total - layers * 2 * ffn * d, layers * 2 * ffn * d)
         expect(tuple(resident_and_streamed(config)), right, f"OPT-{name}: weights", mistakes(config))
-
-
-def any_config(projected: bool, pre_norm: bool) -> Any:
-    """A model that nobody published."""
-    random = rng()
-    d, layers, ffn, vocab, positions = (int(n) for n in random.integers(20, 90, 5))
-    embedding = d - int(random.integers(5, 15)) if projected else d
-    return opt_config(d, layers, ffn, embedding, vocab, positions, pre_norm)
-
-
-@pytest.mark.points("1.3", 1)
-def test_any_other_model_adds_up() -> None:
-    config = any_config(projected=False, pre_norm=True)
-    expect(tuple(resident_and_streamed(config)), count(config), "a small OPT: weights", mistakes(config))
-
-
-@pytest.mark.points("1.3", 1)
-def test_projections_and_last_norm_are_two_questions() -> None:
-    for projected, pre_norm in ((True, True), (False, False), (True, False)):
-        config = any_config(projected, pre_norm)
-        what = f"word_embed_proj_dim {config.word_embed_proj_dim}, hidden_size {config.hidden_size}, "
-        what += f"do_layer_norm_before {pre_norm}: weights"
-        expect(tuple(resident_and_streamed(config)), count(config), what, mistakes(config))

@@ -45,18 +45,20 @@ def needed_by(mask: list[list[bool]], test: Callable[..., bool]) -> list[int]:
 
 @pytest.mark.points("2.1", 2)
 def test_active_set_of_several_tokens() -> None:
-    x = whole_numbers(3, D_MODEL)
-    rule = Rule(torch.from_numpy(rng().integers(-2, 3, (D_MODEL, NEURONS))).float(), 8.5)
-    mask = rule.mask(x).tolist()
-    mistakes = {
-        "A neuron is needed if any token needs it, not only if all do.": needed_by(mask, all),
-        "Only the last token was looked at.": needed_by(mask[-1:], any),
-        "Only the first token was looked at.": needed_by(mask[:1], any),
-        "A neuron is listed once for each token that needs it.": listed_twice(mask),
-        "A neuron is listed once for each token that needs it, in order.": sorted(listed_twice(mask)),
-        "This is a mask over all neurons: return the numbers of those that are needed.": np.any(mask, 0),
-    }
-    check_active_set(active_set(rule, x), needed_by(mask, any), "active set of 3 tokens", mistakes)
+    weight = torch.from_numpy(rng().integers(-2, 3, (D_MODEL, NEURONS))).float()
+    weight[:, :TOKENS] = 0  # nobody needs these: a token's own number is not a neuron
+    for tokens in (2, 3, TOKENS):
+        x, rule = whole_numbers(tokens, D_MODEL), Rule(weight, 20.5)
+        mask = rule.mask(x).tolist()
+        mistakes = {
+            "A neuron is needed if any token needs it, not only if all do.": needed_by(mask, all),
+            "Only the last token was looked at.": needed_by(mask[-1:], any),
+            "Only the first token was looked at.": needed_by(mask[:1], any),
+            "A neuron is listed once for each token that needs it.": listed_twice(mask),
+            "A neuron is listed once for each token that needs it, in order.": sorted(listed_twice(mask)),
+            "This is a mask over all neurons: return the numbers of those that are needed.": np.any(mask, 0),
+        }
+        check_active_set(active_set(rule, x), needed_by(mask, any), f"active set of {tokens} tokens", mistakes)
 
 
 @pytest.mark.points("2.1", 1)
@@ -67,6 +69,11 @@ def test_active_set_of_one_token_and_of_none_that_fires() -> None:
     check_active_set(active_set(one, x), needed_by(one.mask(x).tolist(), any), "active set of one token", {})
     for tokens in (x, whole_numbers(TOKENS, D_MODEL)):
         check_active_set(active_set(none, tokens), [], f"active set of {len(tokens)} tokens that need nothing", {})
+    for count in (1, 9):
+        few, wide = rng().permutation(4000)[:count].tolist(), torch.zeros(D_MODEL, 4000)
+        wide[:, few] = x.T  # x on itself is above 0
+        what = f"active set of one token that needs {count} of 4000 neurons"
+        check_active_set(active_set(Rule(wide, 0.5), x), sorted(few), what, {"The order must be a rising one.": few})
 
 
 def check_active_set(found: np.ndarray, expected: list[int], what: str, mistakes: dict[str, object]) -> None:

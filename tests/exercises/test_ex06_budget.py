@@ -13,14 +13,18 @@ SLACK = 2  # rows that rounding may cost a layer
 
 
 def layers(count: int = 25) -> list[tuple[tuple[float, ...], int, int]]:
-    """Needs, neurons and a total for which some layers are full and some have the fewest rows."""
+    """Needs, neurons and a total for which some layers are full and some have the fewest rows.
+
+    Needs are in another unit each time, so that they are all far below 1, of any size, or all far above it.
+    """
     random, cases = rng(), []
-    for _ in range(count):
+    for i in range(count):
         needs = np.exp(random.uniform(0, 7, LAYERS))  # the largest is about a thousand times the smallest
         needs[:4] = 1.0, 2.0, 60.0, 900.0
         neurons = int(random.integers(300, 1500))
         total = int(LAYERS * random.uniform(0.2, 0.8) * neurons)
-        cases.append((tuple(random.permutation(needs).tolist()), neurons, total))
+        unit = (1.0, 1e-4, 1e4)[i % 3]
+        cases.append((tuple((unit * random.permutation(needs)).tolist()), neurons, total))
     return cases
 
 
@@ -57,7 +61,7 @@ def test_rows_are_in_proportion_to_the_needs() -> None:
         lowest = np.where(low > FEWEST_ROWS, low / need, 0)  # scales that would give each layer its rows
         highest = np.where(high < neurons, high / need, np.inf)
         more, less = lowest.argmax(), highest.argmin()
-        found = f"{what}: needs {need[more]:.1f} and {need[less]:.1f} got {rows[more]} and {rows[less]} rows"
+        found = f"{what}: needs {need[more]:.4g} and {need[less]:.4g} got {rows[more]} and {rows[less]} rows"
         text = "Rows must be in proportion to the needs: one scale for all layers, then the bounds."
         require(lowest[more] <= highest[less], found, f"one scale, give or take {SLACK} rows", text)
 

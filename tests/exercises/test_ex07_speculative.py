@@ -41,7 +41,7 @@ def test_never_always_and_no_draft() -> None:
 
 
 @pytest.mark.points("7.2", 1)
-@pytest.mark.parametrize("dear", [False, True], ids=["check costs 1", "check costs more"])
+@pytest.mark.parametrize("dear", [True, False], ids=["check costs more", "check costs 1"])
 def test_speed_is_tokens_over_time(dear: bool) -> None:
     random = rng()
     for draft in (4, int(random.integers(5, 9)), 1, 0):

@@ -1,0 +1,381 @@
+"""Other right answers to exercises, as a student might write them: the graders must accept each.
+
+Each stands in for the engine's function of its exercise, so it uses what that function's module has: the imports here
+only say what that is.
+"""
+
+# ruff: noqa: B905
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flashlite.bench.cost import Speeds, Work, io_ms
+from flashlite.bench.speculative import expected_tokens
+from flashlite.drive.probe import Curve
+from flashlite.engine.budget import FEWEST_ROWS
+from flashlite.engine.pool import Landing, ffn_product
+from flashlite.engine.window import LONGEST_WINDOW, Step
+from flashlite.storage.bundle import unpack_bundles
+
+
+def answers(exercise: str) -> Callable[[Any], Any]:
+    """Names the exercise that a function answers. tools/mutate.py reads it in this file's text."""
+    return lambda function: function
+
+
+@answers("0.1")
+def loop(offsets: np.ndarray, sizes: np.ndarray, most: int) -> np.ndarray:
+    first, held = [], 0
+    for i in range(len(offsets)):
+        if i == 0 or offsets[i] != offsets[i - 1] + sizes[i - 1] or held == most:
+            first.append(i)
+            held = 0
+        held += 1
+    return np.array(first, dtype=np.int64)
+
+
+@answers("0.1")
+def runs_then_cuts(offsets: np.ndarray, sizes: np.ndarray, most: int) -> np.ndarray:
+    n = len(offsets)
+    joins = offsets[1:] == offsets[:-1] + sizes[:-1]
+    begins = [0, *(np.flatnonzero(~joins) + 1)] if n else []
+    first: list[int] = []
+    for begin, end in zip(begins, [*begins[1:], n]):
+        first.extend(range(begin, end, most))
+    return np.asarray(first, np.int64)
+
+
+@answers("0.2")
+def early_return(curve: Curve, reads: float, nbytes: float, batches: int) -> float:
+    if not reads:
+        return 0
+    in_flight = reads / batches
+    if in_flight < 1:
+        in_flight = 1
+    if in_flight > curve.depths[-1]:
+        in_flight = curve.depths[-1]
+    seconds = nbytes / curve.rate(nbytes=nbytes / reads, depth=in_flight)
+    return seconds * 1000
+
+
+@answers("0.3")
+def four_parts(curve: Curve, work: Work, speeds: Speeds) -> float:
+    flash = io_ms(curve, work.reads, work.bytes, work.batches)
+    copying = work.copied_bytes / speeds.copy * 1000
+    multiplying = work.product_bytes / speeds.product * 1000
+    hidden = min(flash, multiplying) if work.overlapped else 0
+    return speeds.rest_ms + copying + flash + multiplying - hidden
+
+
+@answers("1.1")
+def two_products(x: Tensor, up: Tensor, bias: Tensor, down: Tensor, keep: Tensor | None = None) -> Tensor:
+    h = torch.relu(x @ up.T + bias)
+    if keep is not None:
+        h = h.masked_fill(~keep, 0)
+    return h @ down
+
+
+@answers("1.1")
+def token_by_token(x: Tensor, up: Tensor, bias: Tensor, down: Tensor, keep: Tensor | None = None) -> Tensor:
+    out = torch.zeros_like(x)
+    for t in range(len(x)):
+        h = (up @ x[t] + bias).clamp(min=0)
+        if keep is not None:
+            h = torch.where(keep[t], h, torch.zeros_like(h))
+        out[t] = down.T @ h
+    return out
+
+
+@answers("1.2")
+def tickets(self: Any, layer: int, neurons: np.ndarray, buffer: np.ndarray, rows: np.ndarray) -> list[Any]:
+    found = []
+    for p, piece in enumerate(self.pieces):
+        offsets = self.begins[layer][p] + piece.nbytes * neurons
+        found.append(self.file.submit(offsets, piece.nbytes, buffer, rows, piece.column))
+    return found
+
+
+@answers("1.3")
+def tensor_by_tensor(config: Any) -> tuple[int, int]:
+    d, ffn, narrow = config.hidden_size, config.ffn_dim, config.word_embed_proj_dim
+    kept = config.vocab_size * narrow
+    kept += (config.max_position_embeddings + 2) * d
+    if narrow != d:
+        kept += narrow * d
+        kept += d * narrow
+    for _ in range(config.num_hidden_layers):
+        for _ in ("q", "k", "v", "out"):
+            kept += d * d + d
+        kept += ffn
+        kept += d
+        for _ in ("attention", "ffn"):
+            kept += d + d
+    if config.do_layer_norm_before:
+        kept += d + d
+    return kept, 2 * ffn * d * config.num_hidden_layers
+
+
+@answers("2.1")
+def union_of_sets(predictor: Any, x: Tensor) -> np.ndarray:
+    needed = set()
+    for token in predictor.mask(x):
+        needed |= set(token.nonzero().flatten().tolist())
+    return np.array(sorted(needed), dtype=np.int64)
+
+
+@answers("2.1")
+def counted(predictor: Any, x: Tensor) -> np.ndarray:
+    return predictor.mask(x).sum(dim=0).nonzero().squeeze(1).numpy()
+
+
+@answers("2.1")
+def unique(predictor: Any, x: Tensor) -> np.ndarray:
+    return np.unique(np.nonzero(predictor.mask(x).numpy())[1])
+
+
+@answers("2.2")
+def step_by_step(self: Any, x: Tensor) -> Tensor:
+    narrow = self.a(x.to(torch.bfloat16))
+    return self.b(narrow) + self.bias
+
+
+@answers("2.3")
+def softplus(scores: Tensor, fired: Tensor, positive_weight: float = 4.0) -> Tensor:
+    return torch.where(fired, positive_weight * F.softplus(-scores), F.softplus(scores)).mean()
+
+
+@answers("2.3")
+def log_sigmoid(scores: Tensor, fired: Tensor, positive_weight: float = 4.0) -> Tensor:
+    hits = F.logsigmoid(scores[fired]).sum() * positive_weight
+    misses = F.logsigmoid(-scores[~fired]).sum()
+    return -(hits + misses) / scores.numel()
+
+
+@answers("2.4")
+def in_numpy(scores: Tensor, fired: Tensor, recall: float) -> float:
+    import numpy
+
+    needed = numpy.sort(scores.numpy()[fired.numpy()])
+    if needed.size == 0:
+        return 0.0
+    lowest = needed[int((1 - recall) * needed.size)]
+    return float(numpy.nextafter(lowest, numpy.float32("-inf")))
+
+
+@answers("2.4")
+def kth_value(scores: Tensor, fired: Tensor, recall: float) -> float:
+    needed = scores[fired]
+    n = needed.numel()
+    if not n:
+        return 0.0
+    lowest = needed.kthvalue(int((1 - recall) * n) + 1).values
+    return torch.nextafter(lowest, torch.full_like(lowest, -float("inf"))).item()
+
+
+@answers("2.5")
+def plain_products(x: Tensor, rows: Tensor, bias: Tensor, d_model: int) -> Tensor:
+    up, down = rows[:, :d_model], rows[:, d_model : 2 * d_model]
+    return (x @ up.T + bias).relu() @ down
+
+
+@answers("2.5")
+def clamped(x: Tensor, rows: Tensor, bias: Tensor, d_model: int) -> Tensor:
+    up, down = unpack_bundles(rows, d_model)
+    hidden = torch.addmm(bias, x, up.T)
+    hidden = torch.where(hidden > 0, hidden, torch.zeros_like(hidden))
+    return hidden.matmul(down)
+
+
+@answers("3.1")
+def windows_one_by_one(mask: Tensor, length: int) -> tuple[float, ...]:
+    means = []
+    for k in range(1, LONGEST_WINDOW + 1):
+        total, places = 0, 0
+        for begin in range(0, len(mask), length):
+            for i in range(begin, begin + length - k + 1):
+                total += int(mask[i : i + k].any(dim=0).sum())
+                places += 1
+        means.append(total / places)
+    return tuple(means)
+
+
+@answers("3.2")
+def rebuilt_from_sets(self: Any, active: np.ndarray) -> Step:
+    before = {int(n) for n in np.flatnonzero(self._uses)}
+    if self.tokens == 0:
+        self.clear()
+    kept, overflow = self._fit(active)
+    new = [n for n in kept if self._uses[n] == 0]
+    self._history.append(kept)
+    for n in kept:
+        self._uses[n] += 1
+    self.size += len(new)
+    while len(self._history) > self.tokens and len(self._history) > 1:
+        self._forget_oldest()
+    while self.size > self.capacity:
+        self._forget_oldest()
+    after = {int(n) for n in np.flatnonzero(self._uses)}
+    gone = before if self.tokens == 0 else before - after
+    return Step(np.array(new, np.int64), np.array(sorted(gone), np.int64), overflow)
+
+
+@answers("3.3")
+def neuron_by_neuron(self: Any) -> np.ndarray:
+    leaving = []
+    for neuron in self._history[0]:
+        self._uses[neuron] -= 1
+        if not self._uses[neuron]:
+            leaving.append(neuron)
+    self._history.popleft()
+    self.size -= len(leaving)
+    return np.array(leaving, dtype=np.int64)
+
+
+@answers("3.3")
+def recounted(self: Any) -> np.ndarray:
+    oldest = self._history.popleft()
+    left = np.zeros_like(self._uses)
+    for token in self._history:
+        left[token] += 1
+    self._uses[:] = left
+    self.size = int((left > 0).sum())
+    return oldest[left[oldest] == 0]
+
+
+@answers("3.4")
+def counting(sizes: Sequence[float], rows: int) -> int:
+    return sum(size <= rows for size in sizes)
+
+
+@answers("3.4")
+def first_too_large(sizes: Sequence[float], rows: int) -> int:
+    for k, size in enumerate(sizes):
+        if size > rows:
+            return k
+    return len(sizes)
+
+
+@answers("4.1")
+def row_by_row(up: Tensor, down: Tensor, record_bytes: int) -> np.ndarray:
+    records = np.zeros((len(up), record_bytes), np.uint8)
+    half = up.shape[1] * up.element_size()
+    records[:, :half] = up.contiguous().view(torch.uint8).numpy()
+    records[:, half : 2 * half] = down.T.contiguous().view(torch.uint8).numpy()
+    return records
+
+
+@answers("4.2")
+def narrowed(rows: Tensor, d_model: int) -> tuple[Tensor, Tensor]:
+    return rows.narrow(1, 0, d_model), rows.narrow(1, d_model, d_model)
+
+
+@answers("4.3")
+def pair_by_pair(fired: Tensor) -> Tensor:
+    counts = fired.to(torch.int64)
+    friends = []
+    for i in range(fired.shape[1]):
+        together = (counts[:, i : i + 1] * counts).sum(0)
+        together[i] = -1
+        friends.append(int(together.argmax()))
+    return torch.tensor(friends)
+
+
+@answers("5.1")
+def one_list_of_rows(self: Any, load: np.ndarray, drop: np.ndarray) -> Landing:
+    after = self.num_used + len(load) - len(drop)
+    if after > self.capacity:
+        raise ValueError("no room")
+    free = sorted(int(self._row_of_neuron[neuron]) for neuron in drop)
+    for neuron in drop:
+        self._row_of_neuron[neuron] = -1
+    taken = []
+    for _ in load:
+        if free:
+            taken.append(free.pop(0))
+        else:
+            taken.append(self.num_used)
+            self.num_used += 1
+    rows = np.array(taken, np.int64)
+    self._settle(load, rows)
+    if free:
+        self._fill_holes(np.array(free, np.int64))
+    return Landing(self._buffer, rows)
+
+
+@answers("5.2")
+def two_pointers(self: Any, holes: np.ndarray) -> None:
+    empty, last = {int(hole) for hole in holes}, self.num_used - 1
+    for hole in sorted(empty):
+        while last in empty:
+            last -= 1
+        if last < hole:
+            break
+        self._buffer[hole] = self._buffer[last]
+        self._settle(self._neuron_of_row[last : last + 1], np.array([hole]))
+        self.moved += 1
+        last -= 1
+    self.num_used -= len(holes)
+
+
+@answers("5.3")
+def by_hand(self: Any, x: Tensor) -> Tensor:
+    d, n = self._d_model, self.num_used
+    up, down = self._matrix[:n, :d], self._matrix[:n, d : 2 * d]
+    return torch.relu(x @ up.T + self._bias[:n]) @ down
+
+
+@answers("5.3")
+def by_ffn_product(self: Any, x: Tensor) -> Tensor:
+    used = slice(0, self.num_used)
+    return ffn_product(x, rows=self._matrix[used], bias=self._bias[used], d_model=self._d_model)
+
+
+@answers("6.1")
+def layers_settled_one_by_one(total: int, needs: Sequence[float], neurons: int, spare: int) -> tuple[int, ...]:
+    """Every layer is at one of its bounds or in proportion: raise the scale from bound to bound."""
+    fewest = min(FEWEST_ROWS, neurons)
+
+    def rows(scale: float) -> list[float]:
+        return [min(neurons, max(fewest, scale * need)) for need in needs]
+
+    def used(scale: float) -> float:
+        return sum(rows(scale)) + spare * max(rows(scale))
+
+    bounds = sorted({bound / need for need in needs for bound in (fewest, neurons)})
+    below = [bound for bound in bounds if used(bound) <= total]
+    if len(below) == len(bounds):
+        return (neurons,) * len(needs)
+    low = below[-1] if below else 0.0
+    high = bounds[len(below)]
+    left, slope = total - used(low), (used(high) - used(low)) / (high - low)
+    return tuple(int(row + 1e-9) for row in rows(low + left / slope if slope else low))
+
+
+@answers("7.1")
+def closed_form(acceptance: float, draft: int) -> float:
+    if acceptance == 1:
+        return draft + 1
+    return (1 - acceptance ** (draft + 1)) / (1 - acceptance)
+
+
+@answers("7.1")
+def by_chances(acceptance: float, draft: int) -> float:
+    tokens, chance = 1.0, 1.0
+    for _ in range(draft):
+        chance *= acceptance
+        tokens += chance
+    return tokens
+
+
+@answers("7.2")
+def tokens_over_time(acceptance: float, draft: int, draft_cost: float, check_cost: float = 1.0) -> float:
+    time = check_cost
+    for _ in range(draft):
+        time += draft_cost
+    return expected_tokens(acceptance, draft) / time
