@@ -12,7 +12,7 @@ import pytest
 
 from flashlite.course.generate import find_function
 from flashlite.course.grade import Grade, grade_one
-from flashlite.course.manifest import Course, tomllib
+from flashlite.course.manifest import Course, parse_toml
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,8 +29,8 @@ class Mutant:
 
 
 def load_mutants() -> list[Mutant]:
-    files = sorted((ROOT / "tests/mutants").glob("*.toml"))
-    return [Mutant(**entry) for file in files for entry in tomllib.loads(file.read_text())["mutant"]]
+    files = sorted((ROOT / "tests/mutants").glob("ch*.toml"))
+    return [Mutant(**entry) for file in files for entry in parse_toml(file.read_text())["mutant"]]
 
 
 MUTANTS = load_mutants()

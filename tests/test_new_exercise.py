@@ -11,7 +11,7 @@ import sync
 from conftest import ROOT
 
 from flashlite.course.grade import grade_one
-from flashlite.course.manifest import Course, read_course, tomllib
+from flashlite.course.manifest import Course, parse_toml, read_course
 from flashlite.errors import FlashliteError
 
 
@@ -45,7 +45,7 @@ def test_a_new_exercise_is_to_do_in_all_its_files(
     assert (exercise.reference, exercise.file) == (reference, file)
     assert sync.stale_files(course) == []
     assert f"# TODO {identifier}" in (course.root / "exercises" / file).read_text()
-    mutants = tomllib.loads((course.root / f"tests/mutants/ch{exercise.chapter:02}.toml").read_text())["mutant"]
+    mutants = parse_toml((course.root / f"tests/mutants/ch{exercise.chapter:02}.toml").read_text())["mutant"]
     assert [m["exercise"] for m in mutants].count(identifier) == 2
     assert all("TODO" in (course.root / name).read_text() for name in written)
     assert grade_one(course, course.root / "exercises", exercise, 1).status == "TODO"

@@ -25,7 +25,8 @@ OTHERS = {
     "zeros": ["ones"], "ones": ["zeros"], "zeros_like": ["ones_like"], "popleft": ["pop"], "pop": ["popleft"],
     "append": ["appendleft", "extend"], "extend": ["append"], "relu": ["abs"], "relu_": ["abs"], "clamp": ["abs"],
     "union1d": ["intersect1d"], "intersect1d": ["union1d"], "setdiff1d": ["intersect1d"], "cat": ["stack"],
-    "argmax": ["argmin"], "flatnonzero": ["nonzero"], "not_equal": ["equal"], "addmm": ["mm"], "int": ["round", "float"],
+    "argmax": ["argmin"], "flatnonzero": ["nonzero"], "not_equal": ["equal"], "addmm": ["mm"],
+    "int": ["round", "float"],
     "concatenate": ["stack"], "repeat": ["resize"], "sorted": ["list"], "squeeze": ["unsqueeze"],
 }  # fmt: skip
 WORDS = {"right": "left", "left": "right"}

@@ -42,7 +42,7 @@ from flashlite.course.checks import SEED
 from flashlite.course.generate import find_function, reference_path
 from flashlite.course.grade import Grade, exercise_tests, summarize
 from flashlite.course.limits import Limits
-from flashlite.course.manifest import Course, Exercise, read_course, tomllib
+from flashlite.course.manifest import Course, Exercise, parse_toml, read_course
 from flashlite.course.run_tests import Collector
 from flashlite.course.uninitialized import spoil_empty_memory
 
@@ -175,7 +175,7 @@ def put_in_place(exercise: Exercise, function: ast.FunctionDef) -> None:
 
 def equivalents() -> dict[Key, str]:
     """Changes that are not mistakes, with the reason."""
-    entries = tomllib.loads(EQUIVALENT.read_text(encoding="utf-8")).get("equivalent", [])
+    entries = parse_toml(EQUIVALENT.read_text(encoding="utf-8")).get("equivalent", [])
     return {(entry["exercise"], entry["change"]): entry["reason"] for entry in entries}
 
 

@@ -125,14 +125,14 @@ def find_course(start: Path | None = None) -> Course:
 def read_course(root: Path) -> Course:
     """The course in a folder. Raises FlashliteError if its manifest is malformed."""
     try:
-        content = _parse_toml((root / MANIFEST).read_text(encoding="utf-8"))
+        content = parse_toml((root / MANIFEST).read_text(encoding="utf-8"))
         chapters = {int(number): title for number, title in content["chapters"].items()}
         return Course(root, chapters, tuple(Exercise(**entry) for entry in content["exercise"]))
     except (KeyError, TypeError, ValueError) as error:
         raise FlashliteError(f"{root / MANIFEST} is malformed: {error}") from None
 
 
-def _parse_toml(text: str) -> dict[str, Any]:
+def parse_toml(text: str) -> dict[str, Any]:
     """What a TOML text says. Raises ValueError, and FlashliteError where nothing is installed that reads it."""
     try:
         if sys.version_info >= (3, 11):

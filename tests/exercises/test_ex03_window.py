@@ -9,13 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-<<<<<<< HEAD
-from flashlite.course.checks import expect, require, rng
-from flashlite.engine.window import LONGEST_UNION, Window, largest_window, union_sizes
-=======
 from flashlite.course.checks import Wrong, diagnosed, expect, require, rng
-from flashlite.engine.window import LONGEST_WINDOW, Step, Window, largest_window, union_sizes
->>>>>>> grading
+from flashlite.engine.window import LONGEST_UNION, Step, Window, largest_window, union_sizes
 
 NEURONS, TOKENS = 200, 30
 
@@ -102,12 +97,8 @@ def test_union_sizes_of_silent_and_of_busy_layers() -> None:
     for fired in (False, True):
         mask = torch.full((24, NEURONS), fired)
         found = union_sizes(mask, 12)
-<<<<<<< HEAD
         expect(found, (NEURONS * fired,) * LONGEST_UNION, f"s_agg where {'all' if fired else 'no'} neurons fire")
-=======
-        expect(found, (NEURONS * fired,) * LONGEST_WINDOW, f"s_agg where {'all' if fired else 'no'} neurons fire")
         require(isinstance(found, tuple), f"the sizes are a {type(found).__name__}", "a tuple")
->>>>>>> grading
         require(all(type(size) is float for size in found), f"sizes are {type(found[0]).__name__}s", "floats")
     mask = torch.from_numpy(masks(2, 12))
     before = mask.clone()
@@ -159,24 +150,6 @@ def check_steps(
     """
     done, fault = list[Expected](), None
     for i, active in enumerate(sets):
-<<<<<<< HEAD
-        given = active.copy()
-        step, name = window.step(given), f"{what}, token {i}"
-        require(type(step).__name__ == "Step", f"{name}: step returned a {type(step).__name__}", "a Step")
-        loads = {"Neurons already in DRAM were read again.": active}
-        loads |= {text: steps[i].load for text, steps in wrong.items()}
-        drops = {text: steps[i].drop for text, steps in wrong.items()}
-        drops |= {
-            "Neurons that are loaded are no longer in the window after the step.": np.union1d(active, right[i].drop)
-        }
-        residents = {text: steps[i].after for text, steps in wrong.items()}
-        expect(in_order(step.drop, f"{name}: drop"), right[i].drop, f"{name}: neurons to drop", drops)
-        expect(in_order(step.load, f"{name}: load"), right[i].load, f"{name}: neurons to load", loads)
-        expect(in_order(step.overflow, f"{name}: overflow"), union([]), f"{name}: neurons without room")
-        expect(window.held, right[i].after, f"{name}: neurons in the window", residents)
-        expect(window.size, len(right[i].after), f"{name}: window.size")
-        require(np.array_equal(given, active), f"{name}: active was changed", "no change")
-=======
         name, given = f"{what}, token {i}", active.copy()
         try:
             step = window.step(given)
@@ -198,7 +171,7 @@ def observed(step: Step, window: Window, what: str) -> Expected:
     """What a step did."""
     require(type(step).__name__ == "Step", f"{what}: step returned a {type(step).__name__}", "a Step")
     drop, load = in_order(step.drop, f"{what}: drop"), in_order(step.load, f"{what}: load")
-    return Expected(load, drop, window.resident.copy())
+    return Expected(load, drop, window.held.copy())
 
 
 def check_step(found: Expected, step: Step, window: Window, right: Expected, what: str) -> None:
@@ -224,7 +197,6 @@ def read_again(sets: list[np.ndarray], right: list[Expected]) -> dict[str, list[
     """A window that is right but for loading all that a token needs."""
     steps = [Expected(active, step.drop, step.after) for active, step in zip(sets, right, strict=True)]
     return {"Neurons already in DRAM were read again.": steps}
->>>>>>> grading
 
 
 @pytest.mark.points("3.2", 1)
