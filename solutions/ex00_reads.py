@@ -43,8 +43,6 @@ def merge_adjacent(offsets: np.ndarray, sizes: np.ndarray, most: int) -> np.ndar
     # Usual mistakes: counting `most` over the whole list instead of from where the read begins; cutting reads one
     # record too late; merging records that overlap, whose bytes would then land in the wrong place; failing for no
     # records.
-    if len(offsets) == 0:
-        return np.zeros(0, np.int64)
     index = np.arange(len(offsets))
     gap = offsets[1:] != offsets[:-1] + sizes[:-1]
     run = np.zeros_like(index)  # the first record of the run that each record belongs to

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from flashlite.course.generate import find_function
-from flashlite.course.grade import Grade, grade_one
+from flashlite.course.grade import grade_one
 from flashlite.course.manifest import Course, parse_toml
 
 ROOT = Path(__file__).parent.parent
@@ -49,27 +48,11 @@ def mutated(course: Course, mutant: Mutant) -> tuple[str, str]:
     return exercise.file, text.replace(body, body.replace(mutant.old, mutant.new))
 
 
-@pytest.fixture(scope="module")
-def grades(
-    course: Course, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> dict[Mutant, Grade]:
-    """Every mutant that was asked for, graded two at a time."""
-    asked = [item.callspec.params["mutant"] for item in request.session.items if hasattr(item, "callspec")
-             and "mutant" in item.callspec.params]  # fmt: skip
-
-    def judge(mutant: Mutant) -> Grade:
-        folder = tmp_path_factory.mktemp("mutant")
-        name, text = mutated(course, mutant)
-        (folder / name).write_text(text)
-        return grade_one(course, folder, course.find(mutant.exercise), seed=1)
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(asked, pool.map(judge, asked), strict=True))
-
-
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: f"{m.exercise} {m.name}")
-def test_a_wrong_answer_loses_points(mutant: Mutant, grades: dict[Mutant, Grade]) -> None:
-    grade = grades[mutant]
+def test_a_wrong_answer_loses_points(mutant: Mutant, course: Course, tmp_path: Path) -> None:
+    name, text = mutated(course, mutant)
+    (tmp_path / name).write_text(text)
+    grade = grade_one(course, tmp_path, course.find(mutant.exercise), seed=1)
     assert grade.status in {"FAIL", "ERROR"}, grade
     assert grade.points < grade.max
     assert re.search(mutant.says, grade.message), f"the message doesn't name the mistake: {grade.message}"

@@ -36,8 +36,6 @@ def merge_adjacent(offsets: np.ndarray, sizes: np.ndarray, most: int) -> np.ndar
     A record joins the read before it if it starts where that one ends and the read has fewer than `most` records.
     offsets, sizes: [records] int64, bytes. Returns the first record of each read: [reads] int64. (Paper: section 3.2)
     """
-    if len(offsets) == 0:
-        return np.zeros(0, np.int64)
     index = np.arange(len(offsets))
     gap = offsets[1:] != offsets[:-1] + sizes[:-1]
     run = np.zeros_like(index)  # the first record of the run that each record belongs to
