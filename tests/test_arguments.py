@@ -321,7 +321,7 @@ def test_a_revision_reaches_the_hub(
 
 
 def test_a_revision_is_opened_before_exercises_are_plugged_in() -> None:
-    with pytest.raises(FlashliteError, match="has no revisions: leave out revision 'v1'"):
+    with pytest.raises(FlashliteError, match="only hub models have revisions, and opt-mini is not one"):
         open_clean("opt-mini", None, "v1")
 
 
