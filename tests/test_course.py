@@ -27,6 +27,7 @@ from flashlite.course.grade import Grade, exercise_tests, grade, grade_one
 from flashlite.course.manifest import STUBS, Course, find_course, read_course
 from flashlite.course.plug import choose, describe
 from flashlite.errors import FlashliteError
+from flashlite.storage.store import Store
 
 
 def edit(course: Course, file: str, old: str, new: str) -> Path:
@@ -206,11 +207,11 @@ def test_in_a_clone_with_crlf_untouched_stubs_are_to_do_and_none_is_run(
 
 
 def test_in_a_clone_with_crlf_nothing_counts_as_begun(
-    crlf_clone: Course, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    crlf_clone: Course, tiny_store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(crlf_clone.root)
     assert all("(untouched)" in line for line in describe(crlf_clone, choose(crlf_clone, "mine")))
-    assert chapter.yours(7, "flashlite.bench.speculative") is None
+    assert chapter.run_yours(tiny_store, 7) is None
     assert "Nothing of yours to run yet" in capsys.readouterr().out
     assert sync.edited_exercises(crlf_clone) == []
     assert sync.stale_files(crlf_clone) == []
