@@ -514,7 +514,7 @@ def test_a_limit_of_open_files_on_the_command_line(
         raise OSError(24, os.strerror(24), path)
 
     monkeypatch.setattr(direct.os, "open", refuse)
-    monkeypatch.setattr("sys.argv", ["flashlite", "eval", str(store.path), "--text", str(store.path)])
+    monkeypatch.setattr("sys.argv", ["flashlite", "eval", str(store.path), "--text", __file__])
     monkeypatch.setattr("flashlite.storage.tokenizer.read_files", lambda paths: "")
     monkeypatch.setattr("flashlite.storage.tokenizer.token_windows", lambda *_: torch.zeros(1, 8, dtype=torch.int64))
     with pytest.raises(SystemExit) as end:
