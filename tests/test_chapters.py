@@ -6,7 +6,6 @@ import ast
 import re
 import subprocess
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -140,25 +139,21 @@ def untracked() -> str:
 
 
 @pytest.fixture(scope="module")
-def running(
-    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[dict[Path, Future[nbformat.NotebookNode]]]:
-    """Every chapter that was asked for, run two at a time. The first to need a packed model packs it for all."""
-    asked = [item.callspec.params["path"] for item in request.session.items if item.name.startswith(RUNS)]
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A home of their own for the chapters that run in this process. The first to need a packed model packs it."""
     before = untracked()
-    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLASHLITE_HOME", str(tmp_path_factory.mktemp("home")))
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("OMP_NUM_THREADS", "1")  # more would wait for each other
-        folders = [
-            ROOT if int(path.name[:2]) % 2 else ROOT / "chapters" for path in asked
-        ]  # students start from either
-        yield {path: pool.submit(run_chapters.run, path, folder) for path, folder in zip(asked, folders, strict=True)}
+        yield
     assert untracked() == before, "running a chapter leaves nothing behind"
 
 
 @pytest.mark.slow
 @EACH
-def test_a_chapter_runs(path: Path, running: dict[Path, Future[nbformat.NotebookNode]]) -> None:
-    executed = running[path].result()
+@pytest.mark.usefixtures("home")
+def test_a_chapter_runs(path: Path) -> None:
+    folder = ROOT if int(path.name[:2]) % 2 else ROOT / "chapters"  # students start from either
+    executed = run_chapters.run(path, folder)
     assert all(cell.execution_count for cell in executed.cells if cell.cell_type == "code")
