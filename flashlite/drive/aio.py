@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 
 from flashlite.drive.backends import Batch, libc
+from flashlite.drive.direct import address
 from flashlite.drive.reads import IOVEC, Reads
 from flashlite.errors import ReadError
 
 _SYSCALLS = {"x86_64": (206, 207, 208, 209), "aarch64": (0, 1, 4, 2)}
 _PREADV = 7
 POLL_SECONDS = 2e-3
+AT_ONCE = 16  # reads handed over together: the drive begins with them while the next ones are on their way to it
 PAUSES = tuple(1e-3 * 2**i for i in range(10))  # seconds; together one, for which a full system is asked again
 _IOCB = np.dtype(
     [
@@ -44,7 +46,7 @@ def _syscall(number: int, *args: Any) -> int:
 
 
 class NativeAio:
-    """Linux native AIO: a batch of reads is one array of control blocks, handed over with one system call.
+    """Linux native AIO: a batch of reads is one array of control blocks, handed over with few system calls.
 
     depth: the most reads of a batch in flight
     patience: seconds for which it asks the system again and again, before it sleeps until reads have finished
@@ -60,37 +62,30 @@ class NativeAio:
         if sys.platform != "linux" or platform.machine() not in _SYSCALLS:
             raise OSError(errno.ENOSYS, "native AIO is a Linux interface")
         self._setup, self._destroy, self.getevents, self.iosubmit = _SYSCALLS[platform.machine()]
-        self.idle: list[int] = [self._new_queue()]  # queues with nothing in flight; each serves one batch at a time
+        self.idle = [_Queue(self._setup, self.depth)]  # queues with nothing in flight; each serves one batch at a time
         self._all = list(self.idle)
         self._pid = os.getpid()
-
-    def _new_queue(self) -> int:
-        queue = ctypes.c_ulong(0)
-        if (code := _syscall(self._setup, ctypes.c_long(self.depth), ctypes.byref(queue))) < 0:
-            full = "; fs.aio-max-nr bounds what all programs together may take" if -code == errno.EAGAIN else ""
-            raise ReadError(f"io_setup: {os.strerror(-code)}{full}")
-        return queue.value
 
     def submit(self, fd: int, reads: Reads) -> Batch:
         try:
             queue = self.idle.pop()
         except IndexError:
-            self._all.append(queue := self._new_queue())
+            self._all.append(queue := _Queue(self._setup, self.depth))
         try:
             return _AioBatch(self, queue, fd, reads)
         except BaseException:
             self.discard(queue)
             raise
 
-    def discard(self, queue: int) -> None:
+    def discard(self, queue: _Queue) -> None:
         """Destroy a queue, which ends all its reads: after an interrupt nobody knows which of them are in flight."""
         self._all.remove(queue)
-        _syscall(self._destroy, ctypes.c_ulong(queue))
+        _syscall(self._destroy, queue.handle)
 
     def __del__(self) -> None:
         if getattr(self, "_pid", None) == os.getpid():  # queues don't survive a fork
             for queue in self._all:
-                _syscall(self._destroy, ctypes.c_ulong(queue))
+                _syscall(self._destroy, queue.handle)
 
 
 def _insist(order: tuple[Any, ...]) -> int:
@@ -103,44 +98,77 @@ def _insist(order: tuple[Any, ...]) -> int:
     return result
 
 
+class _Queue:
+    """A queue of the system, and the memory in which reads are handed over to it and their results come back.
+
+    setup: the number of the system call that makes a queue
+    depth: the most reads in flight
+
+    Raises ReadError if the system refuses another queue.
+    """
+
+    def __init__(self, setup: int, depth: int) -> None:
+        self.handle = ctypes.c_ulong(0)
+        if (code := _syscall(setup, ctypes.c_long(depth), ctypes.byref(self.handle))) < 0:
+            full = "; fs.aio-max-nr bounds what all programs together may take" if -code == errno.EAGAIN else ""
+            raise ReadError(f"io_setup: {os.strerror(-code)}{full}")
+        self._blocks = np.zeros(depth, _IOCB)
+        self._blocks["opcode"] = _PREADV
+        self._pointers = address(self._blocks) + np.arange(depth) * _IOCB.itemsize
+        self._pointers_at = address(self._pointers)
+        self._events = np.empty(depth, _EVENT)
+        self.events = ctypes.c_void_p(address(self._events))
+        self._fields = [self._blocks[name] for name in ("data", "fd", "buffers", "count", "offset")]
+        self._read, self._result = (self._events[name] for name in ("data", "result"))
+
+    def describe(self, fd: int, reads: Reads, begin: int, end: int) -> None:
+        """Fill in the first control blocks: for the reads from `begin` to `end`, at most as many as the depth."""
+        part = slice(begin, end)
+        buffers = address(reads.iovecs) + reads.first[part] * IOVEC.itemsize
+        values = np.arange(begin, end), fd, buffers, reads.count[part], reads.offset[part]
+        for field, value in zip(self._fields, values, strict=True):
+            field[: end - begin] = value
+
+    def pointers(self, i: int) -> ctypes.c_void_p:
+        """Where the pointers to the control blocks from number i on begin."""
+        return ctypes.c_void_p(self._pointers_at + 8 * i)
+
+    def note(self, got: int, results: np.ndarray) -> None:
+        """Write the results of the first `got` events where they belong. results: [reads] int64."""
+        results[self._read[:got].astype(np.int64)] = self._result[:got]
+
+
 class _AioBatch:
     """One batch in a queue of its own. The first _submitted reads were handed over, and _done of them have a result."""
 
-    def __init__(self, aio: NativeAio, queue: int, fd: int, reads: Reads) -> None:
-        n = reads.number
-        self._aio, self._queue, self._reads, self._number = aio, queue, reads, n
-        self._blocks = np.zeros(n, _IOCB)
-        self._blocks["data"], self._blocks["opcode"], self._blocks["fd"] = np.arange(n), _PREADV, fd
-        self._blocks["buffers"] = reads.iovecs.__array_interface__["data"][0] + reads.first * IOVEC.itemsize
-        self._blocks["count"], self._blocks["offset"] = reads.count, reads.offset
-        self._pointers = self._blocks.__array_interface__["data"][0] + np.arange(n) * _IOCB.itemsize
-        self._events = np.empty(min(n, aio.depth), _EVENT)
-        self._events_at = ctypes.c_void_p(self._events.__array_interface__["data"][0])
-        self._results = np.full(n, -errno.ECANCELED, np.int64)
+    def __init__(self, aio: NativeAio, queue: _Queue, fd: int, reads: Reads) -> None:
+        self._aio, self._fd, self._reads, self._number = aio, fd, reads, reads.number
+        self._queue, self._left = queue, False
+        self._results = np.full(reads.number, -errno.ECANCELED, np.int64)
         self._submitted = self._done = 0
         self._fill_queue()
 
     def _fill_queue(self) -> None:
         """Hand over as many reads as the queue has room for. A read that is refused counts as failed. If the
         system has no room for any, all reads that are left count as failed."""
-        room = self._aio.depth - (self._submitted - self._done)
-        while self._submitted < self._number and room > 0:
-            left = self._number - self._submitted
-            pointers = ctypes.c_void_p(self._pointers.__array_interface__["data"][0] + 8 * self._submitted)
-            order = self._aio.iosubmit, ctypes.c_ulong(self._queue), ctypes.c_long(min(room, left)), pointers
+        begin, queue = self._submitted, self._queue
+        end = min(self._number, begin + self._aio.depth - (begin - self._done))
+        queue.describe(self._fd, self._reads, begin, end)
+        while self._submitted < end:
+            most = ctypes.c_long(min(AT_ONCE, end - self._submitted))
+            order = self._aio.iosubmit, queue.handle, most, queue.pointers(self._submitted - begin)
             taken = _syscall(*order)
             if taken == -errno.EAGAIN and self._submitted > self._done:
                 return  # the system is busy: wait for some of ours first
             if taken == -errno.EAGAIN:
                 taken = _insist(order)
-            if taken < 0:
-                refused = left if taken == -errno.EAGAIN else 1
-                self._results[self._submitted : self._submitted + refused] = taken
-                self._done += refused
-                self._submitted += refused
-            else:
+            if taken >= 0:
                 self._submitted += taken
-                room -= taken
+                continue
+            refused = self._number - self._submitted if taken == -errno.EAGAIN else 1
+            self._results[self._submitted : self._submitted + refused] = taken
+            self._done += refused
+            self._submitted += refused
 
     def wait(self) -> np.ndarray:
         """See Batch."""
@@ -156,11 +184,11 @@ class _AioBatch:
         self._leave(self._aio.idle.append)
         return self._results
 
-    def _leave(self, queue_to: Callable[[int], None]) -> None:
+    def _leave(self, queue_to: Callable[[_Queue], None]) -> None:
         """Give up the queue, unless that was done before. Afterwards nothing is under way."""
-        queue, self._queue = self._queue, 0
-        if queue:
-            queue_to(queue)
+        left, self._left = self._left, True
+        if not left:
+            queue_to(self._queue)
         self._submitted = self._done = self._number
 
     def _reap(self) -> None:
@@ -176,17 +204,18 @@ class _AioBatch:
             few = 1 if patience else max(1, in_flight // 2)  # so that it wakes seldom
             got = self._finished(in_flight, 0 if time.perf_counter() < until else few)
             if got:
-                finished = self._events[:got]
-                self._results[finished["data"].astype(np.int64)] = finished["result"]
+                self._queue.note(got, self._results)
                 self._done += got
                 if self._submitted < self._number:
                     return
                 until = time.perf_counter() + patience
 
     def _finished(self, in_flight: int, least: int) -> int:
-        """Wait until at least `least` reads have finished. Returns how many have; their events are in `_events`."""
-        queue, most = ctypes.c_ulong(self._queue), ctypes.c_long(min(in_flight, len(self._events)))
-        got = _syscall(self._aio.getevents, queue, ctypes.c_long(least), most, self._events_at, None)
+        """Wait until at least `least` reads have finished. Returns how many have; their events are in the queue."""
+        queue = self._queue
+        got = _syscall(
+            self._aio.getevents, queue.handle, ctypes.c_long(least), ctypes.c_long(in_flight), queue.events, None
+        )
         if got < 0:
             raise ReadError(f"io_getevents: {os.strerror(-got)}")
         return got

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from flashlite.drive.direct import address
 from flashlite.drive.jobs import Job, Workers
 from flashlite.drive.reads import IOVEC, Reads
 
@@ -47,7 +48,7 @@ class Backend(Protocol):
 
 def _read_one(fd: int, reads: Reads, i: int) -> int:
     """Make one vectored read of a batch, once more after each signal. Returns its result, see Batch."""
-    buffers = reads.iovecs.ctypes.data + int(reads.first[i]) * IOVEC.itemsize
+    buffers = address(reads.iovecs) + int(reads.first[i]) * IOVEC.itemsize
     while True:
         done = libc.preadv(fd, buffers, int(reads.count[i]), int(reads.offset[i]))
         if done >= 0:

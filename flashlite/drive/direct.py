@@ -39,6 +39,12 @@ def aligned_buffer(rows: int, row_bytes: int) -> np.ndarray:
     return whole[begin : begin + nbytes].reshape(rows, row_bytes)
 
 
+def address(array: np.ndarray) -> int:
+    """Where an array begins in memory. It is asked as bytes, because NumPy answers five times as slowly where the items
+    have named fields."""
+    return int(array.view(np.uint8).__array_interface__["data"][0])
+
+
 class Descriptor:
     """The descriptor of an open file, closed when its last owner is gone. Its owners are the file and every read under
     way, because the system gives the number of a closed file to the next one that is opened."""

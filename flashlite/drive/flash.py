@@ -123,18 +123,21 @@ class FlashFile:
         return Ticket(self, plan_reads(offsets, sizes, addresses), len(offsets), out)
 
     def _check_bounds(self, offsets: np.ndarray, sizes: np.ndarray, out: np.ndarray, rows: np.ndarray) -> None:
-        largest, row_bytes = sizes.max(), out.shape[1] * out.itemsize
-        if offsets.min() < 0 or sizes.min() < 0 or (offsets + sizes).max() > self.size:
-            i = int(np.argmax((offsets < 0) | (sizes < 0) | (offsets + sizes > self.size)))
+        row_bytes = out.shape[1] * out.itemsize
+        last, end, largest, row = (_largest(part) for part in (offsets, offsets + sizes, sizes, rows))
+        if largest <= row_bytes and max(last, end) <= self.size and row < len(out) and out.strides[1] == out.itemsize:
+            return
+        outside = (offsets < 0) | (sizes < 0) | (offsets + sizes > self.size)
+        if outside.any():
+            i = int(np.argmax(outside))
             raise ReadError(
                 f"{self.path}: {sizes[i]} bytes at offset {offsets[i]} are not inside the file of {self.size} bytes; "
                 "was it truncated?"
             )
-        if rows.min() < 0 or rows.max() >= len(out) or largest > row_bytes or out.strides[1] != out.itemsize:
-            raise ReadError(
-                f"{self.path}: records of {largest} bytes don't fit the buffer at rows {rows.min()} to {rows.max()}: "
-                f"it has {len(out)} rows of {row_bytes} bytes"
-            )
+        raise ReadError(
+            f"{self.path}: records of {sizes.max()} bytes don't fit the buffer at rows {rows.min()} to {rows.max()}: "
+            f"it has {len(out)} rows of {row_bytes} bytes"
+        )
 
     def finish_reads(self) -> None:
         """Wait for all reads that a caller left under way when it was broken off. Their errors are ignored."""
@@ -146,6 +149,11 @@ class FlashFile:
         raise ReadError(
             f"{self.path}: an open file can't be copied, because two owners would close it twice: open it again"
         )
+
+
+def _largest(numbers: np.ndarray) -> int:
+    """The largest of some numbers ([n] int64, n > 0), where negative ones count as larger than all others."""
+    return int(np.maximum.reduce(numbers.view(np.uint64)))
 
 
 class Ticket:
