@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import differential
 import pytest
 import test_faults
 import test_memory
 import torch
 from conftest import smallest_budget
-from test_faults import dense, expected, store  # noqa: F401 (fixtures)
+from test_differential import pairs  # noqa: F401 (fixtures)
+from test_faults import dense, expected, store  # noqa: F401
 from transformers import AutoModelForCausalLM
 
 import flashlite
@@ -25,6 +27,7 @@ from flashlite.storage.store import Store
 
 SEEDS = int(os.environ.get("FLASHLITE_SOAK", "4"))
 PLACES, MODELS, INTERRUPTS = 4, 500, 100
+TRIALS, A_TEST = 2000, 100  # random models called in random ways
 LONG, PROMPT = 2000, 40
 BUDGETS = ("smallest", "50%", "100%")
 
@@ -42,6 +45,12 @@ def test_faults_by_many_seeds(store: Store, expected: Any, stage: int, backend: 
 def test_interrupts_at_many_moments(store: Store, expected: Any, stage: int, backend: str) -> None:
     model = test_faults.load_on(store, stage, lambda inner: inner, backend)
     assert test_faults.interrupt(model, expected, INTERRUPTS, seed=1000 + stage) == INTERRUPTS
+
+
+@pytest.mark.parametrize("first", range(10_000, 10_000 + TRIALS, A_TEST))
+def test_random_models_called_in_random_ways(first: int, pairs: Any) -> None:
+    for seed in range(first, first + A_TEST):
+        differential.trial(seed, pairs)
 
 
 @pytest.mark.parametrize("work", [test_memory.use, test_memory.break_off])

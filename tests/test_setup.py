@@ -28,13 +28,13 @@ def fake_python(folder: Path, pretends: str) -> Path:
 
 
 def make(folder: Path, python: object, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run make in a folder that holds what it needs to set an environment up."""
+    """Run make in a folder that holds what it needs to set an environment up, as if no other make had started it."""
     for name in ("Makefile", "pyproject.toml", "constraints.txt", "tools"):
         if not (folder / name).exists():
             (folder / name).symlink_to(ROOT / name)
     return subprocess.run(
         ["make", ".venv/ready", f"PYTHON={python}"], cwd=folder, capture_output=True, text=True, check=False,
-        env=os.environ | variables,
+        env={name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))} | variables,
     )  # fmt: skip
 
 
