@@ -18,7 +18,7 @@ soak: .venv/ready
 	$(BIN)/python -m pytest tests/soak.py
 
 chapters: .venv/ready
-	$(BIN)/python -m pytest tests/test_chapters.py
+	$(BIN)/python -m pytest -n auto -m notebook tests/test_chapters.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

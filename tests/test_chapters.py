@@ -17,7 +17,6 @@ from flashlite.course.manifest import Exercise, read_course
 ROOT = Path(__file__).parent.parent
 CHAPTERS = run_chapters.notebooks([])
 IDS = [path.stem for path in CHAPTERS]
-RUNS = "test_a_chapter_runs["
 EACH = pytest.mark.parametrize("path", CHAPTERS, ids=IDS)
 
 
@@ -150,7 +149,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     assert untracked() == before, "running a chapter leaves nothing behind"
 
 
-@pytest.mark.slow
+@pytest.mark.notebook
 @EACH
 @pytest.mark.usefixtures("home")
 def test_a_chapter_runs(path: Path) -> None:

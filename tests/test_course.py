@@ -129,21 +129,21 @@ def test_solutions_earn_every_point(course: Course) -> None:
 
 
 BROKEN = {
-    "syntax error": ("def clear(self)", "def clear(self", "ERROR", r"ex03_window.py:\d+: .*SyntaxError"),
-    "endless loop": ("class Window:", "while True:\n    pass\n\n\nclass Window:", "FAIL", "endless loop"),
-    "exit": ("class Window:", "raise SystemExit(0)\n\n\nclass Window:", "ERROR", "SystemExit"),
-    "hard exit": ("class Window:", "import os\nos._exit(0)\n\n\nclass Window:", "ERROR", "left with code 0"),
-    "segfault": ("class Window:", "import ctypes\nctypes.string_at(0)\n\n\nclass Window:", "ERROR", "SIGSEGV"),
-    "import": ("class Window:", "import not_there\n\n\nclass Window:", "ERROR", "ModuleNotFoundError.*not_there"),
+    "syntax error": ("def merge_adjacent(", "def merge_adjacent((", "ERROR", r"ex00_reads.py:\d+: .*SyntaxError"),
+    "endless loop": ("IOVEC = np", "while True:\n    pass\n\n\nIOVEC = np", "FAIL", "endless loop"),
+    "exit": ("IOVEC = np", "raise SystemExit(0)\n\n\nIOVEC = np", "ERROR", "SystemExit"),
+    "hard exit": ("IOVEC = np", "import os\nos._exit(0)\n\n\nIOVEC = np", "ERROR", "left with code 0"),
+    "segfault": ("IOVEC = np", "import ctypes\nctypes.string_at(0)\n\n\nIOVEC = np", "ERROR", "SIGSEGV"),
+    "import": ("IOVEC = np", "import not_there\n\n\nIOVEC = np", "ERROR", "ModuleNotFoundError.*not_there"),
 }
 
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_broken_files_are_judged_and_leave_the_others_alone(kind: str, clone: Course) -> None:
     old, new, status, message = BROKEN[kind]
-    edit(clone, "ex03_window.py", old, new)
-    shutil.copyfile(ROOT / "solutions/ex04_bundle.py", clone.root / "exercises/ex04_bundle.py")
-    wanted = [clone.find("3.2"), clone.find("4.1")]
+    edit(clone, "ex00_reads.py", old, new)
+    shutil.copyfile(ROOT / "solutions/ex07_speculative.py", clone.root / "exercises/ex07_speculative.py")
+    wanted = [clone.find("0.1"), clone.find("7.1")]
     limit = 6.0 if kind == "endless loop" else 60.0
     broken = grade_one(clone, clone.root / "exercises", wanted[0], 1, limit)
     assert (broken.status, broken.points) == (status, 0), broken
@@ -262,11 +262,11 @@ def first_line(line: str, encoding: str) -> Callable[[str], bytes]:
     ids=["CRLF", "CR", "byte-order mark", "latin-1", "cp1252"],
 )  # fmt: skip
 def test_a_file_counts_as_python_reads_it(clone: Course, change: Callable[[str], bytes]) -> None:
-    path = clone.root / "exercises/ex04_bundle.py"
-    path.write_bytes(change((ROOT / "solutions/ex04_bundle.py").read_text(encoding="utf-8")))
+    path = clone.root / "exercises/ex07_speculative.py"
+    path.write_bytes(change((ROOT / "solutions/ex07_speculative.py").read_text(encoding="utf-8")))
     compile(path.read_bytes(), path, "exec")
     assert clone.is_edited(path)
-    assert grade_one(clone, path.parent, clone.find("4.1"), seed=1).status == "PASS"
+    assert grade_one(clone, path.parent, clone.find("7.1"), seed=1).status == "PASS"
 
 
 @pytest.mark.parametrize(
@@ -279,14 +279,14 @@ def test_a_file_counts_as_python_reads_it(clone: Course, change: Callable[[str],
     ids=["UTF-16", "UTF-32", "no mark", "latin-1 without its line", "unknown", "no text", "contradiction"],
 )  # fmt: skip
 def test_a_file_that_python_cannot_read_is_named(clone: Course, change: Callable[[str], bytes]) -> None:
-    path = clone.root / "exercises/ex04_bundle.py"
-    path.write_bytes(change((ROOT / "solutions/ex04_bundle.py").read_text(encoding="utf-8")))
+    path = clone.root / "exercises/ex07_speculative.py"
+    path.write_bytes(change((ROOT / "solutions/ex07_speculative.py").read_text(encoding="utf-8")))
     with pytest.raises((SyntaxError, ValueError)):
         compile(path.read_bytes(), path, "exec")
     assert clone.is_edited(path)
-    found = grade_one(clone, path.parent, clone.find("4.1"), seed=1)
+    found = grade_one(clone, path.parent, clone.find("7.1"), seed=1)
     assert (found.status, found.points) == ("ERROR", 0)
-    assert found.message == "ex04_bundle.py isn't saved as text that Python can read: save it as UTF-8"
+    assert found.message == "ex07_speculative.py isn't saved as text that Python can read: save it as UTF-8"
 
 
 def test_a_list_of_stubs_that_is_missing_or_damaged_is_named(clone: Course) -> None:

@@ -104,7 +104,7 @@ def write(model: OPTForCausalLM, expected: Expected) -> None:
 
 # Behind the interface of backends
 
-PLACES = 2  # for each stage, backend, budget and kind
+PLACES = 1  # for each stage, backend, budget and kind
 CASES = len(LADDER) * len(BACKENDS) * 2 * len(KINDS) * PLACES
 
 

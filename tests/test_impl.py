@@ -76,10 +76,9 @@ def test_a_stub_stops_with_one_line_that_names_the_exercise(clone: Course, store
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", ["bench", "run"])
-def test_a_wrong_implementation_shows_no_speed(command: str, clone: Course, store: Store) -> None:
+def test_a_wrong_implementation_shows_no_speed(clone: Course, store: Store) -> None:
     solve_chapter_3(clone, "else NONE, overflow)", "else NONE, NONE)")  # neurons that find no room are left out
-    done = bench(clone, store) if command == "bench" else call(clone, "run", store.path, "--stage", 3)
+    done = call(clone, "run", store.path, "--stage", 3)
     assert done.returncode == 1
     assert "no speed is shown for a wrong answer" in done.stderr
     assert " ms" not in done.stdout + done.stderr
@@ -127,16 +126,8 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["run", "opt-mini", "--stage", 4, "--max-new-tokens", 2],
-        ["bench", "opt-mini", "--stage", 4, "--rounds", 1, "--tokens", 8],
-    ],
-    ids=["run", "bench"],
-)
-def test_a_model_is_packed_by_the_engine_whatever_runs_it(command: list[object], wrong: Course, store: Store) -> None:
-    done = call(wrong, *command, impl="ref,ex04=mine")
+def test_a_model_is_packed_by_the_engine_whatever_runs_it(wrong: Course, store: Store) -> None:
+    done = call(wrong, "run", "opt-mini", "--stage", 4, "--max-new-tokens", 2, impl="ref,ex04=mine")
     assert done.returncode == 0, done.stderr
     (packed,) = (home() / "stores").iterdir()
     assert Store(packed).manifest["files"] == store.manifest["files"]

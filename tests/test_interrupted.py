@@ -25,7 +25,7 @@ from flashlite.storage.store import PREDICTOR, Store
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="its writers are forked and limited as on Linux")
 
-KILLS = 10  # of each program, at random moments
+KILLS = 6  # of each program, at random moments
 PACKING_STEPS, PLANTING_STEPS, TRAINING_STEPS = 14, 19, 3  # in the file system
 REPLACING_STEPS = {True: 21, False: 26}  # those of `pack`, if names can be swapped and if not
 SWAPS = [pytest.param(True, id="names swap"), pytest.param(False, id="names don't swap")]

@@ -25,8 +25,8 @@ from flashlite.engine.budget import parse_budget
 from flashlite.storage.store import Store
 
 MIB = 2**20
-FEW, MANY = 10, 50  # models loaded before what a process has is noted, and after
-LONG = 2000  # tokens
+FEW, MANY = 6, 24  # models loaded before what a process has is noted, and after
+LONG = 800  # tokens
 needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="this system doesn't list open files")
 
 
@@ -94,7 +94,7 @@ def cycle(work: Callable[[Store, int], None], store: Store, stage: int, times: i
 def test_a_model_that_is_dropped_leaves_nothing(
     tiny_store: Store, stage: int, work: Callable[[Store, int], None]
 ) -> None:
-    """The bound is less than a hundredth of what the models would have taken together."""
+    """The bound is less than a fortieth of what the models would have taken together."""
     assert cycle(work, tiny_store, stage, MANY) < MIB
 
 
@@ -154,7 +154,7 @@ def base(setup: Setup) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("budget", ["smallest", "50%", "75%", "100%"])
+@pytest.mark.parametrize("budget", ["smallest", "50%", "100%"])
 def test_budgets_are_kept_under_an_enforced_cap(setup: Setup, base: int, budget: str) -> None:
     """A process that took more than the budget and the base would be killed. The smallest of opt-mini is 46 %."""
     store = Store(setup.store)

@@ -52,7 +52,7 @@ def write(job: dict[str, Any]) -> None:
         synth.published_config = lambda name: SMALL
         synth.synth("opt-small", out, "fp32")
     elif job["program"] == "train":
-        train_predictor.STEPS = 20
+        train_predictor.STEPS = 3
         store, generator = Store(out), torch.Generator().manual_seed(0)
         windows, held_out = torch.randint(3, 128, (2, 4, 64), generator=generator)
         train_predictor.train_predictors(store, windows, held_out).save(store.path / PREDICTOR)
