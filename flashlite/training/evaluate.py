@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import OPTForCausalLM
+from transformers import PreTrainedModel
 
 from flashlite.engine.ffn import StreamedFFN
 from flashlite.engine.model import build
@@ -38,20 +38,21 @@ class PredictedFFN(nn.Module):
         return self.whole(x, self.predictor.mask(x))
 
 
-def streamed_model(store: Store) -> OPTForCausalLM:
+def streamed_model(store: Store) -> PreTrainedModel:
     """The exact model, each FFN streamed whole from a layout that the store has: any size fits in little DRAM."""
     return build(store, replace(RESIDENT, layout=store.layouts[0]), "100%", "oracle")
 
 
-def predicted_model(store: Store, predictors: list[LowRankPredictor]) -> OPTForCausalLM:
+def predicted_model(store: Store, predictors: list[LowRankPredictor]) -> PreTrainedModel:
     """The model in which only predicted neurons take part."""
     model = streamed_model(store)
-    for layer, predictor in zip(model.model.decoder.layers, predictors, strict=True):
-        layer.fc1 = PredictedFFN(layer.fc1, predictor)
+    layers = model.get_submodule(store.family.layers)
+    for layer, ffn, predictor in zip(layers, model.flash.ffns, predictors, strict=True):
+        store.family.install(layer, PredictedFFN(ffn, predictor))
     return model
 
 
-def watch(model: OPTForCausalLM, see: Callable[[int, Tensor, Tensor], None]) -> None:
+def watch(model: PreTrainedModel, see: Callable[[int, Tensor, Tensor], None]) -> None:
     """Have a dense model tell what enters each layer's FFN, and which neurons fire, whenever it is called.
 
     see: called with the layer's number, x [tokens, d_model] and fired [tokens, ffn] bool.
@@ -59,7 +60,7 @@ def watch(model: OPTForCausalLM, see: Callable[[int, Tensor, Tensor], None]) -> 
     store = model.flash.store
     file = NeuronFile(store, store.layouts[0])
     for i, ffn in enumerate(model.flash.ffns):
-        oracle = OraclePredictor(file, i, ffn.up_bias)
+        oracle = OraclePredictor(file, i, ffn.up_bias, store.activation)
 
         def tell(module: nn.Module, args: tuple[Tensor, ...], i: int = i, oracle: OraclePredictor = oracle) -> None:
             see(i, args[0], oracle.mask(args[0]))
@@ -97,7 +98,7 @@ class Tally:
 
 
 @torch.no_grad()
-def loss(model: OPTForCausalLM, windows: Tensor) -> float:
+def loss(model: PreTrainedModel, windows: Tensor) -> float:
     """Mean loss in nats a token over windows of tokens [windows, length], each predicted from its beginning."""
     total = 0.0
     for batch in windows.split(8):
