@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flashlite.arguments import Dtype, parse_stages, parse_window
+from flashlite.arguments import Dtype, parse_stages, parse_window, stage_number
 from flashlite.cli import unsolved
-from flashlite.cli.checks import check_stages
+from flashlite.cli.checks import check_exercises, check_stages
 from flashlite.cli.options import (
     BudgetOption,
     DtypeOption,
@@ -78,7 +78,7 @@ def bench(
     revision: RevisionOption = None,
     dram_budget: BudgetOption = "50%",
     window: WindowOption = "5",
-    predictor: PredictorOption = "trained",
+    predictor: PredictorOption = "auto",
     rounds: Annotated[int, typer.Option(help="processes for each stage", min=1)] = 3,
     memory_cap: Annotated[bool, typer.Option("--memory-cap", help="have the system enforce budget plus base")] = False,
     peers: Annotated[bool, typer.Option("--peers", help="measure what people use today, under the same cap")] = False,
@@ -105,11 +105,16 @@ def bench(
     from flashlite.bench import ladder
 
     store = open_store(plugged.model, dtype, plugged.revision)
-    check_stages(store, numbers, dram_budget, predictor, window_tokens)
+    if plugged.plugs:
+        check_exercises(store)
+    from flashlite.engine.predictors.choice import settle
+
+    chosen = settle(store, predictor) if max(numbers) >= stage_number("predictor") else "oracle"
+    check_stages(store, numbers, dram_budget, chosen, window_tokens)
     try:
         result = ladder.bench(
             store, stages=numbers, tokens=tokens, prompt_tokens=prompt_tokens, budget=dram_budget, window=window_tokens,
-            predictor=predictor, rounds=rounds, capped=memory_cap, peers=peers, slow_tokens=slow_tokens,
+            predictor=chosen, rounds=rounds, capped=memory_cap, peers=peers, slow_tokens=slow_tokens,
             check_tokens=check_tokens, verify_reads=verify_reads, progress=show_progress,
             worker=plugged.command("flashlite.bench.measure_one"),
         )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -16,8 +16,9 @@ from transformers import PreTrainedModel
 from flashlite.engine.ffn import StreamedFFN
 from flashlite.engine.model import build
 from flashlite.engine.predictor import LowRankPredictor, OraclePredictor, Predictor
-from flashlite.engine.predictor_file import LayerReport, PredictorSet
-from flashlite.engine.stages import RESIDENT
+from flashlite.engine.predictor_file import LayerReport
+from flashlite.engine.predictors.choice import Chosen, choose
+from flashlite.engine.stages import PREDICTOR, RESIDENT
 from flashlite.engine.window import LONGEST_UNION, union_sizes
 from flashlite.storage.neurons import NeuronFile
 from flashlite.storage.store import Store
@@ -43,7 +44,7 @@ def streamed_model(store: Store) -> PreTrainedModel:
     return build(store, replace(RESIDENT, layout=store.layouts[0]), "100%", "oracle")
 
 
-def predicted_model(store: Store, predictors: list[LowRankPredictor]) -> PreTrainedModel:
+def predicted_model(store: Store, predictors: Sequence[Predictor]) -> PreTrainedModel:
     """The model in which only predicted neurons take part."""
     model = streamed_model(store)
     layers = model.get_submodule(store.family.layers)
@@ -121,13 +122,17 @@ class Evaluation:
         return asdict(self)
 
 
-def evaluate(store: Store, windows: Tensor) -> Evaluation:
-    """Measure a store's predictors on windows of tokens [windows, length]; each layer's on what enters it in the dense
-    model. Raises PredictorError if the store has none."""
-    predictors = PredictorSet.load(store).layers
-    tallies, model = [Tally() for _ in predictors], streamed_model(store)
+def evaluate(store: Store, windows: Tensor, predictor: Chosen = "auto") -> Evaluation:
+    """Measure predictors on windows of tokens [windows, length]; each layer's on what enters it in the dense model.
+
+    predictor: as `load` takes it. Raises PredictorError if the store has none such.
+    """
+    model, choice = streamed_model(store), choose(store, PREDICTOR, predictor)
+    predictors = [choice.make(i, ffn.up_bias) for i, ffn in enumerate(model.flash.ffns)]
+    tallies = [Tally() for _ in predictors]
     watch(model, lambda i, x, fired: tallies[i].add(predictors[i].mask(x), fired, windows.shape[1]))
     dense = loss(model, windows)
-    predicted = loss(predicted_model(store, list(predictors)), windows)
-    reports = tuple(tally.report(predictor.rank) for tally, predictor in zip(tallies, predictors, strict=True))
+    predicted = loss(predicted_model(store, predictors), windows)
+    ranks = [predictor.rank if isinstance(predictor, LowRankPredictor) else 0 for predictor in predictors]
+    reports = tuple(tally.report(rank) for tally, rank in zip(tallies, ranks, strict=True))
     return Evaluation(windows.numel(), math.exp(dense), math.exp(predicted), reports)

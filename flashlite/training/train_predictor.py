@@ -160,7 +160,7 @@ def train_predictors(
     data, layers, reports = collect(store, train), [], []
     ffns = streamed_model(store).flash.ffns
     for i in range(store.layers):
-        up, bias = up_projection(store, i), ffns[i].up_bias.float()
+        up, bias = up_projection(store, i), ffns[i].up_bias.float() - store.activation.threshold
         best: tuple[float, LowRankPredictor, LayerReport] | None = None
         rank = lowest = round_up(store.shape.d_model // 8, INT8_BLOCK)
         while rank <= max(lowest, store.shape.d_model // 2):
