@@ -59,7 +59,10 @@ def load_dense(store: Store) -> PreTrainedModel:
 
 
 def dense_model(store: Store, weights: dict[str, Tensor]) -> PreTrainedModel:
-    """Transformers' own model on these weights, none of which is copied. weights: all of a store's, by published name."""
+    """Transformers' own model on these weights, none of which is copied.
+
+    weights: all of a store's, by published name
+    """
     model = empty_model(store.config, store.family)
     model.load_state_dict(weights, strict=False, assign=True)  # a store has all weights but a head that is tied
     model.tie_weights()

@@ -171,12 +171,13 @@ def measure_stage(task: StageTask, store: Store) -> StageRun:
         free()
     window = task.window if stage.window and isinstance(task.window, int) else 1  # "auto" needs a report anyway
     fires = _fires(store, timed.rows.at_a_time, window) if stage.predictor else None
+    speed = product_speed(shape, store.layers, store.dtype, timed.rows.at_a_time, fires, store.activation)
     return StageRun(
         stage=task.stage, name=NAMES[task.stage], agreement=agreement(timed.decoding.chosen, tokens),
         tokens_equal=exact.tokens_equal if exact else None, max_logit_error=exact.max_logit_error if exact else None,
         prompt_ms=timed.decoding.prompt_ms, linear_ms=timed.linear_ms, base_rss_bytes=timed.base_rss_bytes,
         peak_rss_bytes=timed.peak_rss_bytes, product_bytes=float(timed.rows.a_token * shape.neuron_bytes),
-        product_bytes_a_second=product_speed(shape, store.layers, store.dtype, timed.rows.at_a_time, fires, store.activation),
+        product_bytes_a_second=speed,
         copy_bytes_a_second=copy_speed(timed.rows.at_a_time * shape.record_bytes), **vars(timed.cost),
     )  # fmt: skip
 

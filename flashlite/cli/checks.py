@@ -106,7 +106,7 @@ def check_figure(plot: Path, name: str) -> None:
 
 
 def check_exercises(store: Store) -> None:
-    """Raise FlashliteError unless exercises can run a model: theirs are the neurons of OPT, of two matrices and ReLU."""
+    """Raise FlashliteError unless exercises can run a model, because the neurons that they multiply are OPT's."""
     if (kind := store.config.model_type) != "opt":
         raise FlashliteError(f"exercises run OPT, and {store.path} is of type {kind}: leave out --impl")
 

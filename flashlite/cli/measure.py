@@ -103,18 +103,18 @@ def bench(
     unsolved.check_solved(impl, unsolved.of_stages(numbers) | unsolved.COST_MODEL)
     plugged = plug.plug_in(impl, model, dtype, revision)
     from flashlite.bench import ladder
+    from flashlite.engine.predictors.choice import automatic
 
     store = open_store(plugged.model, dtype, plugged.revision)
     if plugged.plugs:
         check_exercises(store)
-    from flashlite.engine.predictors.choice import settle
-
-    chosen = settle(store, predictor) if max(numbers) >= stage_number("predictor") else "oracle"
-    check_stages(store, numbers, dram_budget, chosen, window_tokens)
+    if predictor == "auto" and max(numbers) >= stage_number("predictor"):
+        predictor = automatic(store)
+    check_stages(store, numbers, dram_budget, predictor, window_tokens)
     try:
         result = ladder.bench(
             store, stages=numbers, tokens=tokens, prompt_tokens=prompt_tokens, budget=dram_budget, window=window_tokens,
-            predictor=chosen, rounds=rounds, capped=memory_cap, peers=peers, slow_tokens=slow_tokens,
+            predictor=predictor, rounds=rounds, capped=memory_cap, peers=peers, slow_tokens=slow_tokens,
             check_tokens=check_tokens, verify_reads=verify_reads, progress=show_progress,
             worker=plugged.command("flashlite.bench.measure_one"),
         )  # fmt: skip

@@ -40,7 +40,7 @@ class StreamedFFN(nn.Module):
 
     @property
     def bias(self) -> Tensor:
-        """Of all rows: [ffn], or [2, ffn] of gated neurons, put together anew, as stage 0 reads biases for each token."""
+        """Of all rows: [ffn], or [2, ffn] of gated neurons, put together anew, because stage 0 reads biases anew."""
         return self.up_bias if self._second_bias is None else torch.stack([self.up_bias, self._second_bias])
 
     def forward(self, x: Tensor, keep: Tensor | None = None, copy_out: CopyOut | None = None) -> Tensor:

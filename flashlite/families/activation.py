@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn.functional import threshold_
+from torch.nn.functional import threshold
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Activation:
 
     def __call__(self, first: Tensor, second: Tensor | None = None) -> Tensor:
         """The neurons' values, in the memory of `first`. first, second: [tokens, n]; second is changed too."""
-        value = threshold_(first, self.threshold, 0.0) if self.threshold else first.relu_()
+        value = threshold(first, self.threshold, 0.0, inplace=True) if self.threshold else first.relu_()
         if self.power == 2:
             value.square_()
         if second is None:

@@ -1,4 +1,4 @@
-"""What a configuration describes: transformers' own settings, the model without its weights, and the weights' shapes."""
+"""What a config.json describes: transformers' own configuration, the model without weights, and the weights' shapes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
@@ -24,7 +25,10 @@ NOT_READ = {  # names of code and files, how transformers would load it, and wha
     "num_labels", "id2label", "label2id", "pruned_heads", "task_specific_params",
 }  # fmt: skip
 PRIVATE = {"_remove_final_layer_norm"}  # the one field of this form that says what a model computes
-SENSELESS = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RuntimeError, AssertionError)
+SENSELESS = (
+    StrictDataclassError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RuntimeError,
+    AssertionError,
+)  # fmt: skip
 
 
 def read_config(content: dict[str, Any], family: Family) -> PreTrainedConfig:

@@ -18,7 +18,7 @@ class Family:
     model_type: what transformers calls the family whose classes build it
     first: in a layer, the matrix [ffn, d_model] that decides which neurons fire
     down: in a layer, the matrix [d_model, ffn] of the FFN's second projection
-    second: in a layer, the matrix [ffn, d_model] that a gated neuron multiplies its value with; None where none is gated
+    second: in a layer, the matrix [ffn, d_model] with whose product a gated neuron's value is multiplied, or None
     layers: the list of layers, inside the module that runs them
     embedding: the token embedding, inside that module
     positions: the embedding of positions there; None where positions are computed

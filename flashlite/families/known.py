@@ -50,6 +50,6 @@ def activation_of(config: Any, family: Family) -> Activation:
 
 def _threshold(config: Any) -> float:
     threshold = getattr(config, "hidden_act_param", None)
-    if type(threshold) not in (int, float) or threshold < 0:
+    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or threshold < 0:
         raise CheckpointError(f"the activation fatrelu needs a hidden_act_param from 0, not {threshold!r:.40}")
     return float(threshold)

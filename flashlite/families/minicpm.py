@@ -9,7 +9,7 @@ from flashlite.families.llama import LLAMA
 
 
 def as_granite(config: dict[str, Any]) -> dict[str, Any]:
-    """A MiniCPM's config.json as a Granite's. Raises KeyError, TypeError or ValueError if a size is missing or senseless.
+    """A MiniCPM's config.json as a Granite's. Raises what Python raises where a size is missing or senseless.
 
     Both multiply the embeddings, and what each block adds; MiniCPM divides the head's input, Granite its output.
     """

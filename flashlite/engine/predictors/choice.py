@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from flashlite.arguments import PredictorKind
 from flashlite.engine.predictor import OraclePredictor, Predictor
 from flashlite.engine.predictor_file import PredictorSet
 from flashlite.engine.predictors.copy_predictor import CopyPredictor
@@ -36,10 +37,8 @@ class Choice:
     advice: str = ""
 
 
-def settle(store: Store, predictor: Chosen) -> Chosen:
+def automatic(store: Store) -> PredictorKind:
     """What "auto" means for a store: "trained" where it has predictors, else "copy", which a line says."""
-    if not isinstance(predictor, str) or predictor != "auto":
-        return predictor
     if (store.path / PREDICTOR).exists():
         return "trained"
     log.warning(
@@ -55,7 +54,8 @@ def choose(store: Store, stage: Stage, predictor: Chosen) -> Choice:
     equal = [1.0] * store.layers
     if not stage.predictor:
         predictor = "oracle"  # which takes no DRAM
-    predictor = settle(store, predictor)
+    if predictor == "auto":
+        predictor = automatic(store)
     if predictor == "oracle":
         return Choice(0, equal, _from_flash(store, OraclePredictor))
     if predictor == "copy":
