@@ -19,7 +19,7 @@ from flashlite.engine.product import BLOCK
 from flashlite.engine.timing import IO, MEMORY, PRODUCT, REST, Clock
 from flashlite.errors import ReadError
 from flashlite.families.activation import RELU, Activation
-from flashlite.storage.bundle import round_up
+from flashlite.storage.bundle import round_up, unpack_bundles
 from flashlite.storage.neurons import NeuronFile, wait_all
 
 
@@ -204,6 +204,7 @@ class Stream:
                 matrix[landed][len(part) : n] = 0
         pieces, shape = [matrix[landed][:n] for matrix in self._matrices], self._file.shape
         if len(pieces) == 1:
-            pieces = list(pieces[0][:, : shape.matrices * shape.d_model].split(shape.d_model, 1))
+            rows, d = pieces[0], shape.d_model
+            pieces = [*unpack_bundles(rows, d), rows[:, 2 * d : 3 * d]][: shape.matrices]
         first, down, *second = pieces
         return self._ffn(x, first, bias, down, keep, *second)

@@ -26,7 +26,7 @@ from flashlite.engine.stream import Stream
 from flashlite.engine.timing import IO, REST, CallCost, Clock, Meter
 from flashlite.engine.window import Window
 from flashlite.errors import FlashliteError
-from flashlite.families.configured import empty_model
+from flashlite.families.configured import empty_model, install
 from flashlite.storage.find import open_model
 from flashlite.storage.neurons import NeuronFile
 from flashlite.storage.safetensors_file import DTYPES
@@ -125,7 +125,7 @@ class Engine:
         family = self.store.family
         layers = model.get_submodule(family.layers)
         for layer, ffn in zip(layers, self.ffns, strict=True):
-            family.install(layer, ffn)
+            install(family, layer, ffn)
         model.load_state_dict(self.weights, strict=False, assign=True)
         model.tie_weights()
         model.requires_grad_(False).eval()

@@ -1,4 +1,4 @@
-"""What a config.json describes: transformers' own configuration, the model without weights, and the weights' shapes."""
+"""What a config.json describes: the model without weights, the weights' shapes, and where another FFN goes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from torch import nn
+from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 
@@ -89,6 +89,26 @@ def expected_shapes(config: PreTrainedConfig, family: Family) -> dict[str, tuple
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     alike = {name.removeprefix(first): shapes.pop(name) for name in list(shapes) if name.startswith(first)}
     return shapes | {family.layer.format(i) + name: shape for i in layers for name, shape in alike.items()}
+
+
+def install(family: Family, layer: nn.Module, ffn: nn.Module) -> None:
+    """Put an FFN that takes [tokens, d_model] in the place of a layer's own."""
+    first, *others = family.ffn
+    setattr(layer, first, ffn if family.flattens else Flattened(ffn))
+    for name in others:
+        setattr(layer, name, nn.Identity())
+
+
+class Flattened(nn.Module):
+    """An FFN of [sequences * tokens, d_model] where a layer gives [sequences, tokens, d_model]."""
+
+    def __init__(self, ffn: nn.Module) -> None:
+        super().__init__()
+        self.ffn = ffn
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [sequences, tokens, d_model]. Returns the FFN's output, the same shape."""
+        return self.ffn(x.reshape(-1, x.shape[-1])).view(x.shape)
 
 
 def _one_line(error: Exception) -> str:

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
-
 EMBEDDINGS = "embeddings"  # the group of all weights that belong to no layer
 
 
@@ -98,22 +96,3 @@ class Family:
         """The group that a resident weight is read with: `layers.<i>`, or EMBEDDINGS if it belongs to no layer."""
         begin = self.layers + "."
         return f"layers.{name.removeprefix(begin).partition('.')[0]}" if name.startswith(begin) else EMBEDDINGS
-
-    def install(self, layer: nn.Module, ffn: nn.Module) -> None:
-        """Put an FFN that takes [tokens, d_model] in the place of a layer's own."""
-        first, *others = self.ffn
-        setattr(layer, first, ffn if self.flattens else Flattened(ffn))
-        for name in others:
-            setattr(layer, name, nn.Identity())
-
-
-class Flattened(nn.Module):
-    """An FFN of [sequences * tokens, d_model] where a layer gives [sequences, tokens, d_model]."""
-
-    def __init__(self, ffn: nn.Module) -> None:
-        super().__init__()
-        self.ffn = ffn
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [sequences, tokens, d_model]. Returns the FFN's output, the same shape."""
-        return self.ffn(x.reshape(-1, x.shape[-1])).view(x.shape)

@@ -20,6 +20,7 @@ from flashlite.engine.predictor_file import LayerReport
 from flashlite.engine.predictors.choice import Chosen, choose
 from flashlite.engine.stages import PREDICTOR, RESIDENT
 from flashlite.engine.window import LONGEST_UNION, union_sizes
+from flashlite.families.configured import install
 from flashlite.storage.neurons import NeuronFile
 from flashlite.storage.store import Store
 
@@ -49,7 +50,7 @@ def predicted_model(store: Store, predictors: Sequence[Predictor]) -> PreTrained
     model = streamed_model(store)
     layers = model.get_submodule(store.family.layers)
     for layer, ffn, predictor in zip(layers, model.flash.ffns, predictors, strict=True):
-        store.family.install(layer, PredictedFFN(ffn, predictor))
+        install(store.family, layer, PredictedFFN(ffn, predictor))
     return model
 
 
