@@ -27,12 +27,15 @@ import flashlite
 from flashlite.bench.dense import load_dense
 from flashlite.engine.early import EarlyFFN
 from flashlite.engine.overlap import OverlappedFFN
+from flashlite.engine.predictor import LowRankPredictor
 from flashlite.engine.stages import LADDER
 from flashlite.errors import BudgetError, CheckpointError, PredictorError
 from flashlite.families.activation import Activation
 from flashlite.families.known import FAMILIES
 from flashlite.storage.pack import pack
-from flashlite.storage.store import Store, ffn_file
+from flashlite.storage.store import PREDICTOR, Store, ffn_file
+from flashlite.training.evaluate import evaluate
+from flashlite.training.train_predictor import train_predictors
 
 SIZES = {
     "vocab_size": 96, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -131,11 +134,11 @@ def store_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Store]:
     folder = tmp_path_factory.mktemp("families")
 
     @cache
-    def packed(kind: str, dtype: str = "fp32", form: str = "safetensors") -> Store:
+    def packed(kind: str, dtype: str, form: str) -> Store:
         name = f"{kind}-{dtype}-{form}"
         return pack(save(kind, form, DTYPES[dtype], folder / name), folder / f"{name}.store")
 
-    return packed
+    return lambda kind, dtype="fp32", form="safetensors": packed(kind, dtype, form)
 
 
 def dense(kind: str, store: Store) -> PreTrainedModel:
@@ -327,6 +330,22 @@ def test_a_copy_counts_to_the_budget_and_training_is_the_way_out(store_of: Calla
     assert copies == load(store, 5, "copy").flash.budget.predictors > 0
     with pytest.raises(PredictorError, match="has no predictor"):
         load(store, 5, "trained")
+
+
+@pytest.mark.parametrize("kind", ["llama", "prosparse", "falcon-7b", "nemotron"])
+def test_predictors_are_trained_for_every_family(kind: str, store_of: Callable[..., Store], tmp_path: Path) -> None:
+    store = Store(shutil.copytree(store_of(kind).path, tmp_path / "store"))
+    texts = torch.cat([ids_of(32, 12), in_float32(kind).argmax(-1).repeat(12, 3)[:, :32]])
+    trained = train_predictors(store, texts[:16], texts[16:], recall=0.9, steps=20)
+    trained.save(store.path / PREDICTOR)
+    measured = evaluate(store, texts[16:], "trained")
+    assert [layer.rank for layer in measured.layers] == [layer.rank for layer in trained.reports]
+    assert min(layer.recall for layer in measured.layers) >= 0.8
+    copies = evaluate(store, texts[16:], "copy")
+    assert min(layer.recall for layer in copies.layers) >= 0.99
+    assert max(layer.predicted / layer.active for layer in copies.layers) <= 1.1
+    assert copies.predicted_perplexity == pytest.approx(copies.dense_perplexity, rel=0.02)
+    assert isinstance(load(store, 5, "auto").flash.sparse[0].predictor, LowRankPredictor)
 
 
 # What is refused
