@@ -79,7 +79,12 @@ def split_rows(total: int, needs: Sequence[float], neurons: int, spare: int) -> 
 
 
 def plan_budget(
-    store: Store, stage: Stage, budget: int | float | str, predictor_bytes: int, needs: Sequence[float]
+    store: Store,
+    stage: Stage,
+    budget: int | float | str,
+    predictor_bytes: int,
+    needs: Sequence[float],
+    advice: str = "",
 ) -> Budget:
     """Decide how a DRAM budget is spent.
 
@@ -88,6 +93,7 @@ def plan_budget(
     budget: see `parse_budget`
     predictor_bytes: the size of all predictors together
     needs: how many rows each layer's window would like to have
+    advice: another way out than a larger budget
 
     Raises BudgetError if the budget is too small; the text names the smallest that works.
     """
@@ -101,7 +107,7 @@ def plan_budget(
         percent = f"{1000 * smallest // store.weight_bytes / 10 + 0.1:.1f}%"  # the next tenth, so that writing it works
         raise BudgetError(
             f"a budget of {total} bytes is too small: the smallest that works is {smallest} bytes, {resident} of them "
-            f'for resident weights: write --dram-budget {percent}, in Python dram_budget="{percent}"',
+            f'for resident weights: write --dram-budget {percent}, in Python dram_budget="{percent}"{advice}',
             smallest,
         )
     left = (total - resident - predictor_bytes) // record

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 from flashlite.errors import BudgetError, FlashliteError
 
 Dtype = Literal["fp32", "bf16", "fp16"]
-PredictorKind = Literal["trained", "oracle"]
+PredictorKind = Literal["auto", "trained", "copy", "oracle"]
 DTYPE_NAMES: tuple[str, ...] = get_args(Dtype)
 LAYOUTS = ("split", "bundled")
 STAGES = ("naive", "resident", "predictor", "window", "bundle", "pool", "overlap")  # the ladder, see engine/stages.py

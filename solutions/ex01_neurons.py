@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from flashlite.drive.backends import Backend
+from flashlite.drive.direct import aligned_buffer
 from flashlite.drive.flash import Counters, Ticket
 from flashlite.storage.bundle import FFNShape, pieces
 
@@ -16,8 +19,11 @@ if TYPE_CHECKING:
     from flashlite.storage.store import Store
 
 
+SCAN_BYTES = 1 << 20
+
+
 class NeuronFile:
-    """The FFN's neurons on flash in one of the layouts. A row in DRAM is always [up | down | padding].
+    """The FFN's neurons on flash in one of the layouts. A row in DRAM is always [up | down | padding], see bundle.py.
 
     store, layout: where they are; "split" needs two reads for a neuron, "bundled" one.
     backend: how reads are carried out; None is the process's own.
@@ -75,6 +81,21 @@ class NeuronFile:
         neurons, rows: [n] int64; buffer: [rows, record_bytes] uint8. Raises ReadError if any read fails.
         """
         wait_all(self.submit(layer, neurons, self.columns(buffer), rows))
+
+    def first_rows(self, layer: int, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """A layer's rows of the matrix that decides which neurons fire, read part by part through SCAN_BYTES of DRAM.
+
+        Yields neurons, and their rows [n, d_model], a view that holds until the next part is asked for. In the split
+        layout nothing else is read.
+        """
+        nbytes = self.pieces[0].nbytes  # of a row, or of the bundle that begins with it
+        size = min(self.shape.neurons, max(1, SCAN_BYTES // nbytes))
+        buffer = aligned_buffer(size, nbytes)
+        rows = torch.from_numpy(buffer).view(dtype)[:, : self.shape.d_model]
+        for begin in range(0, self.shape.neurons, size):
+            part = np.arange(begin, min(begin + size, self.shape.neurons))
+            wait_all(self.submit(layer, part, [buffer], part - begin))
+            yield slice(begin, begin + len(part)), rows[: len(part)]
 
 
 def wait_all(tickets: Sequence[Ticket]) -> None:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from flashlite.drive.flash import Ticket
 from flashlite.engine.product import BLOCK
 from flashlite.engine.timing import IO, MEMORY, PRODUCT, REST, Clock
 from flashlite.errors import ReadError
+from flashlite.families.activation import RELU, Activation
 from flashlite.storage.bundle import round_up, unpack_bundles
 from flashlite.storage.neurons import NeuronFile, wait_all
 
@@ -39,6 +42,27 @@ def relu_ffn(x: Tensor, up: Tensor, bias: Tensor, down: Tensor, keep: Tensor | N
     # a float mask.
     h = torch.addmm(bias, x, up.T).relu_()
     return (h if keep is None else h * keep) @ down
+
+
+def ffn_of(
+    activation: Activation, x: Tensor, first: Tensor, bias: Tensor, down: Tensor, keep: Tensor | None = None,
+    second: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """`relu_ffn` for neurons of any kind.
+
+    activation: what they compute
+    second: [n, d_model] of gated neurons, whose bias is [2, n], that of `first` before that of `second`
+    """
+    if second is None:
+        h = activation(torch.addmm(bias, x, first.T))
+    else:
+        h = activation(torch.addmm(bias[0], x, first.T), torch.addmm(bias[1], x, second.T))
+    return (h if keep is None else h * keep) @ down
+
+
+def streamed_product(activation: Activation, gated: bool) -> Callable[..., Tensor]:
+    """How such neurons are multiplied as they stream: OPT's by relu_ffn."""
+    return relu_ffn if activation == RELU and not gated else partial(ffn_of, activation)
 
 
 @dataclass(frozen=True)
@@ -78,6 +102,7 @@ class Stream:
     rows: how many neurons each half of the buffer has room for
     dtype: of the weights
     clock: the engine's
+    activation: what the neurons compute
 
     Each piece of the layout has a matrix of its own in the buffer. So neighbours on flash are neighbours in DRAM, and
     they arrive in one long stretch. Halves of neurons that are scattered over a pool's rows arrive at half that speed.
@@ -86,8 +111,11 @@ class Stream:
     neurons. A token that needs more neurons than DRAM has room for reads the rest this way.
     """
 
-    def __init__(self, file: NeuronFile, rows: int, dtype: torch.dtype, clock: Clock) -> None:
+    def __init__(
+        self, file: NeuronFile, rows: int, dtype: torch.dtype, clock: Clock, activation: Activation = RELU
+    ) -> None:
         self.rows = rows
+        self._ffn = streamed_product(activation, file.shape.matrices > 2)
         self._file, self._clock = file, clock
         flat = aligned_buffer(1, 2 * rows * file.shape.record_bytes)[0]  # one row, so that it lies on huge pages
         ends = np.cumsum([2 * rows * piece.nbytes for piece in file.pieces])
@@ -122,7 +150,7 @@ class Stream:
 
         x: [tokens, d_model]
         passes: from `begin`
-        bias: [ffn], the up projection's
+        bias: [ffn], the up projection's, or [2, ffn] of gated neurons
         keep: [tokens, ffn] bool, False where a token must leave a neuron out; None keeps all
         copy_out: some of the neurons, to be copied elsewhere as they pass
         """
@@ -167,13 +195,16 @@ class Stream:
         number of rows and keeps it.
         """
         index, n = torch.from_numpy(part), len(part)
-        bias, keep = bias[index], None if keep is None else keep[:, index]
+        bias, keep = bias[..., index], None if keep is None else keep[:, index]
         if x.dtype != torch.float32:
             n = min(landed.stop - landed.start, round_up(n, BLOCK))
             empty = (0, n - len(part))
             bias, keep = pad(bias, empty), None if keep is None else pad(keep, empty)
             for matrix in self._matrices:
                 matrix[landed][len(part) : n] = 0
-        first, last = self._matrices[0][landed][:n], self._matrices[-1][landed][:n]
-        up, down = (first, last) if len(self._matrices) == 2 else unpack_bundles(first, self._file.shape.d_model)
-        return relu_ffn(x, up, bias, down, keep)
+        pieces, shape = [matrix[landed][:n] for matrix in self._matrices], self._file.shape
+        if len(pieces) == 1:
+            rows, d = pieces[0], shape.d_model
+            pieces = [*unpack_bundles(rows, d), rows[:, 2 * d : 3 * d]][: shape.matrices]
+        first, down, *second = pieces
+        return self._ffn(x, first, bias, down, keep, *second)

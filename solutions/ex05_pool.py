@@ -1,7 +1,7 @@
 # Solutions of exercises 5.1, 5.2, 5.3: flashlite.engine.pool as the engine runs it.
 """Where neurons live in DRAM: the preallocated pool, and the rebuilt matrix that it replaces. (Paper: section 3.3)
 
-Both hold one neuron a row, `[up | down | padding]`, and multiply the rows in use where they lie. Reads land in the
+Both hold one neuron a row, as bundle.py lays it out, and multiply the rows in use where they lie. Reads land in the
 rows that `place` names; `commit` says that they have landed.
 """
 
@@ -15,13 +15,19 @@ import torch
 from torch import Tensor
 
 from flashlite.drive.direct import aligned_buffer
-from flashlite.engine.product import BLOCK, down_product, ffn_product, up_product
+from flashlite.engine.product import BLOCK, OfRows, any_product_of, down_product, ffn_product, values_of
+from flashlite.families.activation import RELU, Activation
 from flashlite.storage.bundle import FFNShape, round_up
 
 
 def _bits(weights: Tensor) -> np.ndarray:
     """The same memory as integers: NumPy has no bf16, and copies a few elements faster than torch."""
     return weights.view({2: torch.int16, 4: torch.int32}[weights.itemsize]).numpy()
+
+
+def product_of(activation: Activation, gated: bool) -> OfRows:
+    """How such neurons are multiplied where they lie: OPT's by ffn_product. For rows and bias see `values_of`."""
+    return ffn_product if activation == RELU and not gated else any_product_of(activation)
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,9 @@ class NeuronMemory(Protocol):
     moved: int
     num_used: int
 
-    def __init__(self, capacity: int, shape: FFNShape, dtype: torch.dtype, bias: Tensor) -> None: ...
+    def __init__(
+        self, capacity: int, shape: FFNShape, dtype: torch.dtype, bias: Tensor, activation: Activation = RELU
+    ) -> None: ...
 
     def place(self, load: np.ndarray, drop: np.ndarray) -> Landing:
         """Drop neurons and make room for others. load, drop: [n] int64."""
@@ -68,17 +76,21 @@ class Pool:
     capacity: how many neurons it has room for
     shape: of the layer's FFN
     dtype: of the weights
-    bias: [neurons], the up projection's
+    bias: [neurons], the up projection's, or [2, neurons] of gated neurons
+    activation: what the neurons compute
     """
 
     spare = 0
 
-    def __init__(self, capacity: int, shape: FFNShape, dtype: torch.dtype, bias: Tensor) -> None:
+    def __init__(
+        self, capacity: int, shape: FFNShape, dtype: torch.dtype, bias: Tensor, activation: Activation = RELU
+    ) -> None:
         self.capacity, self._d_model = capacity, shape.d_model
+        self._values, self._product = values_of(activation), product_of(activation, bias.ndim > 1)
         self._buffer = aligned_buffer(capacity, shape.record_bytes)
         self._buffer.fill(0)  # takes the memory now: otherwise the first prompt would wait for every page of it
         self._matrix = torch.from_numpy(self._buffer).view(dtype)  # the same memory as weights
-        self._bias = torch.zeros(capacity, dtype=dtype)  # by row
+        self._bias = torch.zeros(*bias.shape[:-1], capacity, dtype=dtype)  # by row
         self._bias_of_row, self._bias_of_neuron = _bits(self._bias), _bits(bias)
         self._neuron_of_row = np.full(capacity, -1, np.int64)  # valid for rows below num_used
         self._row_of_neuron = np.full(shape.neurons, -1, np.int64)  # -1: not in the pool
@@ -115,7 +127,7 @@ class Pool:
         """Note that neuron neurons[i] is in row rows[i], in both maps and the row's bias. neurons, rows: [n] int64."""
         self._row_of_neuron[neurons] = rows
         self._neuron_of_row[rows] = neurons
-        self._bias_of_row[rows] = self._bias_of_neuron[neurons]
+        self._bias_of_row[..., rows] = self._bias_of_neuron[..., neurons]
 
     def _fill_holes(self, holes: np.ndarray) -> None:
         """Shrink the used rows to a gapless block: holes below its new end take the rows left above it.
@@ -147,15 +159,15 @@ class Pool:
         # Usual mistakes: multiplying all rows (former neurons take part); self._layer_bias, whose order is that of
         # neurons and not of rows; indexing with an array, which copies the weights.
         n = self.num_used
-        return ffn_product(x, self._matrix[:n], self._bias[:n], self._d_model)
+        return self._product(x, self._matrix[:n], self._bias[..., :n], self._d_model)
 
     def activations(self, x: Tensor) -> Tensor:
-        """relu(x up^T + bias) of the used rows: [tokens, num_used]. x: [tokens, d_model].
+        """The values of the used rows' neurons: [tokens, num_used]. x: [tokens, d_model].
 
         Reads may be under way. The columns of their rows are wrong until `product_after` replaces them.
         """
-        used = self._matrix[: self.num_used, : self._d_model]
-        return up_product(x, used, self._bias[: self.num_used]).relu_()
+        n = self.num_used
+        return self._values(x, self._matrix[:n], self._bias[..., :n], self._d_model)
 
     def product_after(self, h: Tensor, x: Tensor, landed: np.ndarray) -> Tensor:
         """Finish the product that `activations` began, now that the last reads have landed.
@@ -167,7 +179,7 @@ class Pool:
         Returns [tokens, d_model], as `product` does.
         """
         rows = torch.from_numpy(np.resize(landed, round_up(len(landed), BLOCK)))  # some twice: few shapes
-        h[:, rows] = up_product(x, self._matrix[rows, : self._d_model], self._bias[rows]).relu_()
+        h[:, rows] = self._values(x, self._matrix[rows], self._bias[..., rows], self._d_model)
         return down_product(h, self._matrix[: self.num_used], self._d_model)
 
     def clear(self) -> None:
@@ -188,7 +200,10 @@ class RebuiltMatrix:
 
     spare = 2  # during a rebuild the new matrix and the buffer of new rows exist beside the old matrix
 
-    def __init__(self, capacity: int, shape: FFNShape, dtype: torch.dtype, bias: Tensor) -> None:
+    def __init__(
+        self, capacity: int, shape: FFNShape, dtype: torch.dtype, bias: Tensor, activation: Activation = RELU
+    ) -> None:
+        self._product = product_of(activation, bias.ndim > 1)
         self.capacity, self._shape, self._dtype, self._layer_bias = capacity, shape, dtype, bias
         self.moved = self.num_used = 0
         self._neurons: np.ndarray
@@ -212,21 +227,21 @@ class RebuiltMatrix:
         new[kept:] = self._landing
         self._buffer, self._matrix = new, torch.from_numpy(new).view(self._dtype)
         self._neurons = np.concatenate([self._neurons[self._kept], self._loaded])
-        self._bias = self._layer_bias[torch.from_numpy(self._neurons)]
+        self._bias = self._layer_bias[..., torch.from_numpy(self._neurons)]
         self.num_used = len(self._neurons)
         self.moved += self.num_used
         self._landing = aligned_buffer(0, self._shape.record_bytes)
 
     def product(self, x: Tensor) -> Tensor:
         """See NeuronMemory."""
-        return ffn_product(x, self._matrix, self._bias, self._shape.d_model)
+        return self._product(x, self._matrix, self._bias, self._shape.d_model)
 
     def clear(self) -> None:
         """See NeuronMemory."""
         self._neurons, self.num_used = np.zeros(0, np.int64), 0
         self._buffer = aligned_buffer(0, self._shape.record_bytes)
         self._matrix = torch.from_numpy(self._buffer).view(self._dtype)
-        self._bias = torch.zeros(0, dtype=self._dtype)
+        self._bias = self._layer_bias[..., :0]
 
     def neurons(self) -> np.ndarray:
         """Which neuron each row holds: [num_used] int64."""

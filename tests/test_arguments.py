@@ -62,7 +62,7 @@ MODELS = {
 }
 SHARED = [  # of commands that load a model
     (("--dtype", "nonsense"), "'nonsense' is not one of 'fp32', 'bf16', 'fp16'"),
-    (("--predictor", "nonsense"), "'nonsense' is not one of 'trained', 'oracle'"),
+    (("--predictor", "nonsense"), "'nonsense' is not one of 'auto', 'trained', 'copy', 'oracle'"),
     *((("--window", window), f"a window of {window} tokens is not understood") for window in ("0", "-3", "2.5", "")),
     (("--dram-budget", "much"), "is not understood"), (("--dram-budget", "-5%"), "is not understood"),
     (("--dram-budget", "0"), "holds nothing"), (("--dram-budget", "0%"), "holds nothing"),

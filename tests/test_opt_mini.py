@@ -14,7 +14,7 @@ from flashlite.engine.predictor_file import PredictorSet
 from flashlite.storage.hub import BUNDLED_MODEL
 from flashlite.storage.store import Store
 from flashlite.storage.tokenizer import token_windows
-from flashlite.training.evaluate import loss, predicted_model, streamed_model
+from flashlite.training.evaluate import evaluate, loss, predicted_model, streamed_model
 from flashlite.training.train_predictor import collect, report
 
 LIBRARY = Path(flashlite.__file__).parent
@@ -78,3 +78,17 @@ def test_card_tells_the_measured_figures() -> None:
     assert f"{record['released']['held_out_loss']:.4f}" in card
     assert record["released"]["held_out_loss"] < 1.7426  # what the first weights had on the same windows
     assert record["released"]["predicted_perplexity"] / record["released"]["dense_perplexity"] < 1.01
+
+
+def test_a_rounded_copy_misses_next_to_nothing(store: Store, held_out: torch.Tensor) -> None:
+    measured = evaluate(store, held_out[:2], "copy")
+    assert min(layer.recall for layer in measured.layers) >= 0.999
+    assert max(layer.predicted / layer.active for layer in measured.layers) <= 1.1
+    assert measured.predicted_perplexity == pytest.approx(measured.dense_perplexity, rel=1e-4)
+
+
+def test_with_a_rounded_copy_it_writes_the_dense_models_text(store: Store, held_out: torch.Tensor) -> None:
+    dense = AutoModelForCausalLM.from_pretrained(BUNDLED_MODEL, dtype=torch.float32)
+    model = flashlite.load(store, predictor="copy")
+    found, wanted = (m.generate(held_out[:1, :32], do_sample=False, max_new_tokens=24) for m in (model, dense))
+    assert found.tolist() == wanted.tolist()

@@ -32,8 +32,8 @@ from flashlite.cli import main as cli
 from flashlite.engine.predictor_file import PredictorSet, signed
 from flashlite.engine.stages import LADDER
 from flashlite.errors import CheckpointError, FlashliteError, PredictorError, StoreError
-from flashlite.storage.checkpoint import LARGEST as LARGEST_SIZES
-from flashlite.storage.checkpoint import OTHER_FIELDS, Checkpoint
+from flashlite.families.configured import LARGEST as LARGEST_SIZES
+from flashlite.storage.checkpoint import Checkpoint
 from flashlite.storage.pack import pack
 from flashlite.storage.store import MANIFEST, PREDICTOR, RESIDENT, Store, sealed
 from flashlite.storage.strict_json import LARGEST, parse_object
@@ -42,6 +42,10 @@ from flashlite.storage.tokenizer import encode, generation_config, load_tokenize
 FC1 = "model.decoder.layers.1.fc1.weight"
 AMPLE = "2MB"  # every neuron of the tiny model finds room
 QUICK = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+OTHER_FIELDS = (
+    "do_layer_norm_before", "_remove_final_layer_norm", "enable_bias", "layer_norm_elementwise_affine",
+    "tie_word_embeddings", "activation_function", "pad_token_id", "bos_token_id", "eos_token_id",
+)  # fmt: skip
 PROMPT = torch.arange(3, 12)[None]
 
 
@@ -354,7 +358,9 @@ def test_sizes_that_no_model_has_are_named(field: str, size: object, checkpoint:
     """Refused before anything of that size is made."""
     edit(checkpoint / "config.json", lambda config: config.update({field: size}))
     assert_one_line(
-        CheckpointError, lambda: Checkpoint(checkpoint), rf"config\.json does not describe an OPT: {field} is"
+        CheckpointError,
+        lambda: Checkpoint(checkpoint),
+        rf"config\.json does not describe a model of type opt: {field} is",
     )
     edit(copy / MANIFEST, lambda manifest: manifest["config"].update({field: size}))
     assert_one_line(StoreError, lambda: Store(copy), rf"manifest\.json is damaged .*{field} is")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from transformers import OPTForCausalLM
+from transformers import PreTrainedModel
 
 from flashlite.bench.decoding import agreement, exactness, feed, greedy, per_token
 from flashlite.bench.dense import load_dense
@@ -53,7 +53,7 @@ def compare(
     ]  # fmt: skip
 
 
-def _take_turns(models: Sequence[OPTForCausalLM], prompt: list[int], tokens: list[int]) -> list[list[int]]:
+def _take_turns(models: Sequence[PreTrainedModel], prompt: list[int], tokens: list[int]) -> list[list[int]]:
     """Feed the same tokens to all models, each token to one after the other. Returns what each would have chosen."""
     fed = [feed(model, prompt, tokens) for model in models]
     chosen: list[list[int]] = [[] for _ in models]

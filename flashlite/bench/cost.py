@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,8 +17,9 @@ from torch.nn.functional import linear
 
 from flashlite.drive.direct import PAGE, aligned_buffer
 from flashlite.drive.probe import Curve
-from flashlite.engine.product import ffn_product
-from flashlite.engine.stream import relu_ffn
+from flashlite.engine.pool import product_of
+from flashlite.engine.stream import streamed_product
+from flashlite.families.activation import RELU, Activation
 from flashlite.storage.bundle import FFNShape
 
 SAMPLE_BYTES = 2**29  # far more than the processor's caches hold
@@ -89,25 +91,33 @@ def _median_seconds(run: Callable[[], object], repeats: int = 15) -> float:
     return float(np.median(seconds))
 
 
-def product_speed(shape: FFNShape, layers: int, dtype: torch.dtype, rows: int, fires: float | None = None) -> float:
+def product_speed(
+    shape: FFNShape, layers: int, dtype: torch.dtype, rows: int, fires: float | None = None,
+    activation: Activation = RELU,
+) -> float:  # fmt: skip
     """Bytes of FFN weights a second: one token through `rows` neurons of each layer in turn, as in decoding.
 
     shape, layers, dtype: of the model; as many layers as fit SAMPLE_BYTES stand for all, but at least one does
     rows: neurons of a layer that are multiplied at a time
     fires: share of these neurons that fire, because the sparse product reads only their down columns; None for the
         product of whole layers as they stream
+    activation: what the neurons compute
     """
-    d, nbytes = shape.d_model, rows * 2 * shape.half_bytes
+    d, nbytes, gated = shape.d_model, rows * shape.neuron_bytes, shape.matrices > 2
     layers = max(1, min(layers, SAMPLE_BYTES // nbytes))
-    x = torch.randn(1, d).to(dtype)
+    x, bias = torch.randn(1, d).to(dtype), torch.zeros(2 if gated else 1, rows, dtype=dtype)
     if fires is None:
-        halves = [(torch.randn(rows, d).to(dtype), torch.randn(rows, d).to(dtype)) for _ in range(layers)]
-        bias = torch.zeros(rows, dtype=dtype)
-        return layers * nbytes / _median_seconds(lambda: [relu_ffn(x, up, bias, down) for up, down in halves])
-    matrices = [torch.randn(rows, shape.record_bytes // shape.itemsize).to(dtype) for _ in range(layers)]
-    threshold = d**0.5 * torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(min(fires, 0.99)))  # of x up^T
-    bias = threshold.to(dtype).expand(rows).contiguous()
-    return layers * nbytes / _median_seconds(lambda: [ffn_product(x, matrix, bias, d) for matrix in matrices])
+        parts = [[torch.randn(rows, d).to(dtype) for _ in range(shape.matrices)] for _ in range(layers)]
+        ffn = streamed_product(activation, gated)
+        bias = bias if gated else bias[0]
+        runs = [partial(ffn, x, first, bias, down, None, *second) for first, down, *second in parts]
+    else:
+        matrices = [torch.randn(rows, shape.record_bytes // shape.itemsize).to(dtype) for _ in range(layers)]
+        bias[0] = d**0.5 * torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(min(fires, 0.99)))  # of x up^T
+        bias = bias if gated else bias[0]
+        product = product_of(activation, gated)
+        runs = [partial(product, x, matrix, bias, d) for matrix in matrices]
+    return layers * nbytes / _median_seconds(lambda: [run() for run in runs])
 
 
 def linear_speed(width: int, dtype: torch.dtype) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import OPTForCausalLM, StaticCache
+from transformers import PreTrainedModel, StaticCache
 
 from flashlite.bench.row import Exactness, TokenCost
 from flashlite.engine.model import Engine
@@ -38,7 +38,7 @@ class Decoding:
 
 
 @torch.no_grad()
-def greedy(model: OPTForCausalLM, prompt: list[int], tokens: int) -> tuple[list[int], Tensor]:
+def greedy(model: PreTrainedModel, prompt: list[int], tokens: int) -> tuple[list[int], Tensor]:
     """The next `tokens` tokens, and the logits that chose them: [tokens, vocab] float32."""
     out = model.generate(
         torch.tensor([prompt]), max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, num_beams=1,
@@ -48,7 +48,7 @@ def greedy(model: OPTForCausalLM, prompt: list[int], tokens: int) -> tuple[list[
 
 
 @torch.no_grad()
-def feed(model: OPTForCausalLM, prompt: list[int], tokens: list[int]) -> Iterator[tuple[float, Tensor]]:
+def feed(model: PreTrainedModel, prompt: list[int], tokens: list[int]) -> Iterator[tuple[float, Tensor]]:
     """Call a model for the prompt and then for one given token after the other, as decoding would.
 
     Each call yields its milliseconds, and the logits [vocab] from which the model would choose the token that follows.
@@ -62,7 +62,7 @@ def feed(model: OPTForCausalLM, prompt: list[int], tokens: list[int]) -> Iterato
         yield 1e3 * (time.perf_counter() - began), out.logits[0, -1]
 
 
-def forced(model: OPTForCausalLM, prompt: list[int], tokens: list[int], kept: int | None = None) -> Decoding:
+def forced(model: PreTrainedModel, prompt: list[int], tokens: list[int], kept: int | None = None) -> Decoding:
     """`feed` a model all tokens. kept: for how many tokens the logits are kept; for all of them unless it is given."""
     kept = len(tokens) if kept is None else kept
     times, chosen, logits = [], [], torch.empty(kept, model.config.vocab_size)
@@ -74,7 +74,7 @@ def forced(model: OPTForCausalLM, prompt: list[int], tokens: list[int], kept: in
     return Decoding(times[0], times[1:], chosen, logits)
 
 
-def exactness(model: OPTForCausalLM, stage: int, prompt: list[int], tokens: list[int], logits: Tensor) -> Exactness:
+def exactness(model: PreTrainedModel, stage: int, prompt: list[int], tokens: list[int], logits: Tensor) -> Exactness:
     """How a stage with the oracle predictor compares with the dense model's tokens and logits [tokens, vocab].
 
     The stage is given the dense model's tokens, so that choosing each of them means that it writes the same text.

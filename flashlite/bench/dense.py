@@ -6,17 +6,28 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import OPTForCausalLM
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.activations import ACT2FN
 
 from flashlite.drive.direct import aligned_buffer
 from flashlite.engine.resident import ResidentWeights
-from flashlite.families.opt import OPT
-from flashlite.storage.bundle import unpack_bundles
+from flashlite.families.activation import Activation
+from flashlite.families.configured import empty_model
 from flashlite.storage.neurons import NeuronFile
 from flashlite.storage.store import Store
 
-UP, DOWN = OPT.up, OPT.down
+
+class OwnActivation(nn.Module):
+    """An activation that transformers doesn't have, for the FFN of one of its models."""
+
+    def __init__(self, activation: Activation) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, first: Tensor) -> Tensor:
+        """first: [sequences, tokens, ffn]. Returns the neurons' values, the same shape."""
+        return self.activation(first.clone())
 
 
 def published_tensors(store: Store) -> Iterator[tuple[str, Tensor]]:
@@ -28,7 +39,8 @@ def published_tensors(store: Store) -> Iterator[tuple[str, Tensor]]:
     views = resident.tensors()
     file, neurons = NeuronFile(store, store.layouts[0]), np.arange(store.shape.neurons)
     buffer = aligned_buffer(len(neurons), store.shape.record_bytes)
-    up, down = unpack_bundles(torch.from_numpy(buffer).view(store.dtype), store.shape.d_model)
+    columns = torch.from_numpy(buffer).view(store.dtype).split(store.shape.d_model, 1)
+    first, down, *second = columns[: store.shape.matrices]
     embeddings, *layers = store.groups
     resident.read(embeddings.name)
     yield from ((name, views[name]) for name in embeddings.tensors)
@@ -36,19 +48,27 @@ def published_tensors(store: Store) -> Iterator[tuple[str, Tensor]]:
         resident.read(group.name)
         file.read(i, neurons, buffer, neurons)
         yield from ((name, views[name]) for name in group.tensors)
-        yield from ((UP.format(i), up), (DOWN.format(i), down.T))
+        streamed = zip(store.family.matrices, (first, down.T, *second), strict=True)
+        yield from ((name.format(i), matrix) for name, matrix in streamed)
 
 
-def load_dense(store: Store) -> OPTForCausalLM:
-    """Transformers' own OPT with a packed model's weights, all in DRAM."""
+def load_dense(store: Store) -> PreTrainedModel:
+    """Transformers' own model with a packed model's weights, all in DRAM."""
     weights = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in published_tensors(store)}
     return dense_model(store, weights)
 
 
-def dense_model(store: Store, weights: dict[str, Tensor]) -> OPTForCausalLM:
-    """Transformers' own OPT on these weights, none of which is copied. weights: all of a store's, by published name."""
-    with torch.device("meta"):
-        model = OPTForCausalLM(store.config)
+def dense_model(store: Store, weights: dict[str, Tensor]) -> PreTrainedModel:
+    """Transformers' own model on these weights, none of which is copied.
+
+    weights: all of a store's, by published name
+    """
+    model = empty_model(store.config, store.family)
     model.load_state_dict(weights, strict=False, assign=True)  # a store has all weights but a head that is tied
     model.tie_weights()
+    if getattr(store.config, store.family.activation) not in ACT2FN:
+        for layer in model.get_submodule(store.family.layers):
+            layer.mlp.act_fn = OwnActivation(store.activation)
+            if store.activation.both:
+                layer.mlp.up_proj.register_forward_hook(lambda module, args, second: second.relu())
     return model.requires_grad_(False).eval()

@@ -54,13 +54,13 @@ def count_work(shape: FFNShape, layers: int, resident_bytes: int, sparsity: Spar
     neurons, record = layers * shape.neurons, shape.record_bytes
     ffn_bytes = layers * shape.layer_bytes
     passes = layers * -(-shape.layer_bytes // LARGEST_BUFFER)
-    product = 2 * shape.half_bytes * neurons
+    product = shape.neuron_bytes * neurons
     resident = Work(ffn_bytes / LARGEST_READ, ffn_bytes, passes, 0, product, overlapped=False)
     everything = ffn_bytes + resident_bytes
     naive = replace(resident, reads=everything / LARGEST_READ, bytes=everything, batches=passes + layers + 1)
 
     def sparse(read: float, held: float, halves: int, copied: bool) -> Work:
-        nbytes = read * neurons * (record if halves == 1 else 2 * shape.half_bytes)
+        nbytes = read * neurons * (record if halves == 1 else shape.neuron_bytes)
         rows = held * neurons
         moved = rows * record if copied else 0.0
         return Work(halves * read * neurons, nbytes, layers, moved, held * product, overlapped=False)
@@ -94,7 +94,7 @@ def estimate(
     shape = FFNShape(config.ffn_dim, config.hidden_size, kind.itemsize, GRID)
     works = count_work(shape, config.num_hidden_layers, resident, sparsity)
     rest = 1e3 * resident / linear_speed(shape.d_model, kind)
-    whole = _speeds(shape, kind, rest, LARGEST_BUFFER // (2 * shape.half_bytes), None)
+    whole = _speeds(shape, kind, rest, LARGEST_BUFFER // shape.neuron_bytes, None)
     predicted, windowed = (
         _speeds(shape, kind, rest, int(held * shape.neurons), sparsity.active / held)
         for held in (sparsity.predicted, sparsity.resident)

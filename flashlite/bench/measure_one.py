@@ -22,7 +22,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import OPTForCausalLM
+from transformers import PreTrainedModel
 
 from flashlite.bench.cost import copy_speed, product_speed
 from flashlite.bench.decoding import WARM_UP, Decoding, agreement, compare_logits, exactness, forced, greedy, per_token
@@ -46,6 +46,7 @@ from flashlite.engine.predictor_file import PredictorSet
 from flashlite.engine.product import BLOCK, WIDE, up_product
 from flashlite.engine.stages import LADDER, NAMES
 from flashlite.errors import FlashliteError
+from flashlite.families.configured import empty_model
 from flashlite.storage.store import PREDICTOR, Store
 
 SMALL_VOCABULARY = 512
@@ -56,10 +57,13 @@ def _warm_up(store: Store, prompt: list[int]) -> None:
     as copies for matrix products, counts to the base and not to a stage. Its vocabulary and its FFN are small, because
     the layer itself must not count."""
     config = copy.deepcopy(store.config)
-    config.num_hidden_layers, config.vocab_size, config.ffn_dim = 1, SMALL_VOCABULARY, config.hidden_size
-    torch.set_default_dtype(store.dtype)
-    one_layer = OPTForCausalLM(config).eval()
-    torch.set_default_dtype(torch.float32)
+    config.num_hidden_layers, config.vocab_size, config.pad_token_id = 1, SMALL_VOCABULARY, None
+    setattr(config, store.family.neurons, config.hidden_size)
+    one_layer = empty_model(config, store.family)
+    sizes = {name: torch.randn(part.shape, dtype=store.dtype) for name, part in one_layer.named_parameters()}
+    one_layer.load_state_dict(sizes, strict=False, assign=True)
+    one_layer.tie_weights()
+    one_layer.eval()
     ids = [token % SMALL_VOCABULARY for token in prompt]
     forced(one_layer, ids, ids[:WARM_UP])
     rows = torch.zeros(5 * WIDE, store.shape.record_bytes // store.shape.itemsize, dtype=store.dtype)
@@ -82,7 +86,7 @@ def measure_dense(task: DenseTask, store: Store) -> DenseCost:
     dram = memory_status("VmRSS") - before
     tokens, logits = greedy(model, setup.prompt, setup.tokens)
     save_file({"logits": logits.contiguous(), "tokens": torch.tensor(tokens)}, Path(setup.folder) / LOGITS)
-    ffn_seconds = _watch(model, [(layer.fc1, layer.fc2) for layer in model.model.decoder.layers])
+    ffn_seconds = _watch(model, _ffns(model, store))
     timed = forced(model, setup.prompt, tokens)
     rest = [ms - ffn for ms, ffn in zip(timed.token_ms, _token_ms(ffn_seconds), strict=True)]
     lower, median, upper = (float(q) for q in np.quantile(timed.token_ms[WARM_UP:], (0.25, 0.5, 0.75)))
@@ -92,7 +96,13 @@ def measure_dense(task: DenseTask, store: Store) -> DenseCost:
     )  # fmt: skip
 
 
-def _watch(model: OPTForCausalLM, spans: Sequence[tuple[nn.Module, nn.Module]]) -> list[float]:
+def _ffns(model: PreTrainedModel, store: Store) -> list[tuple[nn.Module, nn.Module]]:
+    """The first and the last part of each layer's FFN."""
+    first, *_, last = 2 * store.family.ffn
+    return [(getattr(layer, first), getattr(layer, last)) for layer in model.get_submodule(store.family.layers)]
+
+
+def _watch(model: PreTrainedModel, spans: Sequence[tuple[nn.Module, nn.Module]]) -> list[float]:
     """The seconds spent so far from each first module to its last one, noted at the end of each call from now on."""
     spent, seconds = [0.0], []
     for first, last in spans:
@@ -161,17 +171,18 @@ def measure_stage(task: StageTask, store: Store) -> StageRun:
         free()
     window = task.window if stage.window and isinstance(task.window, int) else 1  # "auto" needs a report anyway
     fires = _fires(store, timed.rows.at_a_time, window) if stage.predictor else None
+    speed = product_speed(shape, store.layers, store.dtype, timed.rows.at_a_time, fires, store.activation)
     return StageRun(
         stage=task.stage, name=NAMES[task.stage], agreement=agreement(timed.decoding.chosen, tokens),
         tokens_equal=exact.tokens_equal if exact else None, max_logit_error=exact.max_logit_error if exact else None,
         prompt_ms=timed.decoding.prompt_ms, linear_ms=timed.linear_ms, base_rss_bytes=timed.base_rss_bytes,
-        peak_rss_bytes=timed.peak_rss_bytes, product_bytes=float(timed.rows.a_token * 2 * shape.half_bytes),
-        product_bytes_a_second=product_speed(shape, store.layers, store.dtype, timed.rows.at_a_time, fires),
+        peak_rss_bytes=timed.peak_rss_bytes, product_bytes=float(timed.rows.a_token * shape.neuron_bytes),
+        product_bytes_a_second=speed,
         copy_bytes_a_second=copy_speed(timed.rows.at_a_time * shape.record_bytes), **vars(timed.cost),
     )  # fmt: skip
 
 
-def _time_stage(new_model: Callable[[], OPTForCausalLM], task: StageTask, tokens: list[int]) -> Timed:
+def _time_stage(new_model: Callable[[], PreTrainedModel], task: StageTask, tokens: list[int]) -> Timed:
     """Decode with the predictor that the task asks for."""
     base, kept = memory_status("VmRSS"), 0 if LADDER[NAMES[task.stage]].predictor else task.setup.tokens
     forget_peak()

@@ -11,32 +11,34 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file
-from transformers import OPTForCausalLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
-from flashlite.bench.dense import DOWN, UP, dense_model, published_tensors
+from flashlite.bench.dense import dense_model, published_tensors
 from flashlite.errors import FlashliteError
+from flashlite.families.configured import empty_model
 from flashlite.storage.atomic import new_folder, write_file
 from flashlite.storage.safetensors_file import Specs, new_safetensors
 from flashlite.storage.side_files import CONFIG, copy_files
 from flashlite.storage.store import Store
 
 WEIGHTS = "model.safetensors"
-Peer = Callable[[Store, Path], OPTForCausalLM]
+Peer = Callable[[Store, Path], PreTrainedModel]
 
 
-def ffn_on_disk(store: Store, checkpoint: Path) -> OPTForCausalLM:
+def ffn_on_disk(store: Store, checkpoint: Path) -> PreTrainedModel:
     """accelerate's disk offload of the FFNs; embeddings and attention stay in DRAM, as in stage 1."""
-    return _offloaded(store, checkpoint, lambda name: name.endswith((".fc1", ".fc2")))
+    family = store.family
+    matrices = tuple(f".{name}" for name in (family.first, family.down, family.second) if name)
+    return _offloaded(store, checkpoint, lambda name: name.endswith(matrices))
 
 
-def layers_on_disk(store: Store, checkpoint: Path) -> OPTForCausalLM:
+def layers_on_disk(store: Store, checkpoint: Path) -> PreTrainedModel:
     """accelerate's disk offload of whole layers; only the embeddings stay in DRAM."""
-    return _offloaded(store, checkpoint, lambda name: ".layers." in name)
+    return _offloaded(store, checkpoint, lambda name: name.startswith(store.family.layers + "."))
 
 
-def mapped(store: Store, checkpoint: Path) -> OPTForCausalLM:
+def mapped(store: Store, checkpoint: Path) -> PreTrainedModel:
     """The checkpoint mapped into memory: the system reads pages when they are touched, and drops them when it must."""
     return dense_model(store, load_file(checkpoint / WEIGHTS))
 
@@ -54,13 +56,12 @@ def check_installed() -> None:
         raise FlashliteError("--peers measures accelerate, which is not installed: pip install accelerate")
 
 
-def _offloaded(store: Store, checkpoint: Path, on_disk: Callable[[str], bool]) -> OPTForCausalLM:
+def _offloaded(store: Store, checkpoint: Path, on_disk: Callable[[str], bool]) -> PreTrainedModel:
     """A model some of whose modules are read from the checkpoint's file when they are called, and dropped again."""
-    with torch.device("meta"):
-        modules = dict(OPTForCausalLM(store.config).named_modules())
+    modules = dict(empty_model(store.config, store.family).named_modules())
     names = [name for name, module in modules.items() if next(module.parameters(recurse=False), None) is not None]
     places = {name: "disk" if on_disk(name) else "cpu" for name in names}
-    return OPTForCausalLM.from_pretrained(
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(store.config)].from_pretrained(
         checkpoint, dtype="auto", device_map=places, offload_folder=checkpoint / "offload"
     )
 
@@ -71,9 +72,10 @@ def export(store: Store, out: Path | str) -> Path:
     Needs one layer's DRAM, and as much room on the drive as the model has weights. Raises StoreError if `out` exists or
     can't be written, and then leaves nothing behind.
     """
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(store.config)].__name__
     with new_folder(Path(out)) as folder:
         config = store.config.to_dict() | {"dtype": str(store.dtype).removeprefix("torch.")}
-        write_file(folder / CONFIG, json.dumps(config | {"architectures": ["OPTForCausalLM"]}, indent=1))
+        write_file(folder / CONFIG, json.dumps(config | {"architectures": [kind]}, indent=1))
         with new_safetensors(folder / WEIGHTS, _specs(store)) as writer:
             for name, tensor in published_tensors(store):
                 writer.write(name, tensor)
@@ -88,5 +90,9 @@ def _specs(store: Store) -> Specs:
         specs |= {name: (extent.dtype, extent.shape) for name, extent in group.tensors.items()}
         if i >= 0:
             neurons, width = store.shape.neurons, store.shape.d_model
-            specs |= {UP.format(i): (store.dtype, (neurons, width)), DOWN.format(i): (store.dtype, (width, neurons))}
+            shapes = ((neurons, width), (width, neurons), (neurons, width))
+            named = zip(
+                store.family.matrices, shapes, strict=False
+            )  # where none are gated, the last shape is left over
+            specs |= {name.format(i): (store.dtype, shape) for name, shape in named}
     return specs

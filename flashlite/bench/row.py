@@ -109,7 +109,7 @@ class StageRow(TokenCost):
     """A stage of the ladder.
 
     stage, name: which one
-    agreement: share of the tokens that the trained predictor's model would choose as the dense model does, 0 to 1
+    agreement: share of the tokens that the predictor's model would choose as the dense model does, 0 to 1
     tokens_equal, max_logit_error: the stage with the oracle predictor, as in Exactness; None where it wasn't compared
     """
 

@@ -105,6 +105,12 @@ def check_figure(plot: Path, name: str) -> None:
         raise FlashliteError(f"{name} has no ending that matplotlib knows: name a file .png, .svg or .pdf")
 
 
+def check_exercises(store: Store) -> None:
+    """Raise FlashliteError unless exercises can run a model, because the neurons that they multiply are OPT's."""
+    if (kind := store.config.model_type) != "opt":
+        raise FlashliteError(f"exercises run OPT, and {store.path} is of type {kind}: leave out --impl")
+
+
 def check_stages(
     store: Store, stages: Sequence[int], dram_budget: int | str, predictor: str = "trained", window: int | str = 5
 ) -> None:

@@ -19,6 +19,7 @@ from flashlite.cli.options import (
     LayoutOption,
     ModelArgument,
     OutArgument,
+    PredictorOption,
     RevisionOption,
     SeedOption,
     StoreArgument,
@@ -180,6 +181,7 @@ def evaluate(
     model: ModelArgument,
     text: TextOption,
     tokens: Annotated[int, typer.Option(help="most tokens to read", min=1)] = 50_000,
+    predictor: PredictorOption = "auto",
     dtype: DtypeOption = None,
     revision: RevisionOption = None,
     json_file: JsonOption = None,
@@ -193,7 +195,7 @@ def evaluate(
     from flashlite.training.evaluate import evaluate as measure_predictors
 
     opened = open_store(model, dtype, revision)
-    result = measure_predictors(opened, token_windows(read_files(texts), opened, tokens))
+    result = measure_predictors(opened, token_windows(read_files(texts), opened, tokens), predictor)
     show_table(tables.predictor_table(list(result.layers)))
     change = result.predicted_perplexity / result.dense_perplexity - 1
     print(

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flashlite.arguments import Dtype, parse_stages, parse_window
+from flashlite.arguments import Dtype, parse_stages, parse_window, stage_number
 from flashlite.cli import unsolved
-from flashlite.cli.checks import check_stages
+from flashlite.cli.checks import check_exercises, check_stages
 from flashlite.cli.options import (
     BudgetOption,
     DtypeOption,
@@ -78,7 +78,7 @@ def bench(
     revision: RevisionOption = None,
     dram_budget: BudgetOption = "50%",
     window: WindowOption = "5",
-    predictor: PredictorOption = "trained",
+    predictor: PredictorOption = "auto",
     rounds: Annotated[int, typer.Option(help="processes for each stage", min=1)] = 3,
     memory_cap: Annotated[bool, typer.Option("--memory-cap", help="have the system enforce budget plus base")] = False,
     peers: Annotated[bool, typer.Option("--peers", help="measure what people use today, under the same cap")] = False,
@@ -103,8 +103,13 @@ def bench(
     unsolved.check_solved(impl, unsolved.of_stages(numbers) | unsolved.COST_MODEL)
     plugged = plug.plug_in(impl, model, dtype, revision)
     from flashlite.bench import ladder
+    from flashlite.engine.predictors.choice import automatic
 
     store = open_store(plugged.model, dtype, plugged.revision)
+    if plugged.plugs:
+        check_exercises(store)
+    if predictor == "auto" and max(numbers) >= stage_number("predictor"):
+        predictor = automatic(store)
     check_stages(store, numbers, dram_budget, predictor, window_tokens)
     try:
         result = ladder.bench(

@@ -90,7 +90,10 @@ SeedOption = Annotated[int, typer.Option("--seed", help="of all that is random",
 VerifyOption = Annotated[
     bool, typer.Option("--verify-reads", help="compare what is read with its checksums: about a tenth slower")
 ]
-PredictorOption = Annotated[PredictorKind, typer.Option("--predictor", help="what says which neurons will fire")]
+PredictorOption = Annotated[
+    PredictorKind,
+    typer.Option("--predictor", help="what says which neurons will fire; auto: trained if there is one, else copy"),
+]
 ImplOption = Annotated[str, typer.Option("--impl", help="whose code runs: ref, mine, solutions, or ref,ex03=mine")]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from flashlite.arguments import parse_window
-from flashlite.cli.checks import check_stages
+from flashlite.cli.checks import check_exercises, check_stages
 from flashlite.cli.options import (
     BudgetOption,
     DtypeOption,
@@ -31,7 +31,7 @@ def run(
     max_new_tokens: Annotated[int, typer.Option(help="fewer where the model's positions end", min=1)] = 64,
     stage: StageOption = 5,
     dram_budget: BudgetOption = "50%",
-    predictor: PredictorOption = "trained",
+    predictor: PredictorOption = "auto",
     window: WindowOption = "5",
     dtype: DtypeOption = None,
     revision: RevisionOption = None,
@@ -55,6 +55,8 @@ def run(
     from flashlite.storage.tokenizer import encode, load_tokenizer, settings_named
 
     store = open_store(plugged.model, dtype, plugged.revision)
+    if plugged.plugs:
+        check_exercises(store)
     tokenizer = load_tokenizer(store)
     ids = encode(tokenizer, prompt, store)
     if plugged.plugs:

@@ -24,11 +24,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import OPTForCausalLM
+from transformers import PreTrainedModel
 
 from flashlite.engine.resident import EMBEDDINGS
 from flashlite.engine.timing import REST, CallCost, Clock, Meter
 from flashlite.errors import FlashliteError
+from flashlite.families.family import Family
 
 OFFSET = 2  # rows of an OPT's position embedding before the first position
 Forward = Callable[..., Any]
@@ -55,17 +56,20 @@ class Calls:
         self.costs: list[CallCost] = []
         self.sequences = self.tokens = 1
 
-    def intercept(self, model: OPTForCausalLM) -> None:
+    def intercept(self, model: PreTrainedModel, family: Family) -> None:
         """Route every call of a model and of its decoder through this object."""
-        decoder = model.model.decoder
-        self._vocabulary = decoder.embed_tokens.num_embeddings
-        self._positions = decoder.embed_positions.num_embeddings - OFFSET
+        decoder, layers = model.get_submodule(family.body), model.get_submodule(family.layers)
+        embed_tokens = decoder.get_submodule(family.embedding)
+        self._vocabulary = embed_tokens.num_embeddings
         for module, around in ((model, self._model), (decoder, self._decoder)):
             wrap_forward(module, around)
             module.forward = torch.compiler.disable(module.forward)  # reads can't be compiled
-        wrap_forward(decoder.embed_tokens, self._embed_tokens)
-        wrap_forward(decoder.embed_positions, self._embed_positions)
-        for i, layer in enumerate(decoder.layers if self._read_group else decoder.layers[:1]):
+        wrap_forward(embed_tokens, self._embed_tokens)
+        if family.positions:
+            embed_positions = decoder.get_submodule(family.positions)
+            self._positions = embed_positions.num_embeddings - OFFSET
+            wrap_forward(embed_positions, self._embed_positions)
+        for i, layer in enumerate(layers if self._read_group else layers[:1]):
             wrap_forward(layer, functools.partial(self._layer, i))
         wrap_forward(model.lm_head, self._head)
 

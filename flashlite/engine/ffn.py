@@ -26,14 +26,22 @@ class StreamedFFN(nn.Module):
 
     layer: its number
     stream: the buffer through which its weights pass
-    up_bias: [ffn]
+    up_bias: [ffn], of the projection that decides which neurons fire
     down_bias: [d_model]
+    second_bias: [ffn], of the other projection of gated neurons
     """
 
-    def __init__(self, layer: int, stream: Stream, up_bias: Tensor, down_bias: Tensor) -> None:
+    def __init__(
+        self, layer: int, stream: Stream, up_bias: Tensor, down_bias: Tensor, second_bias: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.layer, self.stream = layer, stream
-        self.up_bias, self.down_bias = up_bias, down_bias
+        self.up_bias, self.down_bias, self._second_bias = up_bias, down_bias, second_bias
+
+    @property
+    def bias(self) -> Tensor:
+        """Of all rows: [ffn], or [2, ffn] of gated neurons, put together anew, because stage 0 reads biases anew."""
+        return self.up_bias if self._second_bias is None else torch.stack([self.up_bias, self._second_bias])
 
     def forward(self, x: Tensor, keep: Tensor | None = None, copy_out: CopyOut | None = None) -> Tensor:
         """The FFN's contribution to the residual stream: [tokens, d_model].
@@ -48,7 +56,7 @@ class StreamedFFN(nn.Module):
         if x.requires_grad or torch.is_autocast_enabled("cpu"):
             return unlike_training(self, x, keep, copy_out)
         passes = self.stream.begin(self.layer, np.arange(len(self.up_bias)), at_once=2 if len(x) > 1 else 1)
-        return self.stream.product(x, passes, self.up_bias, keep, copy_out).add_(self.down_bias)
+        return self.stream.product(x, passes, self.bias, keep, copy_out).add_(self.down_bias)
 
 
 class FlashFFN(nn.Module):
@@ -72,7 +80,7 @@ class FlashFFN(nn.Module):
         super().__init__()
         self.streamed, self.predictor, self.window, self.file, self.memory = streamed, predictor, window, file, memory
         self.layer, self._stream = streamed.layer, streamed.stream
-        self._up_bias, self._down_bias = streamed.up_bias, streamed.down_bias
+        self._bias, self._down_bias = streamed.bias, streamed.down_bias
         self._calls, self._clock = calls, clock
 
     @staticmethod
@@ -80,6 +88,9 @@ class FlashFFN(nn.Module):
         """Tell a model's FFNs what they must know of each other. Returns the file that they read early from, which is
         None here, because nothing is read early."""
         return None
+
+    def hear(self, norm: nn.Module) -> None:
+        """Be told of a norm that gives this FFN's input before the layer attends. Nothing is made of it here."""
 
     def forward(self, x: Tensor) -> Tensor:
         """The FFN's contribution to the residual stream: [sequences * tokens, d_model].
@@ -95,7 +106,7 @@ class FlashFFN(nn.Module):
             rest = self._stream.begin(self.layer, step.overflow, at_once=1) if len(step.overflow) else None
             out = self._product(x, step)
             if rest is not None:
-                out.add_(self._stream.product(x, rest, self._up_bias))
+                out.add_(self._stream.product(x, rest, self._bias))
             return out.add_(self._down_bias)
         except BaseException:  # the window may name neurons that haven't landed: the next call begins anew
             self.forget()

@@ -7,27 +7,26 @@ model.flash.last_token          # where the last token's time went
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import OPTForCausalLM
+from transformers import PreTrainedModel
 
 from flashlite.arguments import check_window, stage_number
 from flashlite.drive.flash import Counters
 from flashlite.engine.budget import Budget, longest_window, plan_budget
 from flashlite.engine.calls import Calls, check_process, refuse_copies
 from flashlite.engine.ffn import FlashFFN, StreamedFFN
-from flashlite.engine.predictor import OraclePredictor, Predictor
-from flashlite.engine.predictor_file import PredictorSet
+from flashlite.engine.predictors.choice import Choice, Chosen, choose
 from flashlite.engine.resident import ResidentWeights
-from flashlite.engine.stages import LADDER, NAMES, Stage
+from flashlite.engine.stages import LADDER, NAMES, Stage, stage_for
 from flashlite.engine.stream import Stream
 from flashlite.engine.timing import IO, REST, CallCost, Clock, Meter
 from flashlite.engine.window import Window
 from flashlite.errors import FlashliteError
+from flashlite.families.configured import empty_model, install
 from flashlite.storage.find import open_model
 from flashlite.storage.neurons import NeuronFile
 from flashlite.storage.safetensors_file import DTYPES
@@ -53,33 +52,36 @@ class Engine:
     Threads may share the model: their calls take turns.
     """
 
-    def __init__(self, store: Store, stage: Stage, budget: Budget, predictors: Sequence[Predictor] | None) -> None:
+    def __init__(self, store: Store, stage: Stage, budget: Budget, predictors: Choice) -> None:
         self.store, self.stage, self.budget = store, stage, budget
         self.clock = Clock()
         self.resident = ResidentWeights(store, stage.resident)
         self.file = NeuronFile(store, stage.layout)
-        self.stream = Stream(self.file, budget.stream_rows, store.dtype, self.clock)
+        self.stream = Stream(self.file, budget.stream_rows, store.dtype, self.clock, store.activation)
         self.way_in = Calls(self.clock, self.meter, self._forget, None if stage.resident else self._read_group)
         tensors = self.resident.tensors()
-        self.weights = {name: t for name, t in tensors.items() if not name.endswith((".fc1.bias", ".fc2.bias"))}
+        patterns = (*store.family.biases, store.family.down_bias)
+        biases = {pattern.format(i) for i in range(store.layers) for pattern in patterns}
+        self.weights = {name: tensor for name, tensor in tensors.items() if name not in biases}
         self.ffns = [self._build_ffn(i, tensors, predictors) for i in range(store.layers)]
         self.sparse = [ffn for ffn in self.ffns if isinstance(ffn, FlashFFN)]
         self.early_file = stage.ffn.connect(self.sparse)
 
-    def _build_ffn(self, i: int, tensors: dict[str, Tensor], predictors: Sequence[Predictor] | None) -> nn.Module:
-        name, shape, dtype = f"model.decoder.layers.{i}.", self.store.shape, self.store.dtype
-        up_bias = tensors.get(name + "fc1.bias", torch.zeros(shape.neurons, dtype=dtype))
-        down_bias = tensors.get(name + "fc2.bias", torch.zeros(shape.d_model, dtype=dtype))
-        streamed = StreamedFFN(i, self.stream, up_bias, down_bias)
+    def _build_ffn(self, i: int, tensors: dict[str, Tensor], predictors: Choice) -> nn.Module:
+        family, shape, dtype = self.store.family, self.store.shape, self.store.dtype
+
+        def bias(pattern: str, size: int) -> Tensor:
+            found = tensors.get(pattern.format(i))
+            return torch.zeros(size, dtype=dtype) if found is None else found
+
+        up_bias, *second = (bias(pattern, shape.neurons) for pattern in family.biases)
+        streamed = StreamedFFN(i, self.stream, up_bias, bias(family.down_bias, shape.d_model), *second)
         if not self.stage.predictor:
             return streamed
-        if predictors is None:
-            predictor: Predictor = OraclePredictor(NeuronFile(self.store, self.store.layouts[0]), i, up_bias)
-        else:
-            predictor = predictors[i]
         rows = self.budget.layer_rows[i]
         window = Window(shape.neurons, self.stage.window, rows)
-        memory = self.stage.memory(rows, shape, dtype, up_bias)
+        memory = self.stage.memory(rows, shape, dtype, streamed.bias, self.store.activation)
+        predictor = predictors.make(i, up_bias)
         return self.stage.ffn(streamed, predictor, window, self.file, memory, self.way_in, self.clock)
 
     @property
@@ -118,14 +120,19 @@ class Engine:
         """Neurons in DRAM now, by layer."""
         return [ffn.memory.num_used for ffn in self.sparse]
 
-    def install(self, model: OPTForCausalLM) -> None:
-        """Put the streaming FFNs into a model on the meta device and give it the resident weights."""
-        for layer, ffn in zip(model.model.decoder.layers, self.ffns, strict=True):
-            layer.fc1, layer.activation_fn, layer.fc2 = ffn, nn.Identity(), nn.Identity()
+    def install(self, model: PreTrainedModel) -> None:
+        """Put the streaming FFNs into a model without weights and give it the resident ones."""
+        family = self.store.family
+        layers = model.get_submodule(family.layers)
+        for layer, ffn in zip(layers, self.ffns, strict=True):
+            install(family, layer, ffn)
         model.load_state_dict(self.weights, strict=False, assign=True)
         model.tie_weights()
         model.requires_grad_(False).eval()
-        self.way_in.intercept(model)
+        self.way_in.intercept(model, family)
+        if (norm := family.early_norm(self.store.config)) is not None:
+            for layer, ffn in zip(layers, self.sparse, strict=False):  # stages without a predictor have none
+                ffn.hear(layer.get_submodule(norm))
         refuse_copies(model, self.store.dtype)
 
     def _read_group(self, name: str) -> None:
@@ -147,19 +154,20 @@ def load(
     *,
     dram_budget: int | float | str = "50%",
     stage: int | str = "pool",
-    predictor: str | Sequence[Predictor] = "trained",
+    predictor: Chosen = "auto",
     window: int | str = 5,
     dtype: str | torch.dtype | None = None,
     verify_reads: bool = False,
     revision: str | None = None,
-) -> OPTForCausalLM:
-    """A transformers OPT whose FFN weights stay on flash.
+) -> PreTrainedModel:
+    """A transformers model whose FFN weights stay on flash.
 
     model: `opt-mini`, a hub id, a checkpoint folder or a store; anything but a store is packed first, under
         `storage.find.home()`
     dram_budget: bytes, "4GiB", "50%" or 0.5 of the weights, for all but the KV cache and the interpreter
     stage: of the ladder, by name or number
-    predictor: "trained", "oracle", or one Predictor a layer
+    predictor: "trained", "copy" (a rounded copy of the weights that decide, which needs no training), "oracle", or one
+        Predictor a layer; "auto" is "trained" where the store has a trained one, else "copy"
     window: tokens whose neurons stay in DRAM, where a stage has a window, or "auto": as many as the budget has room for
     dtype: fp32, bf16 or fp16
     verify_reads: compare everything with its checksum when it is read; see VerifiedStore for what that costs
@@ -198,14 +206,12 @@ def choose_stage(store: Store, stage: int | str, window: int | str, dram_budget:
     return replace(chosen, window=tokens)
 
 
-def build(
-    store: Store, stage: Stage, dram_budget: int | float | str, predictor: str | Sequence[Predictor]
-) -> OPTForCausalLM:
+def build(store: Store, stage: Stage, dram_budget: int | float | str, predictor: Chosen) -> PreTrainedModel:
     """The same as `load`, of a store that is open and a stage that may be put together by hand."""
+    stage = stage_for(stage, store.family.early_norm(store.config) is not None)
     predictors, budget = plan(store, stage, dram_budget, predictor)
     engine = Engine(store, stage, budget, predictors)
-    with torch.device("meta"):
-        model = OPTForCausalLM(store.config)
+    model = empty_model(store.config, store.family)
     engine.install(model)
     if (generation := generation_config(store)) is not None:
         model.generation_config = generation
@@ -214,31 +220,10 @@ def build(
     return model
 
 
-def plan(
-    store: Store, stage: Stage, dram_budget: int | float | str, predictor: str | Sequence[Predictor]
-) -> tuple[Sequence[Predictor] | None, Budget]:
-    """The predictors of a model that is to be loaded, None for the oracle, and the split of its budget.
+def plan(store: Store, stage: Stage, dram_budget: int | float | str, predictor: Chosen) -> tuple[Choice, Budget]:
+    """The predictors of a model that is to be loaded, and the split of its budget.
 
     No weights are read to find out. Raises FlashliteError if the model can't be loaded so.
     """
-    predictors, needs = _choose_predictors(store, stage, predictor)
-    nbytes = sum(p.nbytes for p in predictors or ())
-    return predictors, plan_budget(store, stage, dram_budget, nbytes, needs)
-
-
-def _choose_predictors(
-    store: Store, stage: Stage, predictor: str | Sequence[Predictor]
-) -> tuple[Sequence[Predictor] | None, list[float]]:
-    """The predictors of a stage, None for the oracle, and how many rows each layer's window would like."""
-    equal = [1.0] * store.layers
-    if not stage.predictor or predictor == "oracle":
-        return None, equal
-    if predictor == "trained":
-        trained = PredictorSet.load(store)
-        k = max(1, stage.window)
-        return trained.layers, [report.window_rows[min(k, len(report.window_rows)) - 1] for report in trained.reports]
-    if not isinstance(predictor, (list, tuple)):
-        raise FlashliteError(f"unknown predictor {predictor!r:.80}: use 'trained', 'oracle', or a list, one a layer")
-    if len(predictor) != store.layers:
-        raise FlashliteError(f"{len(predictor)} predictors were given for {store.layers} layers")
-    return predictor, equal
+    predictors = choose(store, stage, predictor)
+    return predictors, plan_budget(store, stage, dram_budget, predictors.nbytes, predictors.needs, predictors.advice)

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flashlite.drive.direct import aligned_buffer
 from flashlite.errors import PredictorError
-from flashlite.storage.neurons import NeuronFile, wait_all
+from flashlite.families.activation import RELU, Activation
+from flashlite.storage.neurons import NeuronFile
 
 INT8_BLOCK = 32  # torch's int8 product reads whole blocks, even beyond the end of a matrix
 
@@ -55,9 +55,14 @@ class Int8Matrix:
     @classmethod
     def of(cls, weight: Tensor) -> Int8Matrix:
         """Round a matrix of floats. weight: [out, in]."""
+        return cls(*cls.round(weight))
+
+    @staticmethod
+    def round(weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The values and the scale of a matrix of floats, of any size. weight: [out, in]."""
         scale = (weight.abs().amax(1) / 127).clamp(min=1e-12).bfloat16()
         values = (weight / scale.float()[:, None]).round().clamp(-127, 127)
-        return cls(values.to(torch.int8).contiguous(), scale)
+        return values.to(torch.int8).contiguous(), scale
 
     def __call__(self, x: Tensor) -> Tensor:
         """x W^T. x: [tokens, in] bfloat16. Returns [tokens, out] bfloat16."""
@@ -109,26 +114,17 @@ class OraclePredictor:
     It makes every stage exact, so it separates the system's errors from the predictor's. It is slow. Its reads
     and its buffer of 1 MiB are not counted among the model's.
 
-    file: the neurons on flash; in the split layout only half as much is read
+    file: the neurons on flash; in the split layout only the rows that decide are read
     layer: its number
-    bias: [ffn], the up projection's
+    bias: [ffn], the up projection's; where neurons are gated, the gate's
+    activation: says by a neuron's product with the input, bias included, whether it fires
     """
 
-    BUFFER_BYTES = 1 << 20
-
-    def __init__(self, file: NeuronFile, layer: int, bias: Tensor) -> None:
+    def __init__(self, file: NeuronFile, layer: int, bias: Tensor, activation: Activation = RELU) -> None:
         self.nbytes = 0
-        self._file, self._layer, self._bias = file, layer, bias
-        self._row_bytes = file.pieces[0].nbytes  # of an up row, or of the bundle that begins with it
-        rows = min(file.shape.neurons, max(1, self.BUFFER_BYTES // self._row_bytes))
-        self._parts = np.array_split(np.arange(file.shape.neurons), -(-file.shape.neurons // rows))
+        self._file, self._layer, self._bias, self._fires = file, layer, bias, activation.fires
 
     def mask(self, x: Tensor) -> Tensor:
         """See Predictor."""
-        buffer = aligned_buffer(len(self._parts[0]), self._row_bytes)
-        up = torch.from_numpy(buffer).view(x.dtype)[:, : self._file.shape.d_model]
-        masks = []
-        for part in self._parts:
-            wait_all(self._file.submit(self._layer, part, [buffer], part - part[0]))
-            masks.append(torch.addmm(self._bias[torch.from_numpy(part)], x, up[: len(part)].T) > 0)
-        return torch.cat(masks, 1)
+        parts = self._file.first_rows(self._layer, x.dtype)
+        return torch.cat([self._fires(torch.addmm(self._bias[part], x, rows.T)) for part, rows in parts], 1)

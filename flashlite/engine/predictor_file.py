@@ -35,7 +35,7 @@ LARGEST_FIGURE = 2**20  # in a report: more than any layer has neurons
 class LayerReport:
     """How good one layer's predictor is on held-out text.
 
-    rank: of its two thin matrices
+    rank: of its two thin matrices; 0 of a predictor that has none
     active, predicted: shares of all neurons that truly fire, and that are predicted to fire
     recall, false_negatives: shares of the active neurons that are predicted, and that are missed
     false_positives: share of the inactive neurons that are predicted all the same

@@ -5,16 +5,20 @@ Its two halves use the fastest products that torch has where the number of rows 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from math import gcd
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from flashlite.families.activation import Activation
 from flashlite.storage.bundle import unpack_bundles
 
 WIDE, BLOCK = 1024, 64  # rows; a bf16 product is put together from multiples of these
 FEW = 2**18  # weights; reading that many takes less time than choosing among their rows
+OfRows = Callable[[Tensor, Tensor, Tensor, int], Tensor]  # what some neurons compute, from x, rows, bias and d_model
 
 
 def ffn_product(x: Tensor, rows: Tensor, bias: Tensor, d_model: int) -> Tensor:
@@ -64,3 +68,29 @@ def down_product(h: Tensor, rows: Tensor, d_model: int) -> Tensor:
         index.reshape(-1), rows.view(-1, unit), begins, mode="sum", per_sample_weights=weights.reshape(-1)
     )
     return bags.view(len(h), d_model)
+
+
+def values_of(activation: Activation) -> OfRows:
+    """How the values of neurons, [tokens, n], follow from x [tokens, d_model], their rows, their biases and d_model.
+
+    rows: [n, at least 2 * d_model], or [n, at least 3 * d_model] of gated neurons
+    bias: [n], or [2, n] of gated neurons, the gate's first
+    """
+    return partial(_values, activation)
+
+
+def any_product_of(activation: Activation) -> OfRows:
+    """The product of neurons of a kind, as `ffn_product` is that of OPT's; for rows and bias see `values_of`."""
+    return partial(_product, activation)
+
+
+def _values(activation: Activation, x: Tensor, rows: Tensor, bias: Tensor, d_model: int) -> Tensor:
+    first = rows[:, :d_model]
+    if bias.ndim == 1:
+        return activation(up_product(x, first, bias))
+    second = rows[:, 2 * d_model : 3 * d_model]
+    return activation(up_product(x, first, bias[0]), up_product(x, second, bias[1]))
+
+
+def _product(activation: Activation, x: Tensor, rows: Tensor, bias: Tensor, d_model: int) -> Tensor:
+    return down_product(_values(activation, x, rows, bias, d_model), rows, d_model)

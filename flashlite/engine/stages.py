@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from flashlite.arguments import STAGES as NAMES
+from flashlite.engine.early import EarlyFFN
 from flashlite.engine.ffn import FlashFFN
 from flashlite.engine.overlap import OverlappedFFN
 from flashlite.engine.pool import NeuronMemory, Pool, RebuiltMatrix
@@ -31,3 +32,9 @@ POOL = replace(BUNDLE, memory=Pool)
 OVERLAP = replace(POOL, ffn=OverlappedFFN)  # beyond the paper
 
 LADDER = dict(zip(NAMES, (NAIVE, RESIDENT, PREDICTOR, WINDOW, BUNDLE, POOL, OVERLAP), strict=True))
+
+
+def stage_for(stage: Stage, parallel: bool) -> Stage:
+    """A stage as it runs in a family. parallel: whether a layer knows its FFN's input before it attends, so that what
+    stage 6 would guess can be known."""
+    return replace(stage, ffn=EarlyFFN) if parallel and stage.ffn is OverlappedFFN else stage

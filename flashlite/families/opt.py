@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 OPT = Family(
     model_type="opt",
-    prefix="model.decoder.",
-    embedding="model.decoder.embed_tokens.weight",
-    head="lm_head.weight",
-    layer="model.decoder.layers.{}.",
-    up="model.decoder.layers.{}.fc1.weight",
-    up_bias="model.decoder.layers.{}.fc1.bias",
-    down="model.decoder.layers.{}.fc2.weight",
-    down_bias="model.decoder.layers.{}.fc2.bias",
+    first="fc1",
+    down="fc2",
+    layers="model.decoder.layers",
+    positions="embed_positions",
+    ffn=("fc1", "activation_fn", "fc2"),
+    flattens=True,
+    neurons="ffn_dim",
+    activation="activation_function",
 )
 
 
@@ -65,15 +65,3 @@ def resident_and_streamed(config: OPTConfig) -> tuple[int, int]:
     last_norm = norm if config.do_layer_norm_before else 0
     resident = embeddings + projections + config.num_hidden_layers * layer + last_norm
     return resident, config.num_hidden_layers * 2 * ffn * d
-
-
-def family_of(config: dict) -> Family:
-    """The family of a checkpoint's config.json. Raises CheckpointError if its FFN can't be streamed sparsely."""
-    if config.get("model_type") != OPT.model_type:
-        raise CheckpointError(f"model type {config.get('model_type')!r} is not supported: flashlite streams OPT")
-    if (activation := config.get("activation_function", "relu")) != "relu":
-        raise CheckpointError(
-            f"activation {activation!r} is not supported: only ReLU leaves neurons at exactly zero, so only with ReLU "
-            "can their weights stay on flash"
-        )
-    return OPT

@@ -5,6 +5,8 @@ row `[up | down | padding]`. On flash they are two pieces, each with a read of i
 
     split     up    [ffn, d_model]   down  [ffn, d_model]
     bundled   bundle [ffn, 2 * d_model + padding]
+
+A gated neuron has a third row: `[gate | down | up | padding]`. The row that decides whether a neuron fires comes first.
 """
 
 from __future__ import annotations
@@ -29,27 +31,34 @@ class FFNShape:
     d_model: its columns, hidden_size.
     itemsize: bytes of one weight.
     alignment: the drive's grid in bytes.
+    matrices: how many there are, each with d_model weights of every neuron: 2, or 3 where neurons are gated.
     """
 
     neurons: int
     d_model: int
     itemsize: int
     alignment: int
+    matrices: int = 2
 
     @property
     def half_bytes(self) -> int:
-        """Bytes of one row of the up, or one column of the down projection."""
+        """Bytes of a neuron's part of one matrix: a row of the up, or a column of the down projection."""
         return self.d_model * self.itemsize
 
     @property
     def record_bytes(self) -> int:
         """Bytes of one neuron's bundle, padded to the drive's grid."""
-        return round_up(2 * self.half_bytes, self.alignment)
+        return round_up(self.neuron_bytes, self.alignment)
 
     @property
     def layer_bytes(self) -> int:
         """Bytes of a layer's FFN weights as published, without padding."""
-        return 2 * self.half_bytes * self.neurons
+        return self.neuron_bytes * self.neurons
+
+    @property
+    def neuron_bytes(self) -> int:
+        """Bytes of one neuron's weights, without padding."""
+        return self.matrices * self.half_bytes
 
 
 @dataclass(frozen=True)
@@ -63,9 +72,9 @@ class Piece:
 
 def pieces(layout: str, shape: FFNShape) -> tuple[Piece, ...]:
     """The matrices that a layout stores for each layer. Raises KeyError for an unknown layout."""
-    half = shape.half_bytes
+    half, names = shape.half_bytes, ("up", "down") if shape.matrices == 2 else ("gate", "down", "up")
     return {
-        "split": (Piece("up", half, slice(half)), Piece("down", half, slice(half, 2 * half))),
+        "split": tuple(Piece(name, half, slice(i * half, (i + 1) * half)) for i, name in enumerate(names)),
         "bundled": (Piece("bundle", shape.record_bytes, slice(shape.record_bytes)),),
     }[layout]
 

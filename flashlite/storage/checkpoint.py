@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
-from transformers import OPTConfig, OPTForCausalLM
 
 from flashlite.arguments import WEIGHT_FILES
 from flashlite.errors import CheckpointError, one_line
-from flashlite.families.opt import OPT, family_of
+from flashlite.families.configured import expected_shapes, read_config
+from flashlite.families.known import activation_of, family_of
 from flashlite.storage.safetensors_file import DTYPES
 from flashlite.storage.side_files import CONFIG, side_files
 from flashlite.storage.weights import (
@@ -24,14 +22,6 @@ from flashlite.storage.weights import (
     weight_files,
 )  # fmt: skip
 
-LARGEST = {  # beyond any published OPT, and small enough to be thought through in no time
-    "vocab_size": 2**20, "hidden_size": 2**16, "num_hidden_layers": 2**10, "ffn_dim": 2**18,
-    "max_position_embeddings": 2**20, "word_embed_proj_dim": 2**16, "num_attention_heads": 2**10,
-}  # fmt: skip
-OTHER_FIELDS = (
-    "do_layer_norm_before", "_remove_final_layer_norm", "enable_bias", "layer_norm_elementwise_affine",
-    "tie_word_embeddings", "activation_function", "pad_token_id", "bos_token_id", "eos_token_id",
-)  # fmt: skip
 ADAPTER = "adapter_config.json"
 QUANTIZED = ("quantize_config.json", "quant_config.json")  # beside weights that GPTQ or AWQ tools of old have written
 
@@ -40,8 +30,9 @@ class Checkpoint:
     """A checkpoint folder whose tensors are read one by one.
 
     config: the content of config.json, where tie_word_embeddings is false if the checkpoint has a head of its own.
-    opt: the same as an OPTConfig, of which only sizes and switches are read.
+    settings: the same as transformers' own configuration.
     family: what its weights are called.
+    activation: what its neurons compute.
     names: the model's tensors, as transformers spells them.
     published: the torch.dtype in which transformers would load it; None if it would not.
     own_dtype: the same as "fp32", "bf16" or "fp16"; float64, which no store has, becomes fp32.
@@ -60,14 +51,16 @@ class Checkpoint:
                 refuse_pointer(folder / name)
         _refuse_quantized(folder, self.config)
         try:
-            self.opt = read_config(self.config)
-            shapes = expected_shapes(self.opt)
-        except (ValueError, TypeError) as error:
-            raise CheckpointError(f"{folder / CONFIG} does not describe an OPT: {error}") from None
+            self.settings = read_config(self.config, self.family)
+            self.activation = activation_of(self.settings, self.family)
+            shapes = expected_shapes(self.settings, self.family)
+        except ValueError as error:
+            kind = self.config["model_type"]
+            raise CheckpointError(f"{folder / CONFIG} does not describe a model of type {kind}: {error}") from None
         files = weight_files(folder, choose_weights(folder, self.config))
         self._places = self._find_tensors(files, shapes)
         self._settle_head()
-        self.names = sorted(expected_shapes(self.opt))
+        self.names = sorted(expected_shapes(self.settings, self.family))
         for name in self.names:
             if name not in self._places:
                 raise CheckpointError(_lacks(folder, name))
@@ -89,8 +82,8 @@ class Checkpoint:
         return open_weights(path).shape(original)
 
     def _find_tensors(self, files: list[Path], shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[Path, str]]:
-        """The file and the name there of each tensor that an OPT may have."""
-        shapes = {self.family.head: shapes[self.family.embedding]} | shapes
+        """The file and the name there of each tensor that the model may have."""
+        shapes = {self.family.head: shapes[self.family.embedding_weight]} | shapes
         places: dict[str, tuple[Path, str]] = {}
         for path in files:
             opened = open_weights(path)
@@ -115,14 +108,14 @@ class Checkpoint:
 
         One of the two may be missing; two that are equal are one; two that differ are both used.
         """
-        head, embedding = self.family.head, self.family.embedding
-        if not self.opt.tie_word_embeddings or head not in self._places:
+        head, embedding = self.family.head, self.family.embedding_weight
+        if not self.settings.tie_word_embeddings or head not in self._places:
             return
         if embedding not in self._places:
             self._places[embedding] = self._places[head]
         elif not _equal(self.tensor(embedding), self.tensor(head)):
             self.config = self.config | {"tie_word_embeddings": False}
-            self.opt.tie_word_embeddings = False
+            self.settings.tie_word_embeddings = False
 
 
 def _refuse_adapter(folder: Path) -> None:
@@ -160,44 +153,3 @@ def _published_dtype(config: dict[str, Any], first: Path) -> torch.dtype | None:
         return next(filter(None, map(opened.float_dtype, opened.names())), None)
     dtype = getattr(torch, said, None) if isinstance(said, str) else None
     return dtype if isinstance(dtype, torch.dtype) else None
-
-
-def read_config(content: dict[str, Any]) -> OPTConfig:
-    """What an OPT's inference needs of a config.json; all else is left out, such as the names of code to load.
-
-    Raises ValueError, one line, if a field is senseless.
-    """
-    known = {name: content[name] for name in (*LARGEST, *OTHER_FIELDS) if name in content}
-    if known.get("word_embed_proj_dim", 0) is None:  # as wide as the rest
-        del known["word_embed_proj_dim"]
-    for name in LARGEST.keys() & known:
-        if type(known[name]) is not int or not 1 <= known[name] <= LARGEST[name]:
-            raise ValueError(f"{name} is {known[name]!r:.40}, not a whole number from 1 to {LARGEST[name]}")
-    try:
-        return OPTConfig.from_dict(known)
-    except StrictDataclassError as error:
-        raise ValueError(_one_line(error)) from None
-
-
-def expected_shapes(config: OPTConfig) -> dict[str, tuple[int, ...]]:
-    """The shapes of the tensors that an OPT needs, by name; the head is one of them only if it isn't the embedding.
-
-    Raises ValueError, one line, if there is no such OPT.
-    """
-    one_layer = copy.deepcopy(config)
-    one_layer.num_hidden_layers = 1  # all are alike
-    try:
-        with torch.device("meta"):
-            state = OPTForCausalLM(one_layer).state_dict()
-    except (ValueError, TypeError, RuntimeError, KeyError, AssertionError) as error:
-        raise ValueError(_one_line(error)) from None
-    if config.tie_word_embeddings:
-        del state[OPT.head]
-    first, layers = OPT.layer.format(0), range(config.num_hidden_layers)
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    alike = {name.removeprefix(first): shapes.pop(name) for name in list(shapes) if name.startswith(first)}
-    return shapes | {OPT.layer.format(i) + name: shape for i in layers for name, shape in alike.items()}
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import OPTConfig
+from transformers import PreTrainedConfig
 
 from flashlite.arguments import LAYOUTS, MANIFEST, is_store
 from flashlite.drive.direct import direct_alignment
@@ -24,7 +24,7 @@ from flashlite.storage.checkpoint import ADAPTER, Checkpoint
 from flashlite.storage.hub import find_checkpoint, model_name
 from flashlite.storage.safetensors_file import DTYPES, Specs, digest_of, new_safetensors
 from flashlite.storage.side_files import copy_files, side_files
-from flashlite.storage.store import CHECKSUMS, FORMAT, PACKED_BY, PREDICTOR, RESIDENT, Store, ffn_file, sealed
+from flashlite.storage.store import CHECKSUMS, FORMAT, PACKED_BY, PREDICTOR, RESIDENT, Store, ffn_file, sealed, shape_of
 from flashlite.storage.verified import record_checksums
 
 log = logging.getLogger("flashlite")
@@ -87,7 +87,7 @@ class Source(Protocol):
     """Where a store's weights come from: a Checkpoint, or anything with its attributes."""
 
     family: Family
-    opt: OPTConfig
+    settings: PreTrainedConfig
     config: dict[str, Any]
     names: list[str]
 
@@ -111,12 +111,12 @@ def write_store(
         raise StoreError(
             f"unknown dtype {dtype!r} or layouts {layouts}: choose from {list(DTYPES)} and {list(LAYOUTS)}"
         )
-    out, config = Path(out), source.opt
+    out = Path(out)
     if replace and not _may_be_replaced(out):
         raise StoreError(f"{out} is not a store, so it isn't replaced: choose another name")
     with new_folder(out, replace) as folder:
         alignment = _grid_of(folder)
-        shape = FFNShape(config.ffn_dim, config.hidden_size, DTYPES[dtype].itemsize, alignment)
+        shape = shape_of(source.settings, source.family, DTYPES[dtype], alignment)
         files = {RESIDENT: _write_resident(source, folder, DTYPES[dtype])}
         ffn, up_projections = _write_ffn(source, folder, DTYPES[dtype], layouts, shape, progress)
         manifest = {
@@ -155,7 +155,7 @@ def _grid_of(folder: Path) -> int:
 
 def _write_resident(source: Source, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     """Returns what the manifest says of the file."""
-    layers, group_of = source.opt.num_hidden_layers, source.family.group_of
+    layers, group_of = source.settings.num_hidden_layers, source.family.group_of
     order = {EMBEDDINGS: -1} | {f"layers.{i}": i for i in range(layers)}
     resident = set(source.names) - source.family.streamed(layers)
     names = sorted(resident, key=lambda name: (order[group_of(name)], name))
@@ -170,20 +170,20 @@ def _write_ffn(
 ) -> tuple[dict[str, dict[str, Any]], str]:
     """Returns what the manifest says of each file, and the digest of the up projections."""
     checksums: dict[str, Tensor] = {}
-    family, layers, digest = source.family, source.opt.num_hidden_layers, hashlib.sha256()
+    family, layers, digest = source.family, source.settings.num_hidden_layers, hashlib.sha256()
     with contextlib.ExitStack() as open_files:
         files = {
             layout: new_safetensors(folder / ffn_file(layout), _specs(layout, shape, layers)) for layout in layouts
         }
         writers = {layout: open_files.enter_context(file) for layout, file in files.items()}
         for i in range(layers):
-            up, down = (source.tensor(name.format(i)) for name in (family.up, family.down))
-            digest.update(_rounded(up))
-            if (bias := family.up_bias.format(i)) in source.names:
+            matrices = [source.tensor(name.format(i)) for name in family.matrices]
+            digest.update(_rounded(matrices[0]))
+            if (bias := family.biases[0].format(i)) in source.names:
                 digest.update(_rounded(source.tensor(bias)))
-            up, down = up.to(dtype), down.to(dtype)
+            matrices = [matrix.to(dtype) for matrix in matrices]
             for layout, writer in writers.items():
-                for piece, rows in _records(layout, up, down, shape).items():
+                for piece, rows in _records(layout, matrices, shape).items():
                     writer.write(f"layers.{i}.{piece}", rows)
                     checksums[f"{layout}.layers.{i}.{piece}"] = torch.from_numpy(record_checksums(rows.numpy()))
             progress(f"layer {i + 1} of {layers}")
@@ -202,11 +202,17 @@ def _specs(layout: str, shape: FFNShape, layers: int) -> Specs:
     return {f"layers.{i}.{name}": spec for i in range(layers) for name, spec in rows.items()}
 
 
-def _records(layout: str, up: Tensor, down: Tensor, shape: FFNShape) -> dict[str, Tensor]:
-    """A layer's records by piece: [ffn, nbytes] uint8. up: [ffn, d_model]; down: [d_model, ffn]."""
+def _records(layout: str, matrices: list[Tensor], shape: FFNShape) -> dict[str, Tensor]:
+    """A layer's records by piece: [ffn, nbytes] uint8.
+
+    matrices: first [ffn, d_model], down [d_model, ffn], and second [ffn, d_model] of gated neurons
+    """
+    first, down, *second = matrices
     if layout == "bundled":
-        return {"bundle": torch.from_numpy(pack_bundles(up, down, shape.record_bytes))}
-    return {"up": up.contiguous().view(torch.uint8), "down": down.T.contiguous().view(torch.uint8)}
+        rest = torch.cat([down, second[0].T]) if second else down
+        return {"bundle": torch.from_numpy(pack_bundles(first, rest, shape.record_bytes))}
+    rows = zip(pieces(layout, shape), (first, down.T, *second), strict=True)
+    return {piece.name: matrix.contiguous().view(torch.uint8) for piece, matrix in rows}
 
 
 def _write_checksums(path: Path, checksums: dict[str, Tensor]) -> dict[str, Any]:

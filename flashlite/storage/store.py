@@ -2,7 +2,7 @@
 
 manifest.json            what the model is; sizes and SHA-256 of everything else, and a SHA-256 of its own
 resident.safetensors     embeddings, attention, norms, biases: group by group, in the order in which a token needs them
-ffn-split.safetensors    layers.<i>.up [ffn, half_bytes], layers.<i>.down [ffn, half_bytes]
+ffn-split.safetensors    layers.<i>.up [ffn, half_bytes], layers.<i>.down [ffn, half_bytes]; gated: gate, down, up
 ffn-bundled.safetensors  layers.<i>.bundle [ffn, record_bytes]
 checksums.safetensors    <layout>.layers.<i>.<piece> [ffn]: the CRC-32 of each record (see verified.py)
 predictor.safetensors    which neurons will fire (see predictor_file.py); trained later, so it has a checksum of its own
@@ -27,10 +27,10 @@ from flashlite.arguments import LAYOUTS, MANIFEST
 from flashlite.drive.backends import Backend
 from flashlite.drive.flash import FlashFile
 from flashlite.errors import CheckpointError, StoreError, one_line
+from flashlite.families.configured import expected_shapes, read_config
 from flashlite.families.family import Family
-from flashlite.families.opt import family_of
+from flashlite.families.known import activation_of, family_of
 from flashlite.storage.bundle import FFNShape, pieces
-from flashlite.storage.checkpoint import expected_shapes, read_config
 from flashlite.storage.safetensors_file import DTYPES, REPACK, Extent, digest_of, read_extents
 from flashlite.storage.side_files import is_side_file
 from flashlite.storage.strict_json import parse_object, read_bounded
@@ -45,6 +45,12 @@ PACKED_BY = "packed_by"  # in a manifest: the files whose code packed the store 
 def ffn_file(layout: str) -> str:
     """The name of the file that holds the FFN in this layout."""
     return f"ffn-{layout}.safetensors"
+
+
+def shape_of(config: Any, family: Family, dtype: torch.dtype, grid: int) -> FFNShape:
+    """The size of one layer's FFN. config: transformers' own; grid: the drive's, in bytes."""
+    neurons, matrices = getattr(config, family.neurons), len(family.matrices)
+    return FFNShape(neurons, config.hidden_size, dtype.itemsize, grid, matrices)
 
 
 def sealed(manifest: dict[str, Any]) -> str:
@@ -70,8 +76,9 @@ class Group:
 class Store:
     """A packed model. Opening checks the manifest, every file's structure and size, and raises StoreError.
 
-    config: OPTConfig.
+    config: transformers' own configuration.
     family: what its weights are called.
+    activation: what its neurons compute.
     dtype, dtype_name: the weights' torch.dtype, and what flashlite calls it.
     shape: FFNShape of one layer.
     layouts: those that it has, in LAYOUTS' order.
@@ -84,14 +91,15 @@ class Store:
         self.path = Path(path)
         self.manifest = self._read_manifest()
         try:
-            self.config = read_config(self.manifest["config"])
             self.family: Family = family_of(self.manifest["config"])
+            self.config = read_config(self.manifest["config"], self.family)
+            self.activation = activation_of(self.config, self.family)
             self.dtype_name: str = self.manifest["dtype"]
             self.dtype = DTYPES[self.dtype_name]
             self.layouts: tuple[str, ...] = tuple(sorted(self.manifest["layouts"], key=LAYOUTS.index))
             self.layers = int(self.config.num_hidden_layers)
             grid = _grid(self.manifest["alignment"])
-            self.shape = FFNShape(self.config.ffn_dim, self.config.hidden_size, self.dtype.itemsize, grid)
+            self.shape = shape_of(self.config, self.family, self.dtype, grid)
             self._extents = {name: self._check_file(name, entry) for name, entry in self.manifest["files"].items()}
             if not self.layouts or not isinstance(self.manifest["name"], str):
                 raise ValueError("it names no layout, or no model")
@@ -156,7 +164,9 @@ class Store:
 
     def _check_resident(self) -> None:
         streamed = self.family.streamed(self.layers)
-        expected = {name: shape for name, shape in expected_shapes(self.config).items() if name not in streamed}
+        expected = {
+            name: shape for name, shape in expected_shapes(self.config, self.family).items() if name not in streamed
+        }
         found = self._extents[RESIDENT]
         if {name: extent.shape for name, extent in found.items()} != expected:
             raise StoreError(f"{self.path / RESIDENT} holds other weights than the manifest's configuration asks for")

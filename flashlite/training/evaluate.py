@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -11,14 +11,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import OPTForCausalLM
+from transformers import PreTrainedModel
 
 from flashlite.engine.ffn import StreamedFFN
 from flashlite.engine.model import build
 from flashlite.engine.predictor import LowRankPredictor, OraclePredictor, Predictor
-from flashlite.engine.predictor_file import LayerReport, PredictorSet
-from flashlite.engine.stages import RESIDENT
+from flashlite.engine.predictor_file import LayerReport
+from flashlite.engine.predictors.choice import Chosen, choose
+from flashlite.engine.stages import PREDICTOR, RESIDENT
 from flashlite.engine.window import LONGEST_UNION, union_sizes
+from flashlite.families.configured import install
 from flashlite.storage.neurons import NeuronFile
 from flashlite.storage.store import Store
 
@@ -38,20 +40,21 @@ class PredictedFFN(nn.Module):
         return self.whole(x, self.predictor.mask(x))
 
 
-def streamed_model(store: Store) -> OPTForCausalLM:
+def streamed_model(store: Store) -> PreTrainedModel:
     """The exact model, each FFN streamed whole from a layout that the store has: any size fits in little DRAM."""
     return build(store, replace(RESIDENT, layout=store.layouts[0]), "100%", "oracle")
 
 
-def predicted_model(store: Store, predictors: list[LowRankPredictor]) -> OPTForCausalLM:
+def predicted_model(store: Store, predictors: Sequence[Predictor]) -> PreTrainedModel:
     """The model in which only predicted neurons take part."""
     model = streamed_model(store)
-    for layer, predictor in zip(model.model.decoder.layers, predictors, strict=True):
-        layer.fc1 = PredictedFFN(layer.fc1, predictor)
+    layers = model.get_submodule(store.family.layers)
+    for layer, ffn, predictor in zip(layers, model.flash.ffns, predictors, strict=True):
+        install(store.family, layer, PredictedFFN(ffn, predictor))
     return model
 
 
-def watch(model: OPTForCausalLM, see: Callable[[int, Tensor, Tensor], None]) -> None:
+def watch(model: PreTrainedModel, see: Callable[[int, Tensor, Tensor], None]) -> None:
     """Have a dense model tell what enters each layer's FFN, and which neurons fire, whenever it is called.
 
     see: called with the layer's number, x [tokens, d_model] and fired [tokens, ffn] bool.
@@ -59,7 +62,7 @@ def watch(model: OPTForCausalLM, see: Callable[[int, Tensor, Tensor], None]) -> 
     store = model.flash.store
     file = NeuronFile(store, store.layouts[0])
     for i, ffn in enumerate(model.flash.ffns):
-        oracle = OraclePredictor(file, i, ffn.up_bias)
+        oracle = OraclePredictor(file, i, ffn.up_bias, store.activation)
 
         def tell(module: nn.Module, args: tuple[Tensor, ...], i: int = i, oracle: OraclePredictor = oracle) -> None:
             see(i, args[0], oracle.mask(args[0]))
@@ -97,7 +100,7 @@ class Tally:
 
 
 @torch.no_grad()
-def loss(model: OPTForCausalLM, windows: Tensor) -> float:
+def loss(model: PreTrainedModel, windows: Tensor) -> float:
     """Mean loss in nats a token over windows of tokens [windows, length], each predicted from its beginning."""
     total = 0.0
     for batch in windows.split(8):
@@ -120,13 +123,17 @@ class Evaluation:
         return asdict(self)
 
 
-def evaluate(store: Store, windows: Tensor) -> Evaluation:
-    """Measure a store's predictors on windows of tokens [windows, length]; each layer's on what enters it in the dense
-    model. Raises PredictorError if the store has none."""
-    predictors = PredictorSet.load(store).layers
-    tallies, model = [Tally() for _ in predictors], streamed_model(store)
+def evaluate(store: Store, windows: Tensor, predictor: Chosen = "auto") -> Evaluation:
+    """Measure predictors on windows of tokens [windows, length]; each layer's on what enters it in the dense model.
+
+    predictor: as `load` takes it. Raises PredictorError if the store has none such.
+    """
+    model, choice = streamed_model(store), choose(store, PREDICTOR, predictor)
+    predictors = [choice.make(i, ffn.up_bias) for i, ffn in enumerate(model.flash.ffns)]
+    tallies = [Tally() for _ in predictors]
     watch(model, lambda i, x, fired: tallies[i].add(predictors[i].mask(x), fired, windows.shape[1]))
     dense = loss(model, windows)
-    predicted = loss(predicted_model(store, list(predictors)), windows)
-    reports = tuple(tally.report(predictor.rank) for tally, predictor in zip(tallies, predictors, strict=True))
+    predicted = loss(predicted_model(store, predictors), windows)
+    ranks = [predictor.rank if isinstance(predictor, LowRankPredictor) else 0 for predictor in predictors]
+    reports = tuple(tally.report(rank) for tally, rank in zip(tallies, ranks, strict=True))
     return Evaluation(windows.numel(), math.exp(dense), math.exp(predicted), reports)

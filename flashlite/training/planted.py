@@ -50,7 +50,7 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 
 class PlantedModel:
-    """Made-up weights with the interface of a Checkpoint: config, opt, family, names, shape(name), tensor(name).
+    """Made-up weights with the interface of a Checkpoint: config, settings, family, names, shape(name), tensor(name).
 
     Every tensor is made anew from the seed and its name when it is asked for, so that no model need fit in DRAM. Only
     the up projections' biases are kept, once their layer is calibrated.
@@ -63,11 +63,11 @@ class PlantedModel:
 
     def __init__(self, name: str, seed: int = 0) -> None:
         self.name, self.seed, self.family = name, seed, OPT
-        self.opt = published_config(name)
-        self.config: dict[str, Any] = self.opt.to_dict() | {"model_type": "opt"}
-        self.rank = round_up(self.opt.hidden_size // 32, INT8_BLOCK)
+        self.settings = published_config(name)
+        self.config: dict[str, Any] = self.settings.to_dict() | {"model_type": "opt"}
+        self.rank = round_up(self.settings.hidden_size // 32, INT8_BLOCK)
         with torch.device("meta"):
-            state = OPTForCausalLM(self.opt).state_dict()
+            state = OPTForCausalLM(self.settings).state_dict()
         self._shapes = {n: tuple(t.shape) for n, t in state.items() if n != "lm_head.weight"}
         self.names = sorted(self._shapes)
         self.predictors: list[LowRankPredictor] = []
@@ -130,28 +130,30 @@ class PlantedModel:
         It asks clearly, so that rounding never decides between two tokens. The part is zero where embeddings have
         another width than the layers.
         """
-        if self.opt.word_embed_proj_dim != self.opt.hidden_size:
+        if self.settings.word_embed_proj_dim != self.settings.hidden_size:
             return torch.zeros(())
-        tokens = torch.randint(self.opt.vocab_size, (positions,), generator=torch.Generator().manual_seed(self.seed))
+        tokens = torch.randint(
+            self.settings.vocab_size, (positions,), generator=torch.Generator().manual_seed(self.seed)
+        )
         norm = self.tensor("model.decoder.final_layer_norm.weight")
         return STANDS_OUT * norm * self.tensor("model.decoder.embed_tokens.weight")[tokens]
 
     def _signs(self, layer: int) -> Tensor:
         """The weight of the norm before a layer's FFN: [d_model], 1 or -1."""
-        size, share = (self.opt.hidden_size,), STANDARD.icdf(torch.tensor(TURN))
+        size, share = (self.settings.hidden_size,), STANDARD.icdf(torch.tensor(TURN))
         turns = [torch.where(self._noise(f"signs.{i}", size) < share, -1.0, 1.0) for i in range(layer + 1)]
         return torch.stack(turns).prod(0)
 
     def _factors(self, layer: int) -> tuple[Tensor, Tensor]:
         """b [ffn, rank] and a [rank, d_model], each row of norm 1, so that every score has variance near 1."""
-        b = F.normalize(self._noise(f"b.{layer}", (self.opt.ffn_dim, self.rank)), dim=1)
-        return b, F.normalize(self._noise(f"a.{layer}", (self.rank, self.opt.hidden_size)), dim=1)
+        b = F.normalize(self._noise(f"b.{layer}", (self.settings.ffn_dim, self.rank)), dim=1)
+        return b, F.normalize(self._noise(f"a.{layer}", (self.rank, self.settings.hidden_size)), dim=1)
 
     def rates(self, layer: int) -> Tensor:
         """How often each neuron of a layer should fire: [ffn], shares of tokens."""
-        depth = layer / max(1, self.opt.num_hidden_layers - 1)
+        depth = layer / max(1, self.settings.num_hidden_layers - 1)
         mean = float(np.interp(depth, (0.0, 0.5, 1.0), ACTIVE))
-        tail = torch.exp(TAIL * self._noise(f"rates.{layer}", (self.opt.ffn_dim,)) - TAIL**2 / 2)
+        tail = torch.exp(TAIL * self._noise(f"rates.{layer}", (self.settings.ffn_dim,)) - TAIL**2 / 2)
         return (mean * tail).clamp(1e-5, 0.6)
 
     def _calibrate(self, layer: int) -> None:
@@ -186,7 +188,7 @@ class PlantedModel:
 
     def _attend(self, prefix: str, x: Tensor) -> Tensor:
         q, k, v = (F.linear(x, self.tensor(f"{prefix}self_attn.{part}_proj.weight")) for part in "qkv")
-        heads = (x.shape[0], x.shape[1], self.opt.num_attention_heads, -1)
+        heads = (x.shape[0], x.shape[1], self.settings.num_attention_heads, -1)
         q, k, v = (t.view(heads).transpose(1, 2) for t in (q, k, v))
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return F.linear(mixed.transpose(1, 2).reshape(x.shape), self.tensor(f"{prefix}self_attn.out_proj.weight"))
@@ -194,11 +196,11 @@ class PlantedModel:
     def _embed(self) -> Tensor:
         """The input of the first layer: [2 * SEQUENCES, LENGTH, d_model], of random tokens at different positions."""
         generator = torch.Generator().manual_seed(self.seed)
-        ids = torch.randint(self.opt.vocab_size, (2 * SEQUENCES, LENGTH), generator=generator)
+        ids = torch.randint(self.settings.vocab_size, (2 * SEQUENCES, LENGTH), generator=generator)
         tokens = F.embedding(ids, self.tensor("model.decoder.embed_tokens.weight"))
         if "model.decoder.project_in.weight" in self._shapes:
             tokens = F.linear(tokens, self.tensor("model.decoder.project_in.weight"))
-        begins = torch.linspace(2, self.opt.max_position_embeddings - LENGTH, 2 * SEQUENCES).long()
+        begins = torch.linspace(2, self.settings.max_position_embeddings - LENGTH, 2 * SEQUENCES).long()
         positions = begins[torch.randperm(len(begins), generator=generator), None] + torch.arange(LENGTH)
         return tokens + F.embedding(positions, self.tensor("model.decoder.embed_positions.weight"))
 
@@ -218,7 +220,7 @@ class PlantedModel:
         def mean(of: Callable[[LayerReport], float]) -> float:
             return float(np.mean([of(layer) for layer in self.reports]))
 
-        neurons = self.opt.ffn_dim
+        neurons = self.settings.ffn_dim
         return {
             "active": mean(lambda r: r.active), "predicted": mean(lambda r: r.predicted),
             "recall": mean(lambda r: r.recall), "resident": mean(lambda r: r.window_rows[WINDOW - 1]) / neurons,

@@ -15,10 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flashlite.drive.direct import aligned_buffer
 from flashlite.engine.predictor import INT8_BLOCK, LowRankPredictor
 from flashlite.engine.predictor_file import LayerReport, PredictorSet
-from flashlite.storage.bundle import round_up, unpack_bundles
+from flashlite.storage.bundle import round_up
 from flashlite.storage.neurons import NeuronFile
 from flashlite.storage.store import Store
 from flashlite.training.evaluate import Tally, streamed_model, watch
@@ -53,7 +52,7 @@ def collect(store: Store, texts: Tensor) -> list[Activations]:
     found: list[list[tuple[Tensor, np.ndarray]]] = [[] for _ in range(store.layers)]
     watch(model, lambda i, x, fired: found[i].append((x.half(), np.packbits(fired.numpy(), axis=1))))
     for batch in texts.split(4):
-        model.model(batch)
+        model.base_model(batch)
     return [
         Activations(torch.cat([x for x, _ in part]), np.concatenate([fired for _, fired in part]), store.shape.neurons)
         for part in found
@@ -161,7 +160,7 @@ def train_predictors(
     data, layers, reports = collect(store, train), [], []
     ffns = streamed_model(store).flash.ffns
     for i in range(store.layers):
-        up, bias = up_projection(store, i), ffns[i].up_bias.float()
+        up, bias = up_projection(store, i), ffns[i].up_bias.float() - store.activation.threshold
         best: tuple[float, LowRankPredictor, LayerReport] | None = None
         rank = lowest = round_up(store.shape.d_model // 8, INT8_BLOCK)
         while rank <= max(lowest, store.shape.d_model // 2):
@@ -186,9 +185,6 @@ def _line(layer: int, quality: LayerReport, cost: float) -> str:
 
 
 def up_projection(store: Store, layer: int) -> Tensor:
-    """A layer's up projection in float32, read from flash: [ffn, d_model]."""
-    neurons = np.arange(store.shape.neurons)
-    buffer = aligned_buffer(len(neurons), store.shape.record_bytes)
-    NeuronFile(store, store.layouts[0]).read(layer, neurons, buffer, neurons)
-    up, _ = unpack_bundles(torch.from_numpy(buffer).view(store.dtype), store.shape.d_model)
-    return up.float()
+    """A layer's up projection, or whichever matrix decides what fires, in float32, read from flash: [ffn, d_model]."""
+    parts = NeuronFile(store, store.layouts[0]).first_rows(layer, store.dtype)
+    return torch.cat([rows.float() for _, rows in parts])

@@ -65,7 +65,7 @@ class StageTask(Task[StageRun]):
     stage: its number
     budget: DRAM budget, as `load` takes it
     window: tokens whose neurons stay in DRAM, or "auto"
-    predictor: trained or oracle
+    predictor: trained, copy or oracle
     check: how many tokens to compare with the dense model's, by the oracle predictor; stages that have no predictor
         are compared for all tokens
     verify_reads: whether what the stage reads is compared with its checksums

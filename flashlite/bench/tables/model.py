@@ -18,7 +18,7 @@ def predictor_table(reports: list[LayerReport]) -> Table:
     for i, r in enumerate(reports):
         ratio = r.predicted / r.active if r.active else 0.0
         shares = (f"{share:.2%}" for share in (r.recall, r.false_negatives, r.false_positives))
-        rows.append([str(i), str(r.rank), f"{r.active:.2%}", f"{r.predicted:.2%}", f"{ratio:.2f}", *shares])
+        rows.append([str(i), str(r.rank or "-"), f"{r.active:.2%}", f"{r.predicted:.2%}", f"{ratio:.2f}", *shares])
     columns = "layer", "rank", "active", "predicted", "ratio", "recall", "false negatives", "false positives"
     return Table(columns, rows)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # so that tables need no torch
 
 LEGEND = (
     f"same tokens: {GOOD} with the oracle predictor they are the dense model's, {BAD} they are not; %: how many of "
-    f"them the trained predictor gives too, {NEARLY} not all"
+    f"them the predictor gives too, {NEARLY} not all"
 )
 
 

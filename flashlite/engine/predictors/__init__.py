@@ -1,0 +1,1 @@
+"""Which predictors a model gets, and one that needs no training."""
