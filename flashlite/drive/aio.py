@@ -24,6 +24,7 @@ from flashlite.errors import ReadError
 _SYSCALLS = {"x86_64": (206, 207, 208, 209), "aarch64": (0, 1, 4, 2)}
 _PREADV = 7
 POLL_SECONDS = 2e-3
+POINTER_BYTES = 8
 AT_ONCE = 16  # reads handed over together: the drive begins with them while the next ones are on their way to it
 PAUSES = tuple(1e-3 * 2**i for i in range(10))  # seconds; together one, for which a full system is asked again
 _IOCB = np.dtype(
@@ -115,7 +116,7 @@ class _Queue:
         self._blocks = np.zeros(depth, _IOCB)
         self._blocks["opcode"] = _PREADV
         self._pointers = address(self._blocks) + np.arange(depth) * _IOCB.itemsize
-        self._pointers_at = address(self._pointers)
+        self.pointers = address(self._pointers)
         self._events = np.empty(depth, _EVENT)
         self.events = ctypes.c_void_p(address(self._events))
         self._fields = [self._blocks[name] for name in ("data", "fd", "buffers", "count", "offset")]
@@ -128,10 +129,6 @@ class _Queue:
         values = np.arange(begin, end), fd, buffers, reads.count[part], reads.offset[part]
         for field, value in zip(self._fields, values, strict=True):
             field[: end - begin] = value
-
-    def pointers(self, i: int) -> ctypes.c_void_p:
-        """Where the pointers to the control blocks from number i on begin."""
-        return ctypes.c_void_p(self._pointers_at + 8 * i)
 
     def note(self, got: int, results: np.ndarray) -> None:
         """Write the results of the first `got` events where they belong. results: [reads] int64."""
@@ -156,7 +153,8 @@ class _AioBatch:
         queue.describe(self._fd, self._reads, begin, end)
         while self._submitted < end:
             most = ctypes.c_long(min(AT_ONCE, end - self._submitted))
-            order = self._aio.iosubmit, queue.handle, most, queue.pointers(self._submitted - begin)
+            pointers = ctypes.c_void_p(queue.pointers + POINTER_BYTES * (self._submitted - begin))
+            order = self._aio.iosubmit, queue.handle, most, pointers
             taken = _syscall(*order)
             if taken == -errno.EAGAIN and self._submitted > self._done:
                 return  # the system is busy: wait for some of ours first

@@ -123,9 +123,12 @@ class FlashFile:
         return Ticket(self, plan_reads(offsets, sizes, addresses), len(offsets), out)
 
     def _check_bounds(self, offsets: np.ndarray, sizes: np.ndarray, out: np.ndarray, rows: np.ndarray) -> None:
-        row_bytes = out.shape[1] * out.itemsize
-        last, end, largest, row = (_largest(part) for part in (offsets, offsets + sizes, sizes, rows))
-        if largest <= row_bytes and max(last, end) <= self.size and row < len(out) and out.strides[1] == out.itemsize:
+        largest, row_bytes = np.maximum.reduce, out.shape[1] * out.itemsize
+        begins, ends, sized, placed = [part.view(np.uint64) for part in (offsets, offsets + sizes, sizes, rows)]
+        if (  # as numbers without a sign, negative ones are larger than all others
+            max(largest(begins), largest(ends)) <= self.size and largest(sized) <= row_bytes
+            and largest(placed) < len(out) and out.strides[1] == out.itemsize
+        ):  # fmt: skip
             return
         outside = (offsets < 0) | (sizes < 0) | (offsets + sizes > self.size)
         if outside.any():
@@ -149,11 +152,6 @@ class FlashFile:
         raise ReadError(
             f"{self.path}: an open file can't be copied, because two owners would close it twice: open it again"
         )
-
-
-def _largest(numbers: np.ndarray) -> int:
-    """The largest of some numbers ([n] int64, n > 0), where negative ones count as larger than all others."""
-    return int(np.maximum.reduce(numbers.view(np.uint64)))
 
 
 class Ticket:
