@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.activations import ACT2FN
 
 from flashlite.families.family import Family
@@ -25,6 +31,7 @@ NOT_READ = {  # names of code and files, how transformers would load it, and wha
     "num_labels", "id2label", "label2id", "pruned_heads", "task_specific_params",
 }  # fmt: skip
 PRIVATE = {"_remove_final_layer_norm"}  # the one field of this form that says what a model computes
+GENERATING = vars(GenerationConfig()).keys()  # settings, which storage/tokenizer.py reads
 SENSELESS = (
     StrictDataclassError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RuntimeError,
     AssertionError,
@@ -32,7 +39,7 @@ SENSELESS = (
 
 
 def read_config(content: dict[str, Any], family: Family) -> PreTrainedConfig:
-    """A config.json as transformers' own configuration, but without names of code to load.
+    """A config.json as transformers' own configuration, but without names of code to load and settings to generate by.
 
     All other fields are kept, because transformers follows many that its classes don't declare, such as the base of
     rotary positions. Raises ValueError, one line, if a field is senseless.
@@ -41,10 +48,12 @@ def read_config(content: dict[str, Any], family: Family) -> PreTrainedConfig:
         size = content[name]
         if size is not None and (type(size) is not int or not 1 <= size <= LARGEST[name]):
             raise ValueError(f"{name} is {size!r:.40}, not a whole number from 1 to {LARGEST[name]}")
+    kind = CONFIG_MAPPING[family.model_type]
+    left_out = NOT_READ | GENERATING - kind.__dataclass_fields__.keys()
     try:
         stock = copy.deepcopy(family.stock(content))
-        known = {name: stock[name] for name in stock if name not in NOT_READ and (name[:1] != "_" or name in PRIVATE)}
-        return CONFIG_MAPPING[family.model_type].from_dict(known)
+        known = {name: stock[name] for name in stock if name not in left_out and (name[:1] != "_" or name in PRIVATE)}
+        return kind.from_dict(known)
     except SENSELESS as error:
         raise ValueError(_one_line(error)) from None
 
