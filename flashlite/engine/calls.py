@@ -20,16 +20,18 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from flashlite.engine.resident import EMBEDDINGS
 from flashlite.engine.timing import REST, CallCost, Clock, Meter
 from flashlite.errors import FlashliteError
 from flashlite.families.family import Family
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 OFFSET = 2  # rows of an OPT's position embedding before the first position
 Forward = Callable[..., Any]
