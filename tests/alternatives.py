@@ -20,7 +20,7 @@ from flashlite.bench.speculative import expected_tokens
 from flashlite.drive.probe import Curve
 from flashlite.engine.budget import FEWEST_ROWS
 from flashlite.engine.pool import Landing, ffn_product
-from flashlite.engine.window import LONGEST_WINDOW, Step
+from flashlite.engine.window import LONGEST_UNION, Step
 from flashlite.storage.bundle import unpack_bundles
 
 
@@ -44,7 +44,7 @@ def loop(offsets: np.ndarray, sizes: np.ndarray, most: int) -> np.ndarray:
 def runs_then_cuts(offsets: np.ndarray, sizes: np.ndarray, most: int) -> np.ndarray:
     n = len(offsets)
     joins = offsets[1:] == offsets[:-1] + sizes[:-1]
-    begins = [0, *(np.flatnonzero(~joins) + 1)] if n else []
+    begins = [0, *(np.flatnonzero(~joins) + 1)]
     first: list[int] = []
     for begin, end in zip(begins, [*begins[1:], n]):
         first.extend(range(begin, end, most))
@@ -55,22 +55,18 @@ def runs_then_cuts(offsets: np.ndarray, sizes: np.ndarray, most: int) -> np.ndar
 def early_return(curve: Curve, reads: float, nbytes: float, batches: int) -> float:
     if not reads:
         return 0
-    in_flight = reads / batches
-    if in_flight < 1:
-        in_flight = 1
-    if in_flight > curve.depths[-1]:
-        in_flight = curve.depths[-1]
-    seconds = nbytes / curve.rate(nbytes=nbytes / reads, depth=in_flight)
+    seconds = nbytes / curve.rate(nbytes=nbytes / reads, depth=reads / batches)  # rate keeps to depths it knows
     return seconds * 1000
 
 
 @answers("0.3")
-def four_parts(curve: Curve, work: Work, speeds: Speeds) -> float:
+def five_parts(curve: Curve, work: Work, speeds: Speeds) -> float:
     flash = io_ms(curve, work.reads, work.bytes, work.batches)
     copying = work.copied_bytes / speeds.copy * 1000
     multiplying = work.product_bytes / speeds.product * 1000
-    hidden = min(flash, multiplying) if work.overlapped else 0
-    return speeds.rest_ms + copying + flash + multiplying - hidden
+    computing, beginning = speeds.rest_ms + multiplying, work.batches * curve.batch_ms
+    hidden = min(flash, computing) if work.overlapped else 0
+    return copying + flash + computing + beginning - hidden
 
 
 @answers("1.1")
@@ -93,11 +89,13 @@ def token_by_token(x: Tensor, up: Tensor, bias: Tensor, down: Tensor, keep: Tens
 
 
 @answers("1.2")
-def tickets(self: Any, layer: int, neurons: np.ndarray, buffer: np.ndarray, rows: np.ndarray) -> list[Any]:
+def tickets(
+    self: Any, layer: int, neurons: np.ndarray, matrices: Sequence[np.ndarray], rows: np.ndarray
+) -> list[Any]:
     found = []
-    for p, piece in enumerate(self.pieces):
-        offsets = self.begins[layer][p] + piece.nbytes * neurons
-        found.append(self.file.submit(offsets, piece.nbytes, buffer, rows, piece.column))
+    for p in range(len(matrices)):
+        size = self.pieces[p].nbytes
+        found.append(self.file.submit(self.begins[layer][p] + size * neurons, size, matrices[p], rows))
     return found
 
 
@@ -195,7 +193,7 @@ def clamped(x: Tensor, rows: Tensor, bias: Tensor, d_model: int) -> Tensor:
 @answers("3.1")
 def windows_one_by_one(mask: Tensor, length: int) -> tuple[float, ...]:
     means = []
-    for k in range(1, LONGEST_WINDOW + 1):
+    for k in range(1, LONGEST_UNION + 1):
         total, places = 0, 0
         for begin in range(0, len(mask), length):
             for i in range(begin, begin + length - k + 1):
