@@ -79,7 +79,7 @@ def two_products(x: Tensor, up: Tensor, bias: Tensor, down: Tensor, keep: Tensor
 
 @answers("1.1")
 def token_by_token(x: Tensor, up: Tensor, bias: Tensor, down: Tensor, keep: Tensor | None = None) -> Tensor:
-    out = torch.zeros_like(x)
+    out = torch.empty_like(x)
     for t in range(len(x)):
         h = (up @ x[t] + bias).clamp(min=0)
         if keep is not None:
@@ -205,7 +205,7 @@ def windows_one_by_one(mask: Tensor, length: int) -> tuple[float, ...]:
 
 @answers("3.2")
 def rebuilt_from_sets(self: Any, active: np.ndarray) -> Step:
-    before = {int(n) for n in np.flatnonzero(self._uses)}
+    before = set(np.flatnonzero(self._uses).tolist())
     if self.tokens == 0:
         self.clear()
     kept, overflow = self._fit(active)
@@ -218,7 +218,7 @@ def rebuilt_from_sets(self: Any, active: np.ndarray) -> Step:
         self._forget_oldest()
     while self.size > self.capacity:
         self._forget_oldest()
-    after = {int(n) for n in np.flatnonzero(self._uses)}
+    after = set(np.flatnonzero(self._uses).tolist())
     gone = before if self.tokens == 0 else before - after
     return Step(np.array(new, np.int64), np.array(sorted(gone), np.int64), overflow)
 
@@ -300,7 +300,7 @@ def one_list_of_rows(self: Any, load: np.ndarray, drop: np.ndarray) -> Landing:
             taken.append(self.num_used)
             self.num_used += 1
     rows = np.array(taken, np.int64)
-    self._settle(load, rows)
+    self._note(load, rows)
     if free:
         self._fill_holes(np.array(free, np.int64))
     return Landing(self._buffer, rows)
@@ -315,7 +315,7 @@ def two_pointers(self: Any, holes: np.ndarray) -> None:
         if last < hole:
             break
         self._buffer[hole] = self._buffer[last]
-        self._settle(self._neuron_of_row[last : last + 1], np.array([hole]))
+        self._note(self._neuron_of_row[last : last + 1], np.array([hole]))
         self.moved += 1
         last -= 1
     self.num_used -= len(holes)
@@ -349,10 +349,9 @@ def layers_settled_one_by_one(total: int, needs: Sequence[float], neurons: int, 
     below = [bound for bound in bounds if used(bound) <= total]
     if len(below) == len(bounds):
         return (neurons,) * len(needs)
-    low = below[-1] if below else 0.0
-    high = bounds[len(below)]
+    low, high = below[-1], bounds[len(below)]
     left, slope = total - used(low), (used(high) - used(low)) / (high - low)
-    return tuple(int(row + 1e-9) for row in rows(low + left / slope if slope else low))
+    return tuple(int(row) for row in rows(low + left / slope))
 
 
 @answers("7.1")

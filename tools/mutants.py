@@ -95,7 +95,7 @@ def _below(parent: ast.AST, field: str, place: int | None, node: ast.AST) -> Ite
             for i, child in enumerate(value):
                 if isinstance(child, ast.AST):
                     yield from _below(node, name, i, child)
-        elif isinstance(value, ast.AST) and name != "annotation":
+        elif isinstance(value, ast.AST) and name not in ("annotation", "returns"):
             yield from _below(node, name, None, value)
 
 

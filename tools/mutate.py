@@ -165,7 +165,7 @@ def main() -> None:
         wrong = [case for case in made if case.key not in known]
         stale = [key for key in known if key[0] in asked and key not in {case.key for case in made}]
     if given.sample is not None:
-        wrong = random.Random(given.seed).sample(wrong, min(given.sample, len(wrong)))
+        right, wrong = [], random.Random(given.seed).sample(wrong, min(given.sample, len(wrong)))
     grade(course, [*right, *wrong], seeds, given.show or given.hand)
     for case in wrong if given.show else ():
         print(f"{case.exercise.id} {case.change}\n    {case.grades[0].status} {case.grades[0].message}")
