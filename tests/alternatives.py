@@ -242,7 +242,7 @@ def recounted(self: Any) -> np.ndarray:
     for token in self._history:
         left[token] += 1
     self._uses[:] = left
-    self.size = int((left > 0).sum())
+    self.size = np.count_nonzero(left)
     return oldest[left[oldest] == 0]
 
 
