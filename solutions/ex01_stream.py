@@ -103,6 +103,7 @@ class Stream:
         at_once: how many passes are under way together: 2, so that the next part is read while one is multiplied, or 1
             of twice the size
         """
+        self._clock.switch(IO)
         if self._under_way:  # a call was broken off, and the buffer is free only when its reads have ended
             with contextlib.suppress(ReadError):
                 wait_all(self._under_way)
@@ -111,6 +112,7 @@ class Stream:
         self._under_way = []
         for _ in passes.parts[:at_once]:
             self._submit(passes)
+        self._clock.switch(REST)
         return passes
 
     def product(

@@ -89,9 +89,7 @@ def token_by_token(x: Tensor, up: Tensor, bias: Tensor, down: Tensor, keep: Tens
 
 
 @answers("1.2")
-def tickets(
-    self: Any, layer: int, neurons: np.ndarray, matrices: Sequence[np.ndarray], rows: np.ndarray
-) -> list[Any]:
+def tickets(self: Any, layer: int, neurons: np.ndarray, matrices: Sequence[np.ndarray], rows: np.ndarray) -> list[Any]:
     found = []
     for p in range(len(matrices)):
         size = self.pieces[p].nbytes

@@ -1,4 +1,4 @@
-"""Answers to exercises, right and wrong, as trees of Python: the engine's, other right ones, and those with a mistake."""
+"""Answers to exercises as Python's trees: the engine's, other right ones, and wrong ones."""
 
 from __future__ import annotations
 

@@ -57,15 +57,14 @@ def io_call(drive: Drive, reads: float, size: float, batches: int, what: str) ->
         "All reads were taken to be in flight at once; only those of one batch are.": drive.ms(nbytes, size, reads),
         "The depth is reads / batches, not the number of batches.": drive.ms(nbytes, size, batches),
         "The reads of a batch are in flight together, not one at a time.": drive.ms(nbytes, size, 1),
-        "curve.rate is in bytes a second already, not in MB.": right / 1e6,
     }
     return Call(lambda: io_ms(drive.curve(), reads, nbytes, batches), right, f"{what}, ms", mistakes, 1e-6 * right)
 
 
 def one_at_a_time() -> list[Call]:
-    """Each read is a batch."""
+    """Each read is a batch, and they are fewer than the most that can be in flight."""
     random = rng()
-    drive, size, reads = any_drive(random), random.uniform(5000, 15000), int(random.integers(50, 200))
+    drive, size, reads = any_drive(random), random.uniform(5000, 15000), int(random.integers(20, 60))
     return [io_call(drive, reads, size, reads, f"{reads} reads in {reads} batches")]
 
 
@@ -145,7 +144,7 @@ def token_call(overlapped: bool, compute_share: float) -> Call:
         **(overlap_mistakes(token) if overlapped else sum_mistakes(token)),
     }
     what = f"overlapped = {overlapped}, computing takes {compute_share:g} of the reads' time: one token, ms"
-    return Call(lambda: token_ms(token.curve, token.work, token.speeds), right, what, mistakes, 1e-6 * right)
+    return Call(lambda: token_ms(token.curve, token.work, token.speeds), right, what, mistakes, 1e-8 * right)
 
 
 def sum_mistakes(token: Token) -> dict[str, float]:

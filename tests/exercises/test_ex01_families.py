@@ -69,7 +69,7 @@ def mistakes(config: Any) -> dict[str, tuple[int, int]]:
     off_by = {
         "The head is the token embedding: count it once.": config.vocab_size * embedding,
         "The position embedding is two rows longer than max_position_embeddings.": -2 * d,
-        "A layer has two norms: before attention and before the FFN.": -layers * 2 * d,
+        "Each layer is short of 2 * hidden_size, which is what one of its two norms has.": -layers * 2 * d,
         "The norms of the layers are missing.": -layers * 4 * d,
         "A norm has two vectors, weight and bias.": -layers * 2 * d - (d if config.do_layer_norm_before else 0),
         "The biases of the attention matrices are missing.": -layers * 4 * d,
