@@ -287,7 +287,7 @@ def one_list_of_rows(self: Any, load: np.ndarray, drop: np.ndarray) -> Landing:
     after = self.num_used + len(load) - len(drop)
     if after > self.capacity:
         raise ValueError("no room")
-    free = sorted(int(self._row_of_neuron[neuron]) for neuron in drop)
+    free = sorted(self._row_of_neuron[drop].tolist())
     for neuron in drop:
         self._row_of_neuron[neuron] = -1
     taken = []
@@ -300,20 +300,20 @@ def one_list_of_rows(self: Any, load: np.ndarray, drop: np.ndarray) -> Landing:
     rows = np.array(taken, np.int64)
     self._note(load, rows)
     if free:
-        self._fill_holes(np.array(free, np.int64))
+        self._fill_holes(np.array(free))
     return Landing(self._buffer, rows)
 
 
 @answers("5.2")
 def two_pointers(self: Any, holes: np.ndarray) -> None:
-    empty, last = {int(hole) for hole in holes}, self.num_used - 1
-    for hole in sorted(empty):
+    empty, last = set(holes.tolist()), self.num_used - 1
+    for hole in holes:
         while last in empty:
             last -= 1
         if last < hole:
             break
         self._buffer[hole] = self._buffer[last]
-        self._note(self._neuron_of_row[last : last + 1], np.array([hole]))
+        self._note(self._neuron_of_row[last], hole)
         self.moved += 1
         last -= 1
     self.num_used -= len(holes)

@@ -26,10 +26,10 @@ def reordered(function: ast.FunctionDef) -> Iterator[tuple[str, ast.FunctionDef]
 
 def _independent(one: ast.stmt, other: ast.stmt) -> bool:
     """Whether the order of two statements clearly doesn't matter."""
-    if any(isinstance(node, ENDS) or "self" in ast.unparse(node) for node in (*ast.walk(one), *ast.walk(other))):
-        return False
     if isinstance(one, ast.FunctionDef) or isinstance(other, ast.FunctionDef):
         return True  # what it needs is there when it is called
+    if any(isinstance(node, ENDS) or "self" in ast.unparse(node) for node in (*ast.walk(one), *ast.walk(other))):
+        return False
     sums = [_sums(one), _sums(other)]
     if all(sums) and not sums[0] & _read(other) and not sums[1] & _read(one):
         return True
