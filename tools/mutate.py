@@ -36,7 +36,7 @@ from types import FunctionType
 from typing import Any
 
 import pytest
-from answers import EQUIVALENT, ROOT, Case, equivalents, hand_made, machine_made, right_answers
+from answers import EQUIVALENT, ROOT, Case, Key, equivalents, hand_made, machine_made, right_answers
 
 from flashlite.course.checks import SEED
 from flashlite.course.grade import Grade, exercise_tests, summarize
@@ -156,20 +156,28 @@ def faults(right: list[Case], wrong: list[Case]) -> list[str]:
     return found
 
 
+def sample(right: list[Case], number: int, seed: int) -> list[Case]:
+    """So many mutants, chosen by the seed: four each of some right answers, since making all takes long."""
+    chance = random.Random(seed)
+    some = chance.sample(right, min(len(right), -(-number // 4)))
+    return [case for answer in some for case in chance.sample(made := machine_made(answer), min(4, len(made)))]
+
+
 def main() -> None:
     given, course, known = arguments(), read_course(ROOT), equivalents()
     seeds = list(range(given.seed, given.seed + given.seeds))
     which = set(given.which) or {str(chapter) for chapter in course.chapters}
     right = [case for case in right_answers(course) if which & {case.exercise.id, str(case.exercise.chapter)}]
-    asked = {case.exercise.id for case in right}
+    asked, stale = {case.exercise.id for case in right}, set[Key]()
     if given.hand:
-        wrong, stale = [case for case in hand_made(course) if case.exercise.id in asked], []
+        wrong = [case for case in hand_made(course) if case.exercise.id in asked]
+    elif given.sample is not None:
+        right, wrong = [], sample(right, given.sample, given.seed)
     else:
-        made = [case for answer in right for case in machine_made(answer)]
-        wrong = [case for case in made if case.key not in known]
-        stale = [key for key in known if key[0] in asked and key not in {case.key for case in made}]
-    if given.sample is not None:
-        right, wrong = [], random.Random(given.seed).sample(wrong, min(given.sample, len(wrong)))
+        wrong = [case for answer in right for case in machine_made(answer)]
+        stale = {key for key in known if key[0] in asked} - {case.key for case in wrong}
+    if not given.hand:
+        wrong = [case for case in wrong if case.key not in known]
     grade(course, [*right, *wrong], seeds, given.show or given.hand)
     for case in wrong if given.show else ():
         print(f"{case.exercise.id} {case.change}\n    {case.grades[0].status} {case.grades[0].message}")
