@@ -160,7 +160,8 @@ def sample(right: list[Case], number: int, seed: int) -> list[Case]:
     """So many mutants, chosen by the seed: four each of some right answers, since making all takes long."""
     chance = random.Random(seed)
     some = chance.sample(right, min(len(right), -(-number // 4)))
-    return [case for answer in some for case in chance.sample(made := machine_made(answer), min(4, len(made)))]
+    made = [machine_made(answer) for answer in some]
+    return [case for cases in made for case in chance.sample(cases, min(4, len(cases)))]
 
 
 def main() -> None:
