@@ -156,7 +156,7 @@ class Pool:
         """The used rows' part of the FFN, see ffn_product. x: [tokens, d_model]. Returns [tokens, d_model]."""
         # 5.3  The used rows are the first ones and have no gap, so one slice, a view, is the whole matrix of active
         # neurons. That is what the holes are closed for: no gather, no copy, one dense product.
-        # Usual mistakes: multiplying all rows (former neurons take part); self._layer_bias, whose order is that of
+        # Usual mistakes: multiplying all rows (former neurons take part); self._bias_of_neuron, whose order is that of
         # neurons and not of rows; indexing with an array, which copies the weights.
         n = self.num_used
         return self._product(x, self._matrix[:n], self._bias[..., :n], self._d_model)

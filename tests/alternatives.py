@@ -20,7 +20,7 @@ from flashlite.bench.speculative import expected_tokens
 from flashlite.drive.probe import Curve
 from flashlite.engine.budget import FEWEST_ROWS
 from flashlite.engine.pool import Landing, ffn_product
-from flashlite.engine.window import LONGEST_WINDOW, Step
+from flashlite.engine.window import LONGEST_UNION, Step
 from flashlite.storage.bundle import unpack_bundles
 
 
@@ -44,7 +44,7 @@ def loop(offsets: np.ndarray, sizes: np.ndarray, most: int) -> np.ndarray:
 def runs_then_cuts(offsets: np.ndarray, sizes: np.ndarray, most: int) -> np.ndarray:
     n = len(offsets)
     joins = offsets[1:] == offsets[:-1] + sizes[:-1]
-    begins = [0, *(np.flatnonzero(~joins) + 1)] if n else []
+    begins = [0, *(np.flatnonzero(~joins) + 1)]
     first: list[int] = []
     for begin, end in zip(begins, [*begins[1:], n]):
         first.extend(range(begin, end, most))
@@ -55,22 +55,18 @@ def runs_then_cuts(offsets: np.ndarray, sizes: np.ndarray, most: int) -> np.ndar
 def early_return(curve: Curve, reads: float, nbytes: float, batches: int) -> float:
     if not reads:
         return 0
-    in_flight = reads / batches
-    if in_flight < 1:
-        in_flight = 1
-    if in_flight > curve.depths[-1]:
-        in_flight = curve.depths[-1]
-    seconds = nbytes / curve.rate(nbytes=nbytes / reads, depth=in_flight)
+    seconds = nbytes / curve.rate(nbytes=nbytes / reads, depth=reads / batches)  # rate keeps to depths it knows
     return seconds * 1000
 
 
 @answers("0.3")
-def four_parts(curve: Curve, work: Work, speeds: Speeds) -> float:
+def five_parts(curve: Curve, work: Work, speeds: Speeds) -> float:
     flash = io_ms(curve, work.reads, work.bytes, work.batches)
     copying = work.copied_bytes / speeds.copy * 1000
     multiplying = work.product_bytes / speeds.product * 1000
-    hidden = min(flash, multiplying) if work.overlapped else 0
-    return speeds.rest_ms + copying + flash + multiplying - hidden
+    computing, beginning = speeds.rest_ms + multiplying, work.batches * curve.batch_ms
+    hidden = min(flash, computing) if work.overlapped else 0
+    return copying + flash + computing + beginning - hidden
 
 
 @answers("1.1")
@@ -83,7 +79,7 @@ def two_products(x: Tensor, up: Tensor, bias: Tensor, down: Tensor, keep: Tensor
 
 @answers("1.1")
 def token_by_token(x: Tensor, up: Tensor, bias: Tensor, down: Tensor, keep: Tensor | None = None) -> Tensor:
-    out = torch.zeros_like(x)
+    out = torch.empty_like(x)
     for t in range(len(x)):
         h = (up @ x[t] + bias).clamp(min=0)
         if keep is not None:
@@ -93,11 +89,11 @@ def token_by_token(x: Tensor, up: Tensor, bias: Tensor, down: Tensor, keep: Tens
 
 
 @answers("1.2")
-def tickets(self: Any, layer: int, neurons: np.ndarray, buffer: np.ndarray, rows: np.ndarray) -> list[Any]:
+def tickets(self: Any, layer: int, neurons: np.ndarray, matrices: Sequence[np.ndarray], rows: np.ndarray) -> list[Any]:
     found = []
-    for p, piece in enumerate(self.pieces):
-        offsets = self.begins[layer][p] + piece.nbytes * neurons
-        found.append(self.file.submit(offsets, piece.nbytes, buffer, rows, piece.column))
+    for p in range(len(matrices)):
+        size = self.pieces[p].nbytes
+        found.append(self.file.submit(self.begins[layer][p] + size * neurons, size, matrices[p], rows))
     return found
 
 
@@ -195,7 +191,7 @@ def clamped(x: Tensor, rows: Tensor, bias: Tensor, d_model: int) -> Tensor:
 @answers("3.1")
 def windows_one_by_one(mask: Tensor, length: int) -> tuple[float, ...]:
     means = []
-    for k in range(1, LONGEST_WINDOW + 1):
+    for k in range(1, LONGEST_UNION + 1):
         total, places = 0, 0
         for begin in range(0, len(mask), length):
             for i in range(begin, begin + length - k + 1):
@@ -207,7 +203,7 @@ def windows_one_by_one(mask: Tensor, length: int) -> tuple[float, ...]:
 
 @answers("3.2")
 def rebuilt_from_sets(self: Any, active: np.ndarray) -> Step:
-    before = {int(n) for n in np.flatnonzero(self._uses)}
+    before = set(np.flatnonzero(self._uses).tolist())
     if self.tokens == 0:
         self.clear()
     kept, overflow = self._fit(active)
@@ -220,7 +216,7 @@ def rebuilt_from_sets(self: Any, active: np.ndarray) -> Step:
         self._forget_oldest()
     while self.size > self.capacity:
         self._forget_oldest()
-    after = {int(n) for n in np.flatnonzero(self._uses)}
+    after = set(np.flatnonzero(self._uses).tolist())
     gone = before if self.tokens == 0 else before - after
     return Step(np.array(new, np.int64), np.array(sorted(gone), np.int64), overflow)
 
@@ -244,7 +240,7 @@ def recounted(self: Any) -> np.ndarray:
     for token in self._history:
         left[token] += 1
     self._uses[:] = left
-    self.size = int((left > 0).sum())
+    self.size = np.count_nonzero(left)
     return oldest[left[oldest] == 0]
 
 
@@ -291,7 +287,7 @@ def one_list_of_rows(self: Any, load: np.ndarray, drop: np.ndarray) -> Landing:
     after = self.num_used + len(load) - len(drop)
     if after > self.capacity:
         raise ValueError("no room")
-    free = sorted(int(self._row_of_neuron[neuron]) for neuron in drop)
+    free = sorted(self._row_of_neuron[drop].tolist())
     for neuron in drop:
         self._row_of_neuron[neuron] = -1
     taken = []
@@ -302,22 +298,22 @@ def one_list_of_rows(self: Any, load: np.ndarray, drop: np.ndarray) -> Landing:
             taken.append(self.num_used)
             self.num_used += 1
     rows = np.array(taken, np.int64)
-    self._settle(load, rows)
+    self._note(load, rows)
     if free:
-        self._fill_holes(np.array(free, np.int64))
+        self._fill_holes(np.array(free))
     return Landing(self._buffer, rows)
 
 
 @answers("5.2")
 def two_pointers(self: Any, holes: np.ndarray) -> None:
-    empty, last = {int(hole) for hole in holes}, self.num_used - 1
-    for hole in sorted(empty):
+    empty, last = set(holes.tolist()), self.num_used - 1
+    for hole in holes:
         while last in empty:
             last -= 1
         if last < hole:
             break
         self._buffer[hole] = self._buffer[last]
-        self._settle(self._neuron_of_row[last : last + 1], np.array([hole]))
+        self._note(self._neuron_of_row[last], hole)
         self.moved += 1
         last -= 1
     self.num_used -= len(holes)
@@ -351,10 +347,9 @@ def layers_settled_one_by_one(total: int, needs: Sequence[float], neurons: int, 
     below = [bound for bound in bounds if used(bound) <= total]
     if len(below) == len(bounds):
         return (neurons,) * len(needs)
-    low = below[-1] if below else 0.0
-    high = bounds[len(below)]
+    low, high = below[-1], bounds[len(below)]
     left, slope = total - used(low), (used(high) - used(low)) / (high - low)
-    return tuple(int(row + 1e-9) for row in rows(low + left / slope if slope else low))
+    return tuple(int(row) for row in rows(low + left / slope))
 
 
 @answers("7.1")

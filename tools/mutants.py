@@ -8,6 +8,8 @@ import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from reordered import reordered
+
 COMPARISONS: dict[type, tuple[type, ...]] = {
     ast.Lt: (ast.LtE, ast.Gt), ast.LtE: (ast.Lt, ast.GtE), ast.Gt: (ast.GtE, ast.Lt), ast.GtE: (ast.Gt, ast.LtE),
     ast.Eq: (ast.NotEq, ast.LtE, ast.GtE), ast.NotEq: (ast.Eq, ast.Lt, ast.Gt), ast.Is: (ast.IsNot,),
@@ -53,7 +55,7 @@ def mutants(function: ast.FunctionDef) -> list[Mutant]:
             else:
                 getattr(parent, field)[place : place + 1] = other if isinstance(other, list) else [other]
             _keep(changed, original, found)
-    for change, changed in _reordered(function):
+    for change, changed in reordered(function):
         _keep(changed, original, found, change)
     return list(found.values())
 
@@ -93,7 +95,7 @@ def _below(parent: ast.AST, field: str, place: int | None, node: ast.AST) -> Ite
             for i, child in enumerate(value):
                 if isinstance(child, ast.AST):
                     yield from _below(node, name, i, child)
-        elif isinstance(value, ast.AST) and name != "annotation":
+        elif isinstance(value, ast.AST) and name not in ("annotation", "returns"):
             yield from _below(node, name, None, value)
 
 
@@ -229,37 +231,6 @@ def _statements(node: ast.stmt) -> Iterator[ast.AST | list[ast.AST]]:
         yield _with(node, body=[*node.body, ast.Break()])
     elif isinstance(node, (ast.Continue, ast.Break)):
         yield ast.Break() if isinstance(node, ast.Continue) else ast.Continue()
-
-
-def _reordered(function: ast.FunctionDef) -> Iterator[tuple[str, ast.FunctionDef]]:
-    """The function with two statements that follow one another in the other order, and how to call this."""
-    for i, node in enumerate(ast.walk(function)):
-        for field in ("body", "orelse"):
-            block = getattr(node, field, None)
-            begin = 1 if node is function and ast.get_docstring(function) is not None else 0
-            for first in range(begin, len(block) - 1 if isinstance(block, list) else 0):
-                if _independent(block[first], block[first + 1]):
-                    continue
-                changed = copy.deepcopy(function)
-                other = getattr(list(ast.walk(changed))[i], field)
-                other[first], other[first + 1] = other[first + 1], other[first]
-                yield f"{_line(other[first])} before {_line(other[first + 1])}", changed
-
-
-def _independent(one: ast.stmt, other: ast.stmt) -> bool:
-    """Whether two statements only give values to variables that the other one doesn't have."""
-    stored = []
-    for node in (one, other):
-        if not isinstance(node, ast.Assign) or "self" in ast.unparse(node):
-            return False
-        stored.append({n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)})
-    names = [{n.id for n in ast.walk(node) if isinstance(n, ast.Name)} for node in (one, other)]
-    return not (stored[0] & names[1] or stored[1] & names[0])
-
-
-def _line(node: ast.AST) -> str:
-    """The first line of a statement."""
-    return ast.unparse(node).splitlines()[0]
 
 
 def _with(node: ast.AST, **fields: object) -> ast.AST:

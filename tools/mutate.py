@@ -4,6 +4,7 @@ tools/mutants.py makes them of the engine's own functions, and of the other righ
 must lose points with every seed, unless tests/mutants/equivalent.toml says why it is not a mistake; the right answers
 must get all points. The exit code is 0 only if all of this holds.
 
+--hand        grade those of tests/mutants/ instead, which a person made; each must be told what it `says`
 --sample N    grade N mutants alone, chosen by --seed
 --seeds N     grade each with N seeds, 3 unless given
 --seed S      the first of these seeds, 0 unless given
@@ -21,14 +22,13 @@ import __future__
 import argparse
 import ast
 import contextlib
-import copy
 import gc
 import json
 import random
+import re
 import signal
 import sys
 import tempfile
-from dataclasses import dataclass, field
 from functools import reduce
 from importlib import import_module
 from pathlib import Path
@@ -36,61 +36,17 @@ from types import FunctionType
 from typing import Any
 
 import pytest
-from mutants import mutants
+from answers import EQUIVALENT, ROOT, Case, Key, equivalents, hand_made, machine_made, right_answers
 
 from flashlite.course.checks import SEED
-from flashlite.course.generate import find_function, reference_path
 from flashlite.course.grade import Grade, exercise_tests, summarize
 from flashlite.course.limits import Limits
-from flashlite.course.manifest import Course, Exercise, parse_toml, read_course
+from flashlite.course.manifest import Course, Exercise, read_course
 from flashlite.course.run_tests import Collector
 from flashlite.course.uninitialized import spoil_empty_memory
 
-ROOT = Path(__file__).parent.parent
-ALTERNATIVES, EQUIVALENT = ROOT / "tests/alternatives.py", ROOT / "tests/mutants/equivalent.toml"
 LIMITS = Limits(memory=1 * 10**9)
 SECONDS = 5  # of processor time for one grading; the clock may show twenty times as many
-Key = tuple[str, str]  # an exercise, and the change that a mutant made
-
-
-@dataclass
-class Case:
-    """An answer to an exercise, and how it was graded with each seed. change: what is wrong with it, if anything."""
-
-    exercise: Exercise
-    change: str
-    function: ast.FunctionDef
-    grades: list[Grade] = field(default_factory=list)
-
-    @property
-    def key(self) -> Key:
-        """What equivalent.toml calls it."""
-        return self.exercise.id, self.change
-
-    @property
-    def lost(self) -> int:
-        """With how many seeds it lost points."""
-        return sum(grade.status != "PASS" for grade in self.grades)
-
-
-def right_answers(course: Course) -> list[Case]:
-    """The engine's own function for each exercise, and the alternatives. change: an alternative's name."""
-    found = []
-    for exercise in course.exercises:
-        tree = ast.parse(reference_path(course.root, exercise).read_text(encoding="utf-8"))
-        found.append(Case(exercise, "", find_function(tree, exercise.qualname)))
-    for node in ast.parse(ALTERNATIVES.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.FunctionDef) and node.decorator_list:
-            exercise = course.find(ast.literal_eval(node.decorator_list[0].args[0]))  # type: ignore[attr-defined]
-            found.append(Case(exercise, node.name, copy.copy(node)))
-            found[-1].function.decorator_list = []
-    return found
-
-
-def wrong_answers(right: Case) -> list[Case]:
-    """Every mutant of a right answer."""
-    of = f"{right.change}: " if right.change else ""
-    return [Case(right.exercise, of + mutant.change, mutant.function) for mutant in mutants(right.function)]
 
 
 def grade(course: Course, cases: list[Case], seeds: list[int], whole: bool = False) -> None:
@@ -113,6 +69,10 @@ class Grader:
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Instead of running each test once."""
+        if session.testsfailed:
+            sys.exit("mutate: a file of tests can't be imported")
+        for item in session.items:
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)  # imports what is imported in passing
         gc.collect()
         gc.freeze()  # else a child's first collection would copy all that it shares with this process
         for case in self.cases:
@@ -127,13 +87,15 @@ class Grader:
     def _run(self, session: pytest.Session, case: Case) -> None:
         """Grade a case with every seed, write how its tests ended, and end this process."""
         with contextlib.suppress(BaseException):
-            limit(len(self.seeds))
+            limit()
             put_in_place(case.exercise, case.function)
             self.result.write_text(json.dumps([self._results(session, case, seed) for seed in self.seeds]))
         os._exit(0)
 
     def _results(self, session: pytest.Session, case: Case, seed: int) -> list[dict[str, Any]]:
         os.environ[SEED] = str(seed)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, 20 * SECONDS)
         spoil_empty_memory(seed)
         collector, items = Collector(case.exercise.id, LIMITS), list(session.items)
         collector.pytest_collection_modifyitems(items)
@@ -152,11 +114,9 @@ class Grader:
         return [ended] * len(self.seeds)
 
 
-def limit(times: int) -> None:
-    """End this process without a word if it takes too long, computing or waiting."""
+def limit() -> None:
+    """Let this process have what a grading may have, and print nothing."""
     LIMITS.apply()
-    signal.setitimer(signal.ITIMER_PROF, times * SECONDS)
-    signal.setitimer(signal.ITIMER_REAL, 20 * times * SECONDS)
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 1)
     os.dup2(nothing, 2)
@@ -173,16 +133,11 @@ def put_in_place(exercise: Exercise, function: ast.FunctionDef) -> None:
     original.__defaults__ = made[function.name].__defaults__
 
 
-def equivalents() -> dict[Key, str]:
-    """Changes that are not mistakes, with the reason."""
-    entries = parse_toml(EQUIVALENT.read_text(encoding="utf-8")).get("equivalent", [])
-    return {(entry["exercise"], entry["change"]): entry["reason"] for entry in entries}
-
-
 def arguments() -> argparse.Namespace:
     """What the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("which", nargs="*", help="chapters or exercises; all if not given")
+    parser.add_argument("--hand", action="store_true")
     parser.add_argument("--sample", type=int)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
@@ -190,25 +145,47 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def faults(right: list[Case], wrong: list[Case]) -> list[str]:
+    """What is wrong with how these answers were graded, a line each."""
+    found = [f"{c.exercise.id} {c.change or 'reference'} lost points: {c.grades}" for c in right if c.lost]
+    for case in wrong:
+        if passed := len(case.grades) - case.lost:
+            found.append(f"{case.exercise.id} got all points with {passed} seeds: {case.change}")
+        unnamed = [g.message for g in case.grades if g.status != "PASS" and not re.search(case.says, g.message)]
+        found += [f"{case.exercise.id} {case.change} isn't told {case.says!r}: {message}" for message in unnamed]
+    return found
+
+
+def sample(right: list[Case], number: int, seed: int) -> list[Case]:
+    """So many mutants, chosen by the seed: four each of some right answers, since making all takes long."""
+    chance = random.Random(seed)
+    some = chance.sample(right, min(len(right), -(-number // 4)))
+    made = [machine_made(answer) for answer in some]
+    return [case for cases in made for case in chance.sample(cases, min(4, len(cases)))]
+
+
 def main() -> None:
     given, course, known = arguments(), read_course(ROOT), equivalents()
     seeds = list(range(given.seed, given.seed + given.seeds))
     which = set(given.which) or {str(chapter) for chapter in course.chapters}
     right = [case for case in right_answers(course) if which & {case.exercise.id, str(case.exercise.chapter)}]
-    wrong = [case for answer in right for case in wrong_answers(answer)]
-    stale = {key for key in known if key[0] in {c.exercise.id for c in right}} - {case.key for case in wrong}
-    wrong = [case for case in wrong if case.key not in known]
-    if given.sample is not None:
-        wrong = random.Random(given.seed).sample(wrong, min(given.sample, len(wrong)))
-    grade(course, [*right, *wrong], seeds, given.show)
+    asked, stale = {case.exercise.id for case in right}, set[Key]()
+    if given.hand:
+        wrong = [case for case in hand_made(course) if case.exercise.id in asked]
+    elif given.sample is not None:
+        right, wrong = [], sample(right, given.sample, given.seed)
+    else:
+        wrong = [case for answer in right for case in machine_made(answer)]
+        stale = {key for key in known if key[0] in asked} - {case.key for case in wrong}
+    if not given.hand:
+        wrong = [case for case in wrong if case.key not in known]
+    grade(course, [*right, *wrong], seeds, given.show or given.hand)
     for case in wrong if given.show else ():
         print(f"{case.exercise.id} {case.change}\n    {case.grades[0].status} {case.grades[0].message}")
-    faults = [f"{c.exercise.id} {c.change or 'reference'} lost points: {c.grades}" for c in right if c.lost]
-    passed = {case.key: len(seeds) - case.lost for case in wrong if case.lost < len(seeds)}
-    faults += [f"{exercise} got all points with {n} seeds: {change}" for (exercise, change), n in passed.items()]
-    faults += [f"{exercise} has no such mutant, which {EQUIVALENT.name} names: {change}" for exercise, change in stale]
-    print(*faults, f"{len(right)} right answers and {len(wrong)} mutants graded, {len(faults)} faults", sep="\n")
-    sys.exit(1 if faults else 0)
+    found = faults(right, wrong)
+    found += [f"{exercise} has no such mutant, which {EQUIVALENT.name} names: {change}" for exercise, change in stale]
+    print(*found, f"{len(right)} right answers and {len(wrong)} mutants graded, {len(found)} faults", sep="\n")
+    sys.exit(1 if found else 0)
 
 
 if __name__ == "__main__":

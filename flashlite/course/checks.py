@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -36,20 +37,62 @@ def expect(
         forms of one mistake
     tolerance: largest absolute difference; from what a mistake gives, less if that is smaller than what is expected
     """
-    if same(found, expected, tolerance):
-        return
-    size = largest(expected)
-    likely = [
-        text
-        for text, wrong in (mistakes or {}).items()
-        if same(found, wrong, tolerance * min(1.0, largest(wrong) / size) if size else tolerance)
-    ]
-    raise Wrong(diagnosed(f"{what}: found {short(found)}, expected {short(expected)}", likely))
+    expect_each([Call(lambda: found, expected, what, mistakes or {}, tolerance)])
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of what is graded; run makes it, and expected, what, mistakes and tolerance are as in `expect`.
+
+    A mistake that isn't named here changes nothing in this call.
+    """
+
+    run: Callable[[], Any]
+    expected: Any
+    what: str
+    mistakes: Mapping[str, Any] = field(default_factory=dict)
+    tolerance: float = 0.0
+
+    def attempt(self) -> Any:
+        """What it gives, or the exception that it raised."""
+        try:
+            return self.run()
+        except Exception as error:
+            return error
+
+    def right(self, found: Any) -> bool:
+        """Whether this is what the call must give."""
+        return same(found, self.expected, self.tolerance)
+
+    def fits(self, found: Any, mistake: str) -> bool:
+        """Whether this is what the call gives by a mistake. An exception may be what any of them leads to."""
+        if isinstance(found, Exception):
+            return True
+        if mistake not in self.mistakes:
+            return self.right(found)
+        wrong, size = self.mistakes[mistake], largest(self.expected)
+        return same(found, wrong, self.tolerance * min(1.0, largest(wrong) / size) if size else self.tolerance)
+
+
+def expect_each(calls: Sequence[Call], beside: Sequence[Call] = ()) -> None:
+    """Raise Wrong at the first call that is wrong, and name the mistake only if it explains what all of them gave.
+
+    beside: calls that aren't judged here, but help to tell mistakes apart
+    """
+    fault, likely = "", {text for call in (*calls, *beside) for text in call.mistakes}
+    for call in calls:
+        found = call.run() if not fault else call.attempt()
+        likely = {text for text in likely if call.fits(found, text)}
+        if not fault and not call.right(found):
+            fault = f"{call.what}: found {short(found)}, expected {short(call.expected)}"
+    if fault:
+        given = [(call, call.attempt()) for call in beside]
+        raise Wrong(diagnosed(fault, [text for text in likely if all(call.fits(found, text) for call, found in given)]))
 
 
 def diagnosed(text: str, likely: Iterable[str]) -> str:
     """A text with the mistake that it looks like, if it looks like one alone. likely: sentences."""
-    sentences = {sentence.strip() for sentence in likely}
+    sentences = {sentence.strip() for sentence in likely} - {""}
     return "\n".join([text, *sentences]) if len(sentences) == 1 else text
 
 

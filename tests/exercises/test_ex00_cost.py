@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flashlite.bench.cost import Speeds, Work, io_ms, token_ms
-from flashlite.course.checks import expect, rng
+from flashlite.course.checks import Call, expect, expect_each, rng
 from flashlite.drive.probe import Curve
 
 SIZES, DEPTHS = (4096, 16384, 65536), (1, 4, 16, 64)
@@ -42,44 +42,48 @@ def any_drive(random: np.random.Generator) -> Drive:
     return Drive(random.uniform(20e6, 90e6), random.uniform(0.5, 0.8), random.uniform(0.4, 0.7))
 
 
-@pytest.mark.points("0.2", 1)
-def test_one_read_in_flight_costs_what_its_size_costs() -> None:
-    random = rng()
-    drive, size, reads = any_drive(random), random.uniform(5000, 15000), int(random.integers(50, 200))
-    nbytes, right = reads * size, drive.ms(reads * size, size, 1)
+def io_call(drive: Drive, reads: float, size: float, batches: int, what: str) -> Call:
+    """A call of io_ms, for reads of this size."""
+    nbytes, in_flight = reads * size, reads / batches
+    right = drive.ms(nbytes, size, in_flight)
     mistakes = {
         "These are seconds; milliseconds are asked for.": right / 1e3,
         "This is the time of one read; all of them are asked for.": right / reads,
-        "The rate depends on the size of one read, nbytes / reads, not on all bytes.": drive.ms(nbytes, nbytes, 1),
-        "All reads were taken to be in flight at once; each batch waits for the one before.": drive.ms(
-            nbytes, size, reads
+        "This is the time of one batch; all of them are asked for.": right / batches,
+        "This is each batch's time as if it moved all bytes.": right * batches,
+        "The rate depends on the size of one read, nbytes / reads, not on all bytes.": drive.ms(
+            nbytes, nbytes, in_flight
         ),
-        "curve.rate is in bytes a second already, not in MB.": right / 1e6,
+        "All reads were taken to be in flight at once; only those of one batch are.": drive.ms(nbytes, size, reads),
+        "The depth is reads / batches, not the number of batches.": drive.ms(nbytes, size, batches),
+        "The reads of a batch are in flight together, not one at a time.": drive.ms(nbytes, size, 1),
     }
-    found = io_ms(drive.curve(), reads, nbytes, reads)
-    expect(found, right, f"{reads} reads in {reads} batches, ms", mistakes, 1e-6 * right)
+    return Call(lambda: io_ms(drive.curve(), reads, nbytes, batches), right, f"{what}, ms", mistakes, 1e-6 * right)
+
+
+def one_at_a_time() -> list[Call]:
+    """Each read is a batch, and they are fewer than the most that can be in flight."""
+    random = rng()
+    drive, size, reads = any_drive(random), random.uniform(5000, 15000), int(random.integers(20, 60))
+    return [io_call(drive, reads, size, reads, f"{reads} reads in {reads} batches")]
+
+
+def together() -> list[Call]:
+    """A batch has many reads."""
+    random = rng()
+    drive, size, batches = any_drive(random), random.uniform(5000, 15000), int(random.integers(5, 9))
+    reads = batches * random.uniform(10, 40)
+    return [io_call(drive, reads, size, batches, f"{reads:.1f} reads in {batches} batches")]
+
+
+@pytest.mark.points("0.2", 1)
+def test_one_read_in_flight_costs_what_its_size_costs() -> None:
+    expect_each(one_at_a_time(), beside=together())
 
 
 @pytest.mark.points("0.2", 2)
 def test_a_batch_is_in_flight_together() -> None:
-    random = rng()
-    drive, size, batches = any_drive(random), random.uniform(5000, 15000), int(random.integers(5, 9))
-    reads = batches * random.uniform(10, 40)
-    nbytes = reads * size
-    right = drive.ms(nbytes, size, reads / batches)
-    mistakes = {
-        "All reads were taken to be in flight at once; only those of one batch are.": drive.ms(nbytes, size, reads),
-        "The depth is reads / batches, not the number of batches.": drive.ms(nbytes, size, batches),
-        "The reads of a batch are in flight together, not one at a time.": drive.ms(nbytes, size, 1),
-        "These are seconds; milliseconds are asked for.": right / 1e3,
-        "This is the time of one batch; all of them are asked for.": right / batches,
-        "This is each batch's time as if it moved all bytes.": right * batches,
-        "The rate depends on the size of one read, nbytes / reads, not on all bytes.": drive.ms(
-            nbytes, nbytes, reads / batches
-        ),
-    }
-    found = io_ms(drive.curve(), reads, nbytes, batches)
-    expect(found, right, f"{reads:.1f} reads in {batches} batches, ms", mistakes, 1e-6 * right)
+    expect_each(together(), beside=one_at_a_time())
 
 
 @pytest.mark.points("0.2", 1)
@@ -124,68 +128,75 @@ def any_token(overlapped: bool, compute_share: float) -> Token:
     return Token(curve, work, speeds, io, memory, compute - rest, begun)
 
 
-def check_token(token: Token, io_and_compute: float, mistakes: dict[str, float]) -> None:
-    """Compare token_ms with the sum of the parts."""
-    right = token.memory + token.begun + io_and_compute
-    rest, memory, product = token.speeds.rest_ms, token.memory, token.product
-    usual = {
+def token_call(overlapped: bool, compute_share: float) -> Call:
+    """A call of token_ms, which is compared with the sum of the parts."""
+    token = any_token(overlapped, compute_share)
+    rest, io, memory, product, begun = token.speeds.rest_ms, token.io, token.memory, token.product, token.begun
+    compute = rest + product
+    right = memory + begun + (max(io, compute) if overlapped else io + compute)
+    mistakes = {
         "Memory management is missing.": right - memory,
-        "What each batch takes to be begun and ended, curve.batch_ms, is missing.": right - token.begun,
+        "What each batch takes to be begun and ended, curve.batch_ms, is missing.": right - begun,
         "Each of work.batches batches takes curve.batch_ms, not all of them together.": (
-            right - token.begun + token.curve.batch_ms
+            right - begun + token.curve.batch_ms
         ),
         "These are seconds; milliseconds are asked for.": right / 1e3,
+        **(overlap_mistakes(token) if overlapped else sum_mistakes(token)),
     }
-    if not token.work.overlapped:
-        usual |= {
-            "The rest of the token, speeds.rest_ms, is missing.": right - rest,
-            "speeds.rest_ms is in milliseconds already.": right + 999 * rest,
-            "Bytes / (bytes a second) are seconds, not milliseconds.": right - 0.999 * (memory + product),
-        }
-    found = token_ms(token.curve, token.work, token.speeds)
-    expect(found, right, f"overlapped = {token.work.overlapped}: one token, ms", mistakes | usual, 1e-6 * right)
+    what = f"overlapped = {overlapped}, computing takes {compute_share:g} of the reads' time: one token, ms"
+    return Call(lambda: token_ms(token.curve, token.work, token.speeds), right, what, mistakes, 1e-8 * right)
+
+
+def sum_mistakes(token: Token) -> dict[str, float]:
+    """What usual mistakes give where nothing overlaps."""
+    rest, io, memory, product = token.speeds.rest_ms, token.io, token.memory, token.product
+    on_top = memory + token.begun
+    right = on_top + io + rest + product
+    alone = "Reads and computing add up: nothing overlaps unless work.overlapped says so."
+    return {
+        "The rest of the token, speeds.rest_ms, is missing.": right - rest,
+        "speeds.rest_ms is in milliseconds already.": right + 999 * rest,
+        "Bytes / (bytes a second) are seconds, not milliseconds.": right - 0.999 * (memory + product),
+        "What is copied takes seconds, bytes / (bytes a second); milliseconds are asked for.": right - 0.999 * memory,
+        "Products take seconds, bytes / (bytes a second); milliseconds are asked for.": right - 0.999 * product,
+        alone: on_top + max(io, rest + product),
+        alone + " ": on_top + rest + max(io, product),
+    }
+
+
+def overlap_mistakes(token: Token) -> dict[str, float]:
+    """What usual mistakes give with overlap."""
+    rest, io, memory, product, begun = token.speeds.rest_ms, token.io, token.memory, token.product, token.begun
+    compute = rest + product
+    copies = "Only reads and computing overlap: copies and batches' beginnings and ends still take their own time."
+    computing = "All computing runs during the reads: the products and speeds.rest_ms together."
+    slower = "With work.overlapped the processor computes during the reads: the slower of the two counts."
+    return {
+        slower: memory + begun + io + compute,
+        "The slower of the two counts, not the faster.": memory + begun + min(io, compute),
+        computing: memory + begun + rest + max(io, product),
+        computing + " ": memory + begun + product + max(io, rest),
+        computing + "  ": memory + begun + max(io, product),
+        computing + "   ": memory + begun + max(io, rest),
+        computing + "    ": memory + begun + max(io, rest, product),
+        copies: begun + max(io, memory + compute),
+        copies + " ": begun + max(io, memory, compute),
+        copies + "  ": begun + max(io + memory, compute),
+        copies + "   ": memory + max(io + begun, compute),
+        copies + "    ": memory + max(io, begun + compute),
+        copies + "     ": max(io + memory + begun, compute),
+        copies + "      ": max(io, memory + begun + compute),
+    }
 
 
 @pytest.mark.points("0.3", 1)
 def test_parts_add_up_without_overlap() -> None:
-    for compute_share in (0.5, 2.5):
-        token = any_token(False, compute_share)
-        io, compute = token.io, token.speeds.rest_ms + token.product
-        alone = "Reads and computing add up: nothing overlaps unless work.overlapped says so."
-        others = token.memory + token.begun
-        mistakes = {
-            alone: others + max(io, compute),
-            alone + " ": others + token.speeds.rest_ms + max(io, token.product),
-        }
-        check_token(token, io + compute, mistakes)
+    expect_each([token_call(False, share) for share in (0.5, 2.5)])
 
 
 @pytest.mark.points("0.3", 1)
 def test_the_slower_of_reads_and_computing_counts_where_they_overlap() -> None:
-    for compute_share in (0.5, 0.95, 1.2, 2.5):
-        token = any_token(True, compute_share)
-        rest, io, memory, product, begun = token.speeds.rest_ms, token.io, token.memory, token.product, token.begun
-        copies = "Only reads and computing overlap: copies and batches' beginnings and ends still take their own time."
-        computing = "All computing runs during the reads: the products and speeds.rest_ms together."
-        compute = rest + product
-        slower = "With work.overlapped the processor computes during the reads: the slower of the two counts."
-        mistakes = {
-            slower: memory + begun + io + compute,
-            "The slower of the two counts, not the faster.": memory + begun + min(io, compute),
-            computing: memory + begun + rest + max(io, product),
-            computing + " ": memory + begun + product + max(io, rest),
-            computing + "  ": memory + begun + max(io, product),
-            computing + "   ": memory + begun + max(io, rest),
-            computing + "    ": memory + begun + max(io, rest, product),
-            copies: begun + max(io, memory + compute),
-            copies + " ": begun + max(io, memory, compute),
-            copies + "  ": begun + max(io + memory, compute),
-            copies + "   ": memory + max(io + begun, compute),
-            copies + "    ": memory + max(io, begun + compute),
-            copies + "     ": max(io + memory + begun, compute),
-            copies + "      ": max(io, memory + begun + compute),
-        }
-        check_token(token, max(io, compute), mistakes)
+    expect_each([token_call(True, share) for share in (0.5, 0.95, 1.2, 2.5)])
 
 
 @pytest.mark.points("0.3", 1)

@@ -5,51 +5,57 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flashlite.course.checks import expect, require, rng
+from flashlite.course.checks import Call, expect, expect_each, require, rng
 from flashlite.drive.reads import merge_adjacent
 
 Array = np.ndarray
 
 
-def first_by_loop(offsets: Array, sizes: Array, most: int, overlaps: bool = False) -> list[int]:
+def first_by_loop(offsets: Array, ends: Array, most: int, overlaps: bool = False) -> list[int]:
     """The first record of each read; overlaps: whether records that overlap the one before join it too (a mistake)."""
     first: list[int] = []
-    held, end = 0, -1
-    for i, (offset, size) in enumerate(zip(offsets.tolist(), sizes.tolist(), strict=True)):
-        touches = offset == end or (overlaps and offset < end)
+    held, before = 0, -1
+    for i, (offset, end) in enumerate(zip(offsets.tolist(), ends.tolist(), strict=True)):
+        touches = offset == before or (overlaps and offset < before)
         if not touches or held == most:
             first.append(i)
             held = 0
-        held, end = held + 1, offset + size
+        held, before = held + 1, end
     return first
 
 
 def mistakes(offsets: Array, sizes: Array, most: int) -> dict[str, Array]:
     """What the usual mistakes give."""
-    expected, runs = first_by_loop(offsets, sizes, most), first_by_loop(offsets, sizes, len(offsets))
-    stride = [i for i in range(len(offsets)) if i == 0 or offsets[i] - offsets[i - 1] != sizes[i]]
+    n, ends, by_next = len(offsets), offsets + sizes, offsets + np.append(sizes[1:], sizes[:1])
+    expected, runs = first_by_loop(offsets, ends, most), first_by_loop(offsets, ends, n)
     wrong = {
         "The limit of `most` records was not kept.": runs,
-        "A read may have `most` records, not more.": first_by_loop(offsets, sizes, most + 1),
+        "A read may have `most` records, not more.": first_by_loop(offsets, ends, most + 1),
         "Records must be counted from where their run begins, not from the first of all.": [
-            i for i in range(len(offsets)) if i in runs or i % most == 0
+            i for i in range(n) if i in runs or i % most == 0
         ],
-        "Records that overlap must not be merged.": first_by_loop(offsets, sizes, most, overlaps=True),
-        "A record ends at its own offset plus its own size: compare with the sizes of the records before.": stride,
+        "Records that overlap must not be merged.": first_by_loop(offsets, ends, most, overlaps=True),
+        "A record ends at its own offset plus its own size: compare with the sizes of the records before.": (
+            first_by_loop(offsets, by_next, most)
+        ),
         "The first record begins a read too.": expected[1:],
         "These are offsets in the file; asked for are indices of records.": offsets[expected],
-        "These are the last records of the reads, not the first.": [*(i - 1 for i in expected[1:]), len(offsets) - 1],
+        "These are the last records of the reads, not the first.": [i - 1 for i in [*expected[1:], n]] if n else [],
     }
     return {text: np.array(indices) for text, indices in wrong.items()}
 
 
-def check(offsets: Array, sizes: Array, most: int, what: str) -> None:
-    """Compare merge_adjacent with the plain loop."""
-    found = merge_adjacent(offsets, sizes, most)
-    kind = f"{found.dtype} array" if isinstance(found, np.ndarray) else type(found).__name__
-    require(kind.startswith(("int", "uint")), f"{what}: returned a {kind}", "an int64 array of indices")
-    expected = np.array(first_by_loop(offsets, sizes, most), np.int64)
-    expect(found, expected, f"{what}: first record of each read", mistakes(offsets, sizes, most))
+def call(offsets: Array, sizes: Array, most: int, what: str) -> Call:
+    """A call of merge_adjacent, which is compared with the plain loop."""
+
+    def run() -> Array:
+        found = merge_adjacent(offsets, sizes, most)
+        kind = f"{found.dtype} array" if isinstance(found, np.ndarray) else type(found).__name__
+        require(kind.startswith(("int", "uint")), f"{what}: returned a {kind}", "an int64 array of indices")
+        return found
+
+    expected = np.array(first_by_loop(offsets, offsets + sizes, most), np.int64)
+    return Call(run, expected, f"{what}: first record of each read", mistakes(offsets, sizes, most))
 
 
 def records_in_runs(size: Array, lengths: Array) -> tuple[Array, Array]:
@@ -61,33 +67,46 @@ def records_in_runs(size: Array, lengths: Array) -> tuple[Array, Array]:
     return 1000 + np.cumsum(sizes + gaps) - sizes, sizes
 
 
-@pytest.mark.points("0.1", 2)
-def test_records_side_by_side_become_one_read() -> None:
+def without_limit() -> list[Call]:
+    """Records side by side, and no read too large."""
     random = rng()
     same = records_in_runs(np.array([64]), random.integers(1, 9, 30))
-    check(*same, 1000, "records of 64 bytes")
     mixed = records_in_runs(random.integers(1, 40, 400), random.integers(1, 9, 30))
-    check(*mixed, 1000, "records of 1 to 39 bytes")
+    return [call(*same, 1000, "records of 64 bytes"), call(*mixed, 1000, "records of 1 to 39 bytes")]
+
+
+def with_limit() -> list[Call]:
+    """Runs that are longer than a read may be."""
+    random = rng()
+    lengths = random.permutation(np.concatenate([random.integers(1, 30, 20), [7, 14, 15, 25]]))
+    return [call(*records_in_runs(np.array([16]), lengths), most, f"most = {most}") for most in (7, 2, 3, 1)]
+
+
+def overlapping() -> tuple[Array, Array]:
+    """Offsets and sizes of sorted records that overlap, or come twice."""
+    offsets, sizes = 8 * np.sort(rng().integers(0, 30, 40)), np.full(40, 8)
+    offsets[20:22], sizes[5::6] = offsets[20], 12
+    return offsets, sizes
+
+
+@pytest.mark.points("0.1", 2)
+def test_records_side_by_side_become_one_read() -> None:
+    expect_each(without_limit(), beside=with_limit())
 
 
 @pytest.mark.points("0.1", 2)
 @pytest.mark.filterwarnings("error")
 def test_a_read_has_at_most_most_records() -> None:
-    random = rng()
-    lengths = random.permutation(np.concatenate([random.integers(1, 30, 20), [7, 14, 15, 25]]))
-    for most in (7, 2, 3, 1):
-        check(*records_in_runs(np.array([16]), lengths), most, f"most = {most}")
+    expect_each(with_limit(), beside=without_limit())
 
 
 @pytest.mark.points("0.1", 1)
 def test_special_cases() -> None:
-    none = np.zeros(0, np.int64)
-    check(none, none, 3, "no records")
-    check(np.array([40]), np.array([8]), 3, "one record")
-    offsets = 8 * np.sort(rng().integers(0, 30, 40))
-    offsets[20:22] = offsets[20]
-    sizes = np.full(len(offsets), 8)
-    sizes[5::6] = 12
-    copies = offsets.copy(), sizes.copy()
-    check(offsets, sizes, 4, "records that overlap or come twice")
-    expect((offsets, sizes), copies, "offsets and sizes after the call", {})
+    none, given, copies = np.zeros(0, np.int64), overlapping(), overlapping()
+    calls = [
+        call(none, none, 3, "no records"),
+        call(np.array([40]), np.array([8]), 3, "one record"),
+        call(*given, 4, "records that overlap or come twice"),
+    ]
+    expect_each(calls, beside=[*without_limit(), *with_limit()])
+    expect(given, copies, "offsets and sizes after the call")

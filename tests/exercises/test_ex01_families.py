@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from flashlite.course.checks import expect, rng
+from flashlite.course.checks import Call, expect_each, rng
 from flashlite.families.opt import resident_and_streamed
 
 # As published: hidden size, layers, FFN, width of the embedding, all weights
@@ -68,7 +69,7 @@ def mistakes(config: Any) -> dict[str, tuple[int, int]]:
     off_by = {
         "The head is the token embedding: count it once.": config.vocab_size * embedding,
         "The position embedding is two rows longer than max_position_embeddings.": -2 * d,
-        "A layer has two norms: before attention and before the FFN.": -layers * 2 * d,
+        "Each layer is short of 2 * hidden_size, which is what one of its two norms has.": -layers * 2 * d,
         "The norms of the layers are missing.": -layers * 4 * d,
         "A norm has two vectors, weight and bias.": -layers * 2 * d - (d if config.do_layer_norm_before else 0),
         "The biases of the attention matrices are missing.": -layers * 4 * d,
@@ -86,6 +87,10 @@ def mistakes(config: Any) -> dict[str, tuple[int, int]]:
         }
     else:
         off_by["There are no projections where word_embed_proj_dim equals hidden_size."] = 2 * d * d
+    if embedding > d:
+        off_by["Embeddings wider than the layers need the two projections as well as narrower ones."] = -projections
+    if embedding < d:
+        off_by["Embeddings narrower than the layers need the two projections as well as wider ones."] = -projections
     if config.do_layer_norm_before:
         off_by["The decoder's last norm is missing."] = -2 * d
     else:
@@ -107,24 +112,38 @@ def any_config(wider: int, pre_norm: bool) -> Any:
     return opt_config(d, layers, ffn, d + wider * int(random.integers(5, 15)), vocab, positions, pre_norm)
 
 
+def call(config: Any, what: str) -> Call:
+    """A call of resident_and_streamed, which is compared with the count tensor by tensor."""
+    return Call(lambda: tuple(resident_and_streamed(config)), count(config), f"{what}: weights", mistakes(config))
+
+
+def small_models() -> list[Call]:
+    """Models with and without projections and a last norm, the plainest first."""
+    calls = []
+    for wider, pre_norm in ((0, True), (-1, True), (0, False), (-1, False), (1, True), (1, False)):
+        config = any_config(wider, pre_norm)
+        what = f"word_embed_proj_dim {config.word_embed_proj_dim}, hidden_size {config.hidden_size}, "
+        calls.append(call(config, what + f"do_layer_norm_before {pre_norm}"))
+    return calls
+
+
 @pytest.mark.points("1.3", 1)
 def test_any_other_model_adds_up() -> None:
-    config = any_config(wider=0, pre_norm=True)
-    expect(tuple(resident_and_streamed(config)), count(config), "a small OPT: weights", mistakes(config))
+    plainest, *others = small_models()
+    expect_each([plainest], beside=others)
 
 
 @pytest.mark.points("1.3", 1)
 def test_projections_and_last_norm_are_two_questions() -> None:
-    for wider, pre_norm in ((-1, True), (0, False), (-1, False), (1, True), (1, False)):
-        config = any_config(wider, pre_norm)
-        what = f"word_embed_proj_dim {config.word_embed_proj_dim}, hidden_size {config.hidden_size}, "
-        what += f"do_layer_norm_before {pre_norm}: weights"
-        expect(tuple(resident_and_streamed(config)), count(config), what, mistakes(config))
+    plainest, *others = small_models()
+    expect_each(others, beside=[plainest])
 
 
 @pytest.mark.points("1.3", 2)
 def test_published_models_add_up() -> None:
+    calls = []
     for name, (d, layers, ffn, embedding, total) in PUBLISHED.items():
         config = opt_config(d, layers, ffn, embedding, pre_norm=name != "350m")
         right = (total - layers * 2 * ffn * d, layers * 2 * ffn * d)
-        expect(tuple(resident_and_streamed(config)), right, f"OPT-{name}: weights", mistakes(config))
+        calls.append(replace(call(config, f"OPT-{name}"), expected=right))
+    expect_each(calls, beside=small_models())

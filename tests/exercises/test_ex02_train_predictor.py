@@ -99,29 +99,31 @@ def check_threshold(threshold: float, scores: Tensor, fired: Tensor, missed: int
     """It predicts as many fired entries as it must, and no others than it has to."""
     require(type(threshold) is float and math.isfinite(threshold), f"{what}: {threshold!r}", "a float")
     every, firing = sorted(scores.ravel().tolist()), sorted(scores[fired].tolist())
-    n = len(firing)
-    lowest = firing[missed]
-
-    def hits(limit: float) -> int:
-        return sum(score > limit for score in firing)
-
+    n, lowest = len(firing), firing[missed]
     needed = sum(score >= lowest for score in firing)
     found = sum(score > threshold for score in firing)
-    mistakes = {
-        "A score equal to the threshold is not above it: the threshold must be lower, however little.": hits(lowest),
-        "The share to be missed is 1 - recall, not recall.": hits(firing[n - 1 - missed] - 1e-3),
-        "Only scores of entries that fired count for recall, not all.": hits(
-            every[int((missed + 0.75) / n * len(every))] - 1e-3
-        ),
-    }
     if found != needed:
-        likely = [text for text, wrong in mistakes.items() if wrong == found]
-        plain = "That is too few for this recall." if found < needed else "A higher threshold has this recall as well."
         text = f"{what}: of {n} fired entries above the threshold: found {found}, expected {needed}"
-        raise Wrong(diagnosed(text, likely or [plain]))
+        share = every[int((missed + 0.75) / n * len(every))]
+        raise Wrong(diagnosed(text, [usual_mistake(threshold, lowest, firing[n - 1 - missed], share, found < needed)]))
     superfluous = int((scores[~fired] > threshold).sum())
     mistakes = {"The threshold is lower than this recall needs, and superfluous neurons are read.": superfluous}
     expect(superfluous, int((scores[~fired] >= lowest).sum()), f"{what}: superfluous entries above it", mistakes)
+
+
+def usual_mistake(threshold: float, lowest: float, mixed_up: float, of_all: float, too_high: bool) -> str:
+    """What a wrong threshold looks like.
+
+    lowest: the lowest score that must be above it; mixed_up, of_all: this score if the share to keep is taken for the
+    share to miss, and if all scores count; too_high: or else it is too low
+    """
+    if np.float32(threshold) == lowest:
+        return "A score equal to the threshold is not above it: the threshold must be lower, however little."
+    if abs(threshold - mixed_up) < 1e-3:
+        return "The share to be missed is 1 - recall, not recall."
+    if abs(threshold - of_all) < 1e-3:
+        return "Only scores of entries that fired count for recall, not all."
+    return "That is too few for this recall." if too_high else "A higher threshold has this recall as well."
 
 
 @pytest.mark.points("2.4", 2)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from flashlite.course.checks import expect, require, rng
+from flashlite.course.checks import Call, expect, expect_each, require, rng
 from flashlite.storage.bundle import closest_friends, pack_bundles, unpack_bundles
 
 FFN, D_MODEL = 24, 10
@@ -58,9 +60,11 @@ def test_a_row_holds_both_halves_of_a_neuron(dtype: torch.dtype) -> None:
             [torch.zeros(FFN, 24 // dtype.itemsize), row_by_row(up, down)[:, : -24 // dtype.itemsize]], 1
         ),
     }
+    calls = []
     for i, row in enumerate(row_by_row(up, down)):
         wrong = {text: halves(rows[i]) for text, rows in mistakes.items()}
-        expect(halves(found[i]), halves(row), f"up and down weights in row {i}", wrong)
+        calls.append(Call(partial(halves, found[i]), halves(row), f"up and down weights in row {i}", wrong))
+    expect_each(calls)
 
 
 def halves(row: Tensor) -> tuple[Tensor, Tensor]:
