@@ -74,7 +74,7 @@ class Int8Matrix:
     def round(weight: Tensor) -> tuple[Tensor, Tensor]:
         """The values and the scale of a matrix of floats, of any size. weight: [out, in]."""
         scale = (weight.abs().amax(1) / 127).clamp(min=1e-12).bfloat16()
-        values = (weight / scale.float()[:, None]).round().clamp(-127, 127)
+        values = (weight / scale.float()[:, None]).round_().clamp_(-127, 127)
         return values.to(torch.int8).contiguous(), scale
 
     def __call__(self, x: Tensor) -> Tensor:

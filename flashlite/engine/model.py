@@ -19,6 +19,7 @@ from flashlite.drive.flash import Counters
 from flashlite.engine.budget import Budget, longest_window, plan_budget
 from flashlite.engine.calls import Calls, check_process, refuse_copies
 from flashlite.engine.ffn import FlashFFN, StreamedFFN
+from flashlite.engine.predictor import Predictor
 from flashlite.engine.predictors.choice import Choice, Chosen, choose
 from flashlite.engine.resident import ResidentWeights
 from flashlite.engine.stages import LADDER, NAMES, Stage, stage_for
@@ -63,25 +64,30 @@ class Engine:
         patterns = (*store.family.biases, store.family.down_bias)
         biases = {pattern.format(i) for i in range(store.layers) for pattern in patterns}
         self.weights = {name: tensor for name, tensor in tensors.items() if name not in biases}
-        self.ffns = [self._build_ffn(i, tensors, predictors) for i in range(store.layers)]
+        streamed = [self._streamed_ffn(i, tensors) for i in range(store.layers)]
+        self.ffns: list[nn.Module] = [*streamed]
+        if (
+            stage.predictor
+        ):  # all predictors first: what it takes to make them is free again when neurons get their memory
+            made = [predictors.make(ffn.layer, ffn.up_bias) for ffn in streamed]
+            self.ffns = [self._flash_ffn(ffn, predictor) for ffn, predictor in zip(streamed, made, strict=True)]
         self.sparse = [ffn for ffn in self.ffns if isinstance(ffn, FlashFFN)]
         self.early_file = stage.ffn.connect(self.sparse)
 
-    def _build_ffn(self, i: int, tensors: dict[str, Tensor], predictors: Choice) -> nn.Module:
-        family, shape, dtype = self.store.family, self.store.shape, self.store.dtype
+    def _streamed_ffn(self, i: int, tensors: dict[str, Tensor]) -> StreamedFFN:
+        family, shape = self.store.family, self.store.shape
 
         def bias(pattern: str, size: int) -> Tensor:
             found = tensors.get(pattern.format(i))
-            return torch.zeros(size, dtype=dtype) if found is None else found
+            return torch.zeros(size, dtype=self.store.dtype) if found is None else found
 
         up_bias, *second = (bias(pattern, shape.neurons) for pattern in family.biases)
-        streamed = StreamedFFN(i, self.stream, up_bias, bias(family.down_bias, shape.d_model), *second)
-        if not self.stage.predictor:
-            return streamed
-        rows = self.budget.layer_rows[i]
-        window = Window(shape.neurons, self.stage.window, rows)
-        memory = self.stage.memory(rows, shape, dtype, streamed.bias, self.store.activation)
-        predictor = predictors.make(i, up_bias)
+        return StreamedFFN(i, self.stream, up_bias, bias(family.down_bias, shape.d_model), *second)
+
+    def _flash_ffn(self, streamed: StreamedFFN, predictor: Predictor) -> FlashFFN:
+        store, rows = self.store, self.budget.layer_rows[streamed.layer]
+        window = Window(store.shape.neurons, self.stage.window, rows)
+        memory = self.stage.memory(rows, store.shape, store.dtype, streamed.bias, store.activation)
         return self.stage.ffn(streamed, predictor, window, self.file, memory, self.way_in, self.clock)
 
     @property
