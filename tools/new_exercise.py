@@ -48,13 +48,13 @@ TESTS = '''"""Exercises of {file}: TODO, what they are about."""
 from __future__ import annotations
 
 import pytest
-
-from flashlite.course.checks import expect, rng
 '''
 TEST = """
 
 @pytest.mark.points("{id}", 1)
 def test_{name}() -> None:
+    from flashlite.course.checks import expect, rng  # TODO: import what you need at the top of the file
+
     found, right = None, rng().random()  # TODO: call {qualname} on inputs from rng(), and compute what is right
     expect(found, right, "TODO: what was asked for", {{"TODO: the mistake that gives this value.": 0.0}})
 """

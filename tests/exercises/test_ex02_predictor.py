@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from flashlite.course.checks import expect, require, rng
+from flashlite.course.checks import Call, expect, expect_each, require, rng
 from flashlite.engine.predictor import Int8Matrix, LowRankPredictor, active_set
 
 TOKENS, D_MODEL, RANK, NEURONS = 6, 64, 32, 96
@@ -47,6 +48,7 @@ def needed_by(mask: list[list[bool]], test: Callable[..., bool]) -> list[int]:
 def test_active_set_of_several_tokens() -> None:
     weight = torch.from_numpy(rng().integers(-2, 3, (D_MODEL, NEURONS))).float()
     weight[:, :TOKENS] = 0  # nobody needs these: a token's own number is not a neuron
+    calls = []
     for tokens in (2, 3, TOKENS):
         x, rule = whole_numbers(tokens, D_MODEL), Rule(weight, 20.5)
         mask = rule.mask(x).tolist()
@@ -54,11 +56,19 @@ def test_active_set_of_several_tokens() -> None:
             "A neuron is needed if any token needs it, not only if all do.": needed_by(mask, all),
             "Only the last token was looked at.": needed_by(mask[-1:], any),
             "Only the first token was looked at.": needed_by(mask[:1], any),
+            "The last token was left out.": needed_by(mask[:-1], any),
+            "The first token was left out.": needed_by(mask[1:], any),
             "A neuron is listed once for each token that needs it.": listed_twice(mask),
             "A neuron is listed once for each token that needs it, in order.": sorted(listed_twice(mask)),
             "This is a mask over all neurons: return the numbers of those that are needed.": np.any(mask, 0),
         }
-        check_active_set(active_set(rule, x), needed_by(mask, any), f"active set of {tokens} tokens", mistakes)
+        if tokens == 2:
+            mistakes["Of two tokens only the first was looked at."] = needed_by(mask[:1], any)
+        wrong = {text: np.array(neurons) for text, neurons in mistakes.items()}
+        right, what = np.array(needed_by(mask, any), np.int64), f"active set of {tokens} tokens"
+        calls.append(Call(partial(active_set, rule, x), right, what, wrong))
+    expect_each(calls)
+    check_active_set(active_set(rule, x), needed_by(mask, any), what, {})
 
 
 @pytest.mark.points("2.1", 1)

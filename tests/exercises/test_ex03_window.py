@@ -305,7 +305,7 @@ def test_only_the_oldest_tokens_own_neurons_leave() -> None:
         before = window._uses[oldest].copy()
         found = in_order(window._forget_oldest(), f"token {i} of 6 leaves: result")
         if np.array_equal(window._uses[oldest], before - 1):
-            mistakes["Counts must go down before those that are 0 are looked for."] = union([])
+            mistakes["The counts went down, but neurons whose count is 0 only afterwards weren't returned."] = union([])
         else:
             mistakes["The counts of the token's neurons did not go down by one."] = union([])
         expect(found, expected, f"token {i} of 6 leaves: neurons that leave", mistakes)
