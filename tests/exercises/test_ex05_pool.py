@@ -214,9 +214,16 @@ def test_holes_are_filled() -> None:
         pool, before = filled(layer, CAPACITY)
         drop = random.permutation(before)[:dropped]
         pool.place(NONE, drop)
-        text = "A row above the new end may be a hole itself: fill holes only with rows that are still needed."
-        text = text if np.isin(lying(pool, layer), drop).any() else ""
+        text = came_back(lying(pool, layer), before, drop)
         check_rows(pool, layer, np.setdiff1d(before, drop), f"{dropped} of {CAPACITY} dropped", text)
+
+
+def came_back(found: np.ndarray, before: np.ndarray, drop: np.ndarray) -> str:
+    """What it looks like if dropped neurons still lie in used rows. found, before: the neuron in each row."""
+    still = np.isin(found, drop)
+    if (found != before[: len(found)])[still].any():
+        return "A row above the new end may be a hole itself: fill holes only with rows that are still needed."
+    return "A hole below the new end was not filled: its dropped neuron still lies there." if still.any() else ""
 
 
 @pytest.mark.points("5.2", 2)
