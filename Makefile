@@ -1,12 +1,13 @@
 # make bench   run the whole ladder on opt-mini, from this machine's drive
 # make test    run the tests, on all cores
+# make chapters  of these, the notebooks alone; changes none of them
 # make soak    what takes too long for the tests: faults by many seeds, long texts, many models
-# make chapters  run the course's notebooks from beginning to end; changes none of them
+# make slow    the tests that `make test` leaves out: whole benchmarks, every "run yours" cell, the notebooks from end to end
 # make lint    style, types, links, and whether exercises and solutions are what the engine's code gives
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: bench test soak chapters lint clean
+.PHONY: bench test slow chapters soak lint clean
 
 bench: .venv/ready
 	$(BIN)/flashlite bench opt-mini --json .flashlite/bench.json --plot .flashlite/bench.png
@@ -17,8 +18,11 @@ test: .venv/ready
 soak: .venv/ready
 	$(BIN)/python -m pytest tests/soak.py
 
+slow: .venv/ready
+	$(BIN)/python -m pytest -n auto --dist worksteal -m slow
+
 chapters: .venv/ready
-	$(BIN)/python -m pytest -n auto -m notebook tests/test_chapters.py
+	$(BIN)/python -m pytest -n auto -m slow tests/test_chapters.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

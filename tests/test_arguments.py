@@ -229,6 +229,7 @@ def test_exercises_that_a_stage_needs_are_those_that_it_calls(stage: int, tiny_s
     assert called == {id for id, stages in STAGES_OF.items() if stage in parse_stages(stages)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "needed"),
     [
@@ -320,6 +321,7 @@ def test_a_revision_reaches_the_hub(
     assert call(monkeypatch, capsys, *filled, "--revision", "v1")[2] == "flashlite: a/b at v1\n"
 
 
+@pytest.mark.slow
 def test_a_revision_is_opened_before_exercises_are_plugged_in() -> None:
     with pytest.raises(FlashliteError, match="only hub models have revisions, and opt-mini is not one"):
         open_clean("opt-mini", None, "v1")

@@ -31,6 +31,7 @@ def result(store: Store) -> Result:
     return bench(store, stages=range(7), tokens=16, prompt_tokens=32, rounds=1, capped=True)
 
 
+@pytest.mark.slow
 def test_every_stage_gives_the_dense_tokens(result: Result) -> None:
     for stage in result.stages:
         assert stage.tokens_equal
@@ -38,6 +39,7 @@ def test_every_stage_gives_the_dense_tokens(result: Result) -> None:
         assert stage.agreement >= 0.9
 
 
+@pytest.mark.slow
 def test_stages_read_less_and_less(result: Result) -> None:
     nbytes = [stage.bytes_per_token for stage in result.stages]
     reads = [stage.reads_per_token for stage in result.stages]
@@ -47,17 +49,20 @@ def test_stages_read_less_and_less(result: Result) -> None:
     assert reads[4] <= 0.51 * reads[3]
 
 
+@pytest.mark.slow
 def test_pool_moves_less_than_rebuilding(result: Result) -> None:
     moved = [stage.rows_moved for stage in result.stages]
     assert moved[5] < 0.25 * moved[4]
 
 
+@pytest.mark.slow
 def test_memory_stays_within_budget_and_base(result: Result) -> None:
     for stage in result.stages:
         assert stage.dram_bytes <= result.budget_bytes
         assert stage.peak_rss_bytes <= result.budget_bytes + result.base.total
 
 
+@pytest.mark.slow
 def test_result_is_shown_and_drawn(result: Result, tmp_path: Path) -> None:
     assert Result.from_json(json.loads(json.dumps(result.to_json()))) == result
     markdown = tables.ladder_markdown(result)
@@ -65,6 +70,7 @@ def test_result_is_shown_and_drawn(result: Result, tmp_path: Path) -> None:
     assert plots.save(plots.ladder(result), tmp_path / "ladder.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_wrong_stage_shows_an_error_and_no_speed(store: Store, tmp_path: Path) -> None:
     setup = Setup(str(store.path), str(tmp_path), prompt_ids(store, 8), 8)
     run_worker(DenseTask(setup))
@@ -99,6 +105,7 @@ def test_stages_side_by_side_keep_the_bytes_and_halve_the_reads(store: Store) ->
     assert "*4 bundle / 3 window*" in table
 
 
+@pytest.mark.slow
 def test_every_stage_ran_within_the_memory_cap(result: Result) -> None:
     cap = result.memory_cap
     assert cap.bytes == result.budget_bytes + cap.base_bytes

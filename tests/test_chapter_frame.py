@@ -109,6 +109,7 @@ def test_a_command_that_fails_is_its_line_and_no_table(
     assert FOLDER not in os.environ
 
 
+@pytest.mark.slow
 def test_what_your_code_packs_is_what_the_engine_then_reads(
     clone: Course, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,6 +132,7 @@ def run_yours_cell(number: int) -> str:
     return "\n".join(cell.source for cell in cells)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(8))
 def test_each_exercise_of_a_chapter_is_called_by_its_cell(
     number: int, course: Course, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

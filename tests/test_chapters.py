@@ -149,7 +149,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     assert untracked() == before, "running a chapter leaves nothing behind"
 
 
-@pytest.mark.notebook
+@pytest.mark.slow
 @EACH
 @pytest.mark.usefixtures("home")
 def test_a_chapter_runs(path: Path) -> None:

@@ -112,6 +112,7 @@ def test_untouched_stubs_are_all_to_do(clone: Course) -> None:
     assert {(g.status, g.points) for g in grades} == {("TODO", 0)}
 
 
+@pytest.mark.slow
 def test_each_stub_fails_by_its_own_error_alone(clone: Course) -> None:
     """Run for real: a comment makes each file count as edited."""
     for file in clone.files:

@@ -52,6 +52,7 @@ def bench(course: Course, store: Store) -> subprocess.CompletedProcess[str]:
     return call(course, "bench", store.path, "--stage", 3, "--rounds", 1, "--tokens", 8, *plot)
 
 
+@pytest.mark.slow
 def test_a_solved_chapter_is_benchmarked_in_the_engine(clone: Course, store: Store) -> None:
     solve_chapter_3(clone)
     done = bench(clone, store)
@@ -76,6 +77,7 @@ def test_a_stub_stops_with_one_line_that_names_the_exercise(clone: Course, store
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_wrong_implementation_shows_no_speed(clone: Course, store: Store) -> None:
     solve_chapter_3(clone, "else NONE, overflow)", "else NONE, NONE)")  # neurons that find no room are left out
     done = call(clone, "run", store.path, "--stage", 3)
@@ -84,6 +86,7 @@ def test_a_wrong_implementation_shows_no_speed(clone: Course, store: Store) -> N
     assert " ms" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_crash_in_a_students_code_is_one_line_with_its_place(clone: Course, store: Store) -> None:
     solve_chapter_3(clone, STEP, "load = kept[self.nothing]")
     done = call(clone, "run", store.path, "--stage", 3)
@@ -126,6 +129,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+@pytest.mark.slow
 def test_a_model_is_packed_by_the_engine_whatever_runs_it(wrong: Course, store: Store) -> None:
     done = call(wrong, "run", "opt-mini", "--stage", 4, "--max-new-tokens", 2, impl="ref,ex04=mine")
     assert done.returncode == 0, done.stderr
@@ -135,6 +139,7 @@ def test_a_model_is_packed_by_the_engine_whatever_runs_it(wrong: Course, store: 
     Store(packed).verify()
 
 
+@pytest.mark.slow
 def test_a_process_that_began_with_exercises_has_models_packed_by_the_engine_too(
     wrong: Course, tiny_checkpoint: Path, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,6 +152,7 @@ def test_a_process_that_began_with_exercises_has_models_packed_by_the_engine_too
     assert Store(done.stdout.strip()).manifest["files"] == tiny_store.manifest["files"]
 
 
+@pytest.mark.slow
 def test_what_exercises_pack_says_so_and_is_found_by_its_path_alone(
     wrong: Course, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -165,6 +171,7 @@ def test_what_exercises_pack_says_so_and_is_found_by_its_path_alone(
     assert open_model("opt-mini").manifest["files"] == store.manifest["files"]
 
 
+@pytest.mark.slow
 def test_exercises_write_nothing_where_the_engines_own_code_looks(wrong: Course, store: Store) -> None:
     shared = open_model("opt-mini").path
     before, text = contents(home()), Path(threading.__file__)
@@ -207,6 +214,7 @@ def test_a_place_below_a_store_of_the_engine_is_not_apart_but_one_of_ones_own_is
     check_apart(mine.path / PREDICTOR)
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_opened_is_the_same_line_with_exercises(wrong: Course) -> None:
     done = call(wrong, "run", wrong.root / "exercises")
     assert done.returncode == 1

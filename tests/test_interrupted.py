@@ -199,6 +199,7 @@ def try_training(writer: Writer, old: Path, home: Path, trained: str, **when: An
     return killed
 
 
+@pytest.mark.slow
 def test_training_killed_before_any_step(
     writer: Writer, tiny_store: Store, home: Path, trained: tuple[str, float]
 ) -> None:
@@ -208,6 +209,7 @@ def test_training_killed_before_any_step(
     assert step - 1 == TRAINING_STEPS
 
 
+@pytest.mark.slow
 def test_training_killed_at_any_moment(
     writer: Writer, tiny_store: Store, home: Path, trained: tuple[str, float]
 ) -> None:

@@ -75,6 +75,7 @@ def result(mini: Store) -> Result:
     return found
 
 
+@pytest.mark.slow
 def test_peers_are_measured_and_must_be_exact(result: Result, tmp_path: Path) -> None:
     assert [row.name for row in result.peers] == list(PEERS)
     for row in result.peers:
@@ -86,6 +87,7 @@ def test_peers_are_measured_and_must_be_exact(result: Result, tmp_path: Path) ->
     assert plots.save(plots.peers(result), tmp_path / "peers.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_slow_stages_take_fewer_tokens(result: Result) -> None:
     resident, overlap = result.stages
     assert (resident.tokens, overlap.tokens) == (8 - 1 - 4, 12 - 1 - 4)
@@ -93,6 +95,7 @@ def test_slow_stages_take_fewer_tokens(result: Result) -> None:
     assert "for nothing" in "".join(tables.summary_lines(result))
 
 
+@pytest.mark.slow
 def test_a_peer_that_runs_out_of_memory_is_reported_as_that(result: Result, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
     folder.mkdir()
@@ -150,6 +153,7 @@ def test_a_drive_that_nobody_published_is_refused() -> None:
         drives.find_drive("nvme")
 
 
+@pytest.mark.slow
 def test_counted_work_is_what_the_engine_does(result: Result) -> None:
     """Where no neuron is left out, counts without running are those of the engine."""
     shape, layers = FFNShape(2048, 512, 4, 512), 6  # of opt-mini
@@ -186,6 +190,7 @@ def test_estimate_is_faster_on_faster_drives_and_from_stage_to_stage(monkeypatch
             estimate(name, {}, dtype)
 
 
+@pytest.mark.slow
 def test_estimate_on_the_command_line(result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost, "SAMPLE_BYTES", 2**22)
     (tmp_path / "bench.json").write_text(json.dumps(result.to_json() | {"model": "opt-125m", "dtype": "bf16"}))
@@ -210,6 +215,7 @@ def test_estimate_on_the_command_line(result: Result, tmp_path: Path, monkeypatc
         assert message in str(failed.exception)
 
 
+@pytest.mark.slow
 def test_growth_is_drawn(result: Result, tmp_path: Path) -> None:
     richer = replace(result, budget_bytes=2 * result.budget_bytes)
     assert plots.save(plots.budgets([result, richer]), tmp_path / "budgets.png").stat().st_size > 10_000

@@ -179,6 +179,7 @@ def alone(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_library_runs_without_the_packages_of_the_course(tmp_path: Path) -> None:
     assert alone("--version", cwd=tmp_path).stdout == "flashlite 0.2.0\n"
     done = alone("estimate", "opt-125m", "--drive", "870", cwd=tmp_path)
