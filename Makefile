@@ -1,8 +1,8 @@
 # make bench   run the whole ladder on opt-mini, from this machine's drive
 # make test    run the tests, on all cores
-# make chapters  of these, the notebooks alone; changes none of them
-# make soak    what takes too long for the tests: faults by many seeds, long texts, many models
 # make slow    the tests that `make test` leaves out: whole benchmarks, every "run yours" cell, the notebooks from end to end
+# make chapters of these, the notebooks alone; changes none of them
+# make soak    what takes too long for the tests: faults by many seeds, long texts, many models
 # make lint    style, types, links, and whether exercises and solutions are what the engine's code gives
 PYTHON ?= python3
 BIN := .venv/bin
