@@ -37,7 +37,9 @@ def collect() -> tuple[pytest.Item, ...]:
     """All tests of this repository. Exits if they can't be collected."""
     collector, said = Collector(), io.StringIO()
     with contextlib.redirect_stdout(said):
-        code = pytest.main(["--collect-only", "-m", "", "-p", "no:cacheprovider", str(ROOT / "tests")], plugins=[collector])
+        code = pytest.main(
+            ["--collect-only", "-m", "", "-p", "no:cacheprovider", str(ROOT / "tests")], plugins=[collector]
+        )
     if code:
         sys.exit(said.getvalue())
     return collector.items
