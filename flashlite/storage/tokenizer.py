@@ -39,7 +39,10 @@ def load_tokenizer(store: Store) -> PreTrainedTokenizerBase:
             raise ValueError("its vocabulary is empty, as where the checkpoint has no files of a tokenizer")
         return tokenizer
     except Exception as error:  # damaged files make tokenizers raise nearly anything
-        raise FlashliteError(f"{store.path} does not hold a tokenizer that can be loaded: {_reason(error)}") from None
+        raise FlashliteError(
+            f"{store.path} does not hold a tokenizer that can be loaded: {_reason(error)}; add the tokenizer's files "
+            "to the checkpoint, or call the model with token ids in Python"
+        ) from None
 
 
 def generation_config(store: Store) -> GenerationConfig:

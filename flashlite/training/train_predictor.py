@@ -167,7 +167,7 @@ def train_predictors(
             predictor = calibrate(*fit(up, bias, rank, data[i], seed, steps), calibration[i], recall)
             quality = report(predictor, test[i], held_out.shape[1])
             cost = predictor.nbytes + quality.window_rows[WINDOW - 1] * store.shape.record_bytes
-            progress(_line(i, quality, cost))
+            progress(_line(i, store.layers, quality, cost))
             if best is not None and cost >= best[0]:
                 break
             best, rank = (cost, predictor, quality), rank * 2
@@ -177,10 +177,10 @@ def train_predictors(
     return PredictorSet(layers, reports, store.up_projections)
 
 
-def _line(layer: int, quality: LayerReport, cost: float) -> str:
+def _line(layer: int, layers: int, quality: LayerReport, cost: float) -> str:
     return (
-        f"layer {layer} rank {quality.rank}: active {quality.active:.2%}, predicted {quality.predicted:.2%}, "
-        f"recall {quality.recall:.2%}, DRAM {cost / 2**20:.2f} MiB"
+        f"layer {layer} of 0 to {layers - 1}, rank {quality.rank}: active {quality.active:.2%}, "
+        f"predicted {quality.predicted:.2%}, recall {quality.recall:.2%}, DRAM {cost / 2**20:.2f} MiB"
     )
 
 
