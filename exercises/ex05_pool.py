@@ -88,6 +88,7 @@ class Pool:
     ) -> None:
         self.capacity, self._d_model = capacity, shape.d_model
         self._values, self._product = values_of(activation), product_of(activation, bias.ndim > 1)
+        self._decisive = shape.d_model * (1 if bias.ndim == 1 else 3)  # columns of a row that its value follows from
         self._buffer = aligned_buffer(capacity, shape.record_bytes)
         self._buffer.fill(0)  # takes the memory now: otherwise the first prompt would wait for every page of it
         self._matrix = torch.from_numpy(self._buffer).view(dtype)  # the same memory as weights
@@ -198,7 +199,7 @@ class Pool:
         Returns [tokens, d_model], as `product` does.
         """
         rows = torch.from_numpy(np.resize(landed, round_up(len(landed), BLOCK)))  # some twice: few shapes
-        h[:, rows] = self._values(x, self._matrix[rows], self._bias[..., rows], self._d_model)
+        h[:, rows] = self._values(x, self._matrix[rows, : self._decisive], self._bias[..., rows], self._d_model)
         return down_product(h, self._matrix[: self.num_used], self._d_model)
 
     def clear(self) -> None:

@@ -91,8 +91,6 @@ def _specs(store: Store) -> Specs:
         if i >= 0:
             neurons, width = store.shape.neurons, store.shape.d_model
             shapes = ((neurons, width), (width, neurons), (neurons, width))
-            named = zip(
-                store.family.matrices, shapes, strict=False
-            )  # where none are gated, the last shape is left over
+            named = zip(store.family.matrices, shapes, strict=False)  # where none are gated, a shape is left over
             specs |= {name.format(i): (store.dtype, shape) for name, shape in named}
     return specs

@@ -66,9 +66,7 @@ class Engine:
         self.weights = {name: tensor for name, tensor in tensors.items() if name not in biases}
         streamed = [self._streamed_ffn(i, tensors) for i in range(store.layers)]
         self.ffns: list[nn.Module] = [*streamed]
-        if (
-            stage.predictor
-        ):  # all predictors first: what it takes to make them is free again when neurons get their memory
+        if stage.predictor:  # all are made first: what that takes is free again when neurons get their memory
             made = [predictors.make(ffn.layer, ffn.up_bias) for ffn in streamed]
             self.ffns = [self._flash_ffn(ffn, predictor) for ffn, predictor in zip(streamed, made, strict=True)]
         self.sparse = [ffn for ffn in self.ffns if isinstance(ffn, FlashFFN)]

@@ -73,7 +73,7 @@ def down_product(h: Tensor, rows: Tensor, d_model: int) -> Tensor:
 def values_of(activation: Activation) -> OfRows:
     """How the values of neurons, [tokens, n], follow from x [tokens, d_model], their rows, their biases and d_model.
 
-    rows: [n, at least 2 * d_model], or [n, at least 3 * d_model] of gated neurons
+    rows: [n, at least d_model], or [n, at least 3 * d_model] of gated neurons
     bias: [n], or [2, n] of gated neurons, the gate's first
     """
     return partial(_values, activation)
