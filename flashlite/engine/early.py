@@ -54,10 +54,7 @@ class EarlyFFN(FlashFFN):
         if self._begun is not None:  # a call was broken off before it used what it had begun
             self.forget()
         step = self.window.step(active_set(self.predictor, x))
-        self._clock.switch(MEMORY)
-        landing = self.memory.place(step.load, step.drop)
-        self._clock.switch(IO)
-        self._under_way = self.early.submit(self.layer, step.load, self.early.columns(landing.buffer), landing.rows)
+        self._under_way, _ = self._submit(step, self.early)
         self._clock.switch(REST)
         self._begun = step
 

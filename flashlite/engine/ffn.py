@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flashlite.drive.flash import Ticket
 from flashlite.engine.calls import Calls
 from flashlite.engine.pool import NeuronMemory
 from flashlite.engine.predictor import Predictor, active_set
@@ -132,6 +133,18 @@ class FlashFFN(nn.Module):
         out = memory.product(x)
         clock.switch(REST)
         return out
+
+    def _submit(self, step: Step, file: NeuronFile) -> tuple[list[Ticket], np.ndarray]:
+        """Begin to read the step's neurons in place of those that it drops, for stages that compute meanwhile.
+
+        file: the neurons on flash; it says in which way they are read
+
+        Returns the reads, and the rows in which they land: [n] int64.
+        """
+        self._clock.switch(MEMORY)
+        landing = self.memory.place(step.load, step.drop)
+        self._clock.switch(IO)
+        return file.submit(self.layer, step.load, file.columns(landing.buffer), landing.rows), landing.rows
 
     def forget(self) -> None:
         """Drop all neurons."""

@@ -20,7 +20,7 @@ from flashlite.drive.flash import Ticket, background_backend
 from flashlite.engine.ffn import FlashFFN
 from flashlite.engine.pool import Pool
 from flashlite.engine.predictor import LowRankPredictor, active_set
-from flashlite.engine.timing import IO, MEMORY, PRODUCT, REST
+from flashlite.engine.timing import IO, PRODUCT, REST
 from flashlite.engine.window import NONE, Step
 from flashlite.errors import ReadError
 from flashlite.storage.neurons import NeuronFile, wait_all
@@ -56,11 +56,7 @@ class OverlappedFFN(FlashFFN):
         x: [tokens, d_model], the input of the layer before
         """
         step = self.window.step(self._likely(x))
-        self._clock.switch(MEMORY)
-        landing = self.memory.place(step.load, step.drop)
-        self._clock.switch(IO)
-        matrices = self.early.columns(landing.buffer)
-        self._under_way = self.early.submit(self.layer, step.load, matrices, landing.rows)
+        self._under_way, _ = self._submit(step, self.early)
         self._clock.switch(REST)
         self._guessed = step.load
 
@@ -107,10 +103,7 @@ class OverlappedFFN(FlashFFN):
 
     def _product(self, x: Tensor, step: Step) -> Tensor:
         clock, memory = self._clock, self.memory
-        clock.switch(MEMORY)
-        landing = memory.place(step.load, step.drop)
-        clock.switch(IO)
-        tickets = self.file.submit(self.layer, step.load, self.file.columns(landing.buffer), landing.rows)
+        tickets, rows = self._submit(step, self.file)
         try:
             clock.switch(PRODUCT)
             h = memory.activations(x)
@@ -121,6 +114,6 @@ class OverlappedFFN(FlashFFN):
         if self.tell_next is not None:
             self.tell_next(x)
         clock.switch(PRODUCT)
-        out = memory.product_after(h, x, landing.rows)
+        out = memory.product_after(h, x, rows)
         clock.switch(REST)
         return out
