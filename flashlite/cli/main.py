@@ -4,32 +4,22 @@ from __future__ import annotations
 
 import io
 import sys
-from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from flashlite.arguments import Dtype
-from flashlite.cli import checks, course, measure, run, unsolved
+from flashlite.cli import checks, course, measure, run, train, unsolved
 from flashlite.cli.options import (
-    MORE_FILES,
     DtypeOption,
     ImplOption,
-    JsonOption,
     LayoutOption,
     ModelArgument,
     OutArgument,
-    PredictorOption,
     RevisionOption,
     SeedOption,
     StoreArgument,
-    TextOption,
-    check_outputs,
-    open_store,
-    show_json,
     show_progress,
-    show_table,
-    words_beside_json,
 )  # fmt: skip
 from flashlite.course import plug
 from flashlite.errors import FlashliteError
@@ -43,6 +33,7 @@ app = typer.Typer(
 UsageError: Any = typer.BadParameter.__base__  # what typer raises of any wrong command line; older typers take click's
 
 measure.register(app)
+train.register(app)
 course.register(app)
 app.command()(run.run)
 
@@ -123,86 +114,6 @@ def verify(store: StoreArgument) -> None:
     if (opened.path / PREDICTOR).exists():
         PredictorSet.load(opened)
     print(f"{store} is complete and unaltered")
-
-
-@app.command("train-predictor", context_settings=MORE_FILES)
-def train_predictor(
-    context: typer.Context,
-    store: StoreArgument,
-    text: TextOption,
-    held_out: Annotated[
-        list[Path] | None, typer.Option(help="files to calibrate and report on; the last tenth of --text if not given")
-    ] = None,
-    recall: Annotated[float, typer.Option(help="share of firing neurons to predict", min=0.5, max=0.9999)] = 0.97,
-    tokens: Annotated[int, typer.Option(help="most tokens to train on", min=1)] = 100_000,
-    seed: SeedOption = 0,
-    steps: Annotated[int, typer.Option(help="of training, for each layer and rank", min=1)] = 800,
-    out: Annotated[Path | None, typer.Option(help="the file to write in place of the store's own predictor")] = None,
-    impl: ImplOption = "ref",
-) -> None:
-    """Train the low-rank predictors that say which neurons will fire, and write them into the store.
-
-    What exercises train goes to --out, never into a store that the engine's own code packed.
-    """
-    if held_out and context.args:  # which of the two they belong to can't be told
-        raise FlashliteError(f"beside --held-out each file needs its option: --text or --held-out {context.args[0]}")
-    texts, target = [*text, *map(Path, context.args)], out or store / "predictor.safetensors"
-    checks.check_texts([*texts, *(held_out or [])])
-    checks.check_file(target, str(target))
-    unsolved.check_solved(impl, unsolved.TRAIN)
-    plugged = plug.plug_in(impl)
-    from flashlite.bench import tables
-    from flashlite.storage.find import check_apart
-    from flashlite.storage.store import Store
-    from flashlite.storage.tokenizer import read_files, token_windows
-    from flashlite.training.train_predictor import train_predictors
-
-    if plugged.plugs:
-        check_apart(target)
-    opened = Store(store)
-    windows = token_windows(read_files(texts), opened, tokens)
-    if held_out:
-        test = token_windows(read_files(held_out), opened, 32_768)
-    else:
-        share = max(2, len(windows) // 10)
-        if len(windows) <= share:
-            raise FlashliteError(f"{windows.numel()} tokens are too few to train and to calibrate on: give more text")
-        windows, test = windows[:-share], windows[-share:]
-    predictors = train_predictors(opened, windows, test, recall, seed, show_progress, steps)
-    predictors.save(target)
-    show_table(tables.predictor_table(list(predictors.reports)))
-    plugged.show_calls()
-
-
-@app.command("eval", context_settings=MORE_FILES)
-@words_beside_json
-def evaluate(
-    context: typer.Context,
-    model: ModelArgument,
-    text: TextOption,
-    tokens: Annotated[int, typer.Option(help="most tokens to read", min=1)] = 50_000,
-    predictor: PredictorOption = "auto",
-    dtype: DtypeOption = None,
-    revision: RevisionOption = None,
-    json_file: JsonOption = None,
-) -> None:
-    """Perplexity of the dense model and of the predicted one, and how good each layer's predictor is, on a text."""
-    texts = [*text, *map(Path, context.args)]
-    checks.check_texts(texts)
-    check_outputs(json_file, None)
-    from flashlite.bench import tables
-    from flashlite.storage.tokenizer import read_files, token_windows
-    from flashlite.training.evaluate import evaluate as measure_predictors
-
-    opened = open_store(model, dtype, revision)
-    result = measure_predictors(opened, token_windows(read_files(texts), opened, tokens), predictor)
-    show_table(tables.predictor_table(list(result.layers)))
-    change = result.predicted_perplexity / result.dense_perplexity - 1
-    print(
-        f"perplexity on {result.tokens} tokens: dense {result.dense_perplexity:.4f}, "
-        f"predicted {result.predicted_perplexity:.4f} ({change:+.2%})"
-    )
-    show_json(json_file, result.to_json())
 
 
 def main() -> None:

@@ -66,14 +66,18 @@ class PredictorSet:
 
     def save(self, path: Path) -> None:
         """Write one safetensors file that appears only when complete, with a checksum of its content."""
+        content = self.to_bytes()
+        with one_line(path, PredictorError, "cannot be written"), new_file(path) as unfinished:
+            unfinished.write_bytes(content)
+
+    def to_bytes(self) -> bytes:
+        """The content of that file."""
         tensors: dict[str, Tensor] = {}
         for i, layer in enumerate(self.layers):
             parts = zip(FIELDS, (layer.a.values, layer.a.scale, layer.b.values, layer.b.scale, layer.bias), strict=True)
             tensors |= {f"layers.{i}.{name}": tensor.contiguous() for name, tensor in parts}
         reports = json.dumps([vars(report) for report in self.reports])
-        content = save_tensors(tensors, signed(tensors, reports, self.up_projections))
-        with one_line(path, PredictorError, "cannot be written"), new_file(path) as unfinished:
-            unfinished.write_bytes(content)
+        return save_tensors(tensors, signed(tensors, reports, self.up_projections))
 
     @classmethod
     def load(cls, store: Store) -> PredictorSet:
@@ -104,15 +108,23 @@ class PredictorSet:
         if path.stat().st_size > largest_file(store.layers, store.shape):
             raise PredictorError(f"{path} is larger than any predictor of this model{RETRAIN}")
         content = path.read_bytes()  # not mapped: cut while it is read, a mapped file ends the process
+        return cls.from_bytes(content, store.layers, store.shape, path)
+
+    @classmethod
+    def from_bytes(cls, content: bytes, layers: int, shape: FFNShape, path: Path | str) -> PredictorSet:
+        """What `to_bytes` gave, as the predictors of so many layers. path: what an error calls it.
+
+        Raises PredictorError, or whatever damaged tensors raise.
+        """
         tensors, metadata = load_tensors(content), _metadata(content)
         if metadata.get("format") not in (str(FILE_FORMAT), str(OLDEST_FILE)):
             raise PredictorError(f"{path} has another format than {FILE_FORMAT}{RETRAIN}")
         weights = None if metadata["format"] == str(OLDEST_FILE) else metadata["up_projections"]
         if metadata != signed(tensors, metadata["reports"], weights):
             raise PredictorError(f"{path} was altered{RETRAIN}")
-        parts = [[tensors[f"layers.{i}.{name}"] for name in FIELDS] for i in range(store.layers)]
+        parts = [[tensors[f"layers.{i}.{name}"] for name in FIELDS] for i in range(layers)]
         reports = [_report(content) for content in json.loads(metadata["reports"])]
-        if len(reports) != store.layers or any(not _fit(part, store.shape) for part in parts):
+        if len(reports) != layers or any(not _fit(part, shape) for part in parts):
             raise PredictorError(f"{path} was trained for another model{RETRAIN}")
         predictors = [LowRankPredictor(Int8Matrix(p[0], p[1]), Int8Matrix(p[2], p[3]), p[4]) for p in parts]
         return cls(predictors, reports, weights)

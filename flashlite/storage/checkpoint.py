@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flashlite.arguments import WEIGHT_FILES
 from flashlite.errors import CheckpointError, one_line
+from flashlite.families.activation import RELU
 from flashlite.families.configured import expected_shapes, read_config
 from flashlite.families.known import activation_of, family_of
 from flashlite.storage.safetensors_file import DTYPES
@@ -39,9 +40,11 @@ class Checkpoint:
 
     Raises CheckpointError if a file or a tensor is missing, has another shape than the configuration says, or is of a
     kind that can't be streamed. Nothing in the folder is ever run.
+
+    any_activation: whether activations that can't be streamed are taken too; `activation` is RELU then.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, any_activation: bool = False) -> None:
         self.folder = folder
         _refuse_adapter(folder)
         self.config = read_json(folder / CONFIG)
@@ -52,7 +55,7 @@ class Checkpoint:
         _refuse_quantized(folder, self.config)
         try:
             self.settings = read_config(self.config, self.family)
-            self.activation = activation_of(self.settings, self.family)
+            self.activation = RELU if any_activation else activation_of(self.settings, self.family)
             shapes = expected_shapes(self.settings, self.family)
         except ValueError as error:
             kind = self.config["model_type"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedConfig
 
 from flashlite.errors import FlashliteError, StoreError, one_line
 from flashlite.storage.side_files import CONFIG, GENERATION
@@ -26,8 +26,20 @@ NO_SETTINGS = {  # but facts, which every config.json holds
 }  # fmt: skip
 
 
-def load_tokenizer(store: Store) -> PreTrainedTokenizerBase:
-    """The tokenizer packed with a model. Code that its files name is never run.
+class Speaker(Protocol):
+    """What a tokenizer is loaded for: a store, or whatever else has the folder of a model and its configuration."""
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """Transformers' own configuration."""
+
+
+def load_tokenizer(store: Speaker) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model. Code that its files name is never run.
 
     Raises FlashliteError if there is none, or if it can't be loaded without such code.
     """
@@ -88,7 +100,7 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def first_token(store: Store) -> list[int]:
+def first_token(store: Speaker) -> list[int]:
     """The token that begins each text, as a list [token], or [] if the model has none."""
     bos = store.config.bos_token_id
     return [] if bos is None else [bos]
@@ -114,7 +126,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, store: Store) -> Ten
     return torch.tensor([ids])
 
 
-def _check_ids(ids: list[int], store: Store) -> None:
+def _check_ids(ids: list[int], store: Speaker) -> None:
     """Raise FlashliteError if the model lacks one of these tokens."""
     strange = [i for i in ids if not isinstance(i, int) or not 0 <= i < store.config.vocab_size]
     if strange:
@@ -132,7 +144,7 @@ def read_files(files: Iterable[Path]) -> Iterator[str]:
         yield text
 
 
-def token_windows(texts: Iterable[str], store: Store, most_tokens: int) -> Tensor:
+def token_windows(texts: Iterable[str], store: Speaker, most_tokens: int) -> Tensor:
     """Consecutive windows of the texts' tokens: [windows, length], length the model's positions but at most 512.
 
     Each text begins with the model's first token, if it has one. Raises FlashliteError if the text fills no window, or

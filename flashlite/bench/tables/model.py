@@ -10,6 +10,8 @@ from flashlite.bench.tables.table import Table
 if TYPE_CHECKING:  # so that tables need no torch
     from flashlite.engine.predictor_file import LayerReport
     from flashlite.engine.timing import CallCost
+    from flashlite.training.relufy import Relufied
+    from flashlite.training.train_model import Point
 
 
 def predictor_table(reports: list[LayerReport]) -> Table:
@@ -44,4 +46,21 @@ def planted_line(planted: dict[str, Any]) -> str:
         f"for a token {share['active']} of the FFN fire, {share['predicted']} are predicted, recall {share['recall']}; "
         f"with a window of {planted['window']} {share['new']} are read and {share['resident']} resident; "
         f"{share['ahead']} of what a layer is predicted to need is told by the input of the layer before"
+    )
+
+
+def zeros_table(log: Sequence[Point]) -> Table:
+    """The share of zeros in each layer of a relufied model, before and after it was trained on."""
+    before, after = log[0].zeros, log[-1].zeros
+    rows = [[str(i), f"{b:.2%}", f"{a:.2%}"] for i, (b, a) in enumerate(zip(before, after, strict=True))]
+    mean = ["mean", *(f"{sum(zeros) / len(zeros):.2%}" for zeros in (before, after))]
+    return Table(("layer", "zeros before", "zeros after"), [*rows, mean])
+
+
+def relufied_line(result: Relufied) -> str:
+    """One line: held-out perplexity as the model was born, with ReLU, and trained on."""
+    born, before, after = (point.perplexity for point in (result.born, result.log[0], result.log[-1]))
+    return (
+        f"held-out perplexity: {born:.3f} with {result.activation}, {before:.3f} with relu, {after:.3f} after "
+        f"{result.log[-1].step} steps ({after / born - 1:+.2%})"
     )
