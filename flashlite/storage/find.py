@@ -11,7 +11,7 @@ from pathlib import Path
 from flashlite.arguments import MANIFEST, is_store
 from flashlite.errors import CheckpointError, FlashliteError, StoreError, one_line
 from flashlite.storage.checkpoint import Checkpoint
-from flashlite.storage.hub import BUNDLED_MODEL, find_snapshot, local_folder, model_name, say_which
+from flashlite.storage.hub import BUNDLED, find_snapshot, local_folder, model_name, say_which
 from flashlite.storage.pack import own_dtype, pack_checkpoint
 from flashlite.storage.safetensors_file import DTYPES
 from flashlite.storage.side_files import CONFIG, side_files
@@ -37,8 +37,8 @@ def home() -> Path:
 def open_model(model: str | Path | Store, dtype: str | None = None, revision: str | None = None) -> Store:
     """The store that a model means: `model` itself if it is one, else its packed form under `home()`.
 
-    model: a Store, the folder of a store or of a checkpoint, `opt-mini`, or a hub id. A local folder comes first, so
-        `opt-mini` is the model that comes with flashlite unless a folder of that name is at hand.
+    model: a Store, the folder of a store or of a checkpoint, a bundled model's name, or a hub id. A local folder comes
+        first, so `opt-mini` is the model that comes with flashlite unless a folder of that name is at hand.
     dtype: fp32, bf16 or fp16; None is the checkpoint's own, in which transformers would load it. A store has but one.
     revision: of a hub model, a branch, a tag or a commit; None is its main branch. Each commit is packed by itself.
 
@@ -102,11 +102,11 @@ def _packed_before(model: str, dtype: str | None) -> Store | None:
 
 
 def _digest(checkpoint: Path) -> str:
-    """Another one for another or a changed checkpoint. The bundled model's is the same wherever flashlite is."""
+    """Another one for another or a changed checkpoint. A bundled model's is the same wherever flashlite is."""
     with one_line(checkpoint, CheckpointError):
         weights = (path.name for path in checkpoint.iterdir() if path.suffix in WEIGHTS and path.is_file())
         files = [(name, checkpoint / name) for name in sorted({*side_files(checkpoint), *weights})]
-        if checkpoint == BUNDLED_MODEL:
+        if checkpoint in BUNDLED.values():
             facts: list[object] = [(name, hashlib.sha256(path.read_bytes()).hexdigest()) for name, path in files]
         else:
             sizes = ((name, path.stat().st_size, path.stat().st_mtime_ns) for name, path in files)

@@ -1,4 +1,4 @@
-"""Which folder a model's name means: a local one, the bundled model's, or a download from the hub."""
+"""Which folder a model's name means: a local one, a bundled model's, or a download from the hub."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from flashlite.storage.weights import INDEX, choose_weights, read_json, shards_i
 
 log = logging.getLogger("flashlite")
 
-BUNDLED_NAME, BUNDLED_MODEL = "opt-mini", Path(__file__).parents[1] / "opt_mini"
+BUNDLED = {  # the models that come with flashlite; the last one, born with GELU, is to be relufied
+    name: Path(__file__).parents[1] / name.replace("-", "_") for name in ("opt-mini", "falcon-mini", "falcon-mini-gelu")
+}
+BUNDLED_MODEL = BUNDLED["opt-mini"]
 PATIENCE = 10  # seconds for the hub's answer
 
 
 def find_checkpoint(model: str | Path, revision: str | None = None) -> Path:
-    """The folder of a checkpoint: a local folder, `opt-mini`, or a hub id, which is downloaded if need be.
+    """The folder of a checkpoint: a local folder, a bundled model's name, or a hub id, which is downloaded if need be.
 
     revision: of a hub model, a branch, a tag or a commit; None is its main branch.
 
@@ -37,19 +40,19 @@ def local_folder(model: str | Path, revision: str | None = None) -> Path | None:
     Raises CheckpointError if the name is a file's, or if a revision is named, which only hub models have.
     """
     is_folder = os.path.isdir(model)
-    if not is_folder and str(model) != BUNDLED_NAME:
+    if not is_folder and str(model) not in BUNDLED:
         if os.path.exists(model):
             raise CheckpointError(f"{model} is a file: name the folder that holds config.json and the weights")
         return None
     if revision is not None:
         raise CheckpointError(f"only hub models have revisions, and {model} is not one: leave out {revision!r}")
     say_which(model)
-    return Path(model) if is_folder else BUNDLED_MODEL
+    return Path(model) if is_folder else BUNDLED[str(model)]
 
 
 def say_which(model: str | Path) -> None:
-    """Log a line if a name that is usually the bundled model's is that of a folder here."""
-    if model == BUNDLED_NAME and os.path.isdir(model):
+    """Log a line if a name that is usually a bundled model's is that of a folder here."""
+    if model in BUNDLED and os.path.isdir(model):
         log.warning("flashlite: %s is the folder of that name here, not the model that comes with flashlite", model)
 
 
