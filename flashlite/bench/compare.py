@@ -16,6 +16,7 @@ from flashlite.bench.process.run import run_worker
 from flashlite.bench.process.task import DenseTask, Setup, StageTask
 from flashlite.bench.row import StageRow
 from flashlite.engine.model import load
+from flashlite.engine.predictors.choice import Chosen
 from flashlite.engine.stages import NAMES
 from flashlite.storage.store import Store
 
@@ -24,12 +25,12 @@ CHECKED = 24  # tokens that the oracle must get right before anything is timed
 
 def compare(
     store: Store, stages: Sequence[int], *, tokens: int = 48, prompt_tokens: int = 32, budget: int | str = "50%",
-    window: int = 5,
+    window: int = 5, predictor: Chosen = "auto",
 ) -> list[StageRow]:  # fmt: skip
     """Measure stages that write the same text, token by token in turn. Returns a row for each stage.
 
     tokens, prompt_tokens: how many to generate, after a prompt of how many
-    budget, window: as `load` takes them
+    budget, window, predictor: as `load` takes them
 
     Taking turns at each token, the stages share whatever the drive and the processor do meanwhile. Before anything is
     timed, every stage must give the dense model's tokens with the oracle predictor. Raises FlashliteError if one
@@ -41,7 +42,7 @@ def compare(
     for stage in stages:
         oracle = load(store, dram_budget=budget, stage=stage, predictor="oracle", window=window)
         checked.append(exactness(oracle, stage, prompt, expected[:CHECKED], logits[:CHECKED]))
-    models = [load(store, dram_budget=budget, stage=stage, window=window) for stage in stages]
+    models = [load(store, dram_budget=budget, stage=stage, predictor=predictor, window=window) for stage in stages]
     return [
         StageRow(
             stage=stage, name=NAMES[stage], agreement=agreement(chosen, expected), **vars(exact),

@@ -107,7 +107,8 @@ def exercises(number: int) -> Markdown:
     chosen = [e for e in course.exercises if e.chapter == number]
     minutes, points = sum(e.minutes for e in chosen), sum(e.points for e in chosen)
     count = "One exercise" if len(chosen) == 1 else f"{len(chosen)} exercises"
-    head = f"{count}, {points} points, about {minutes} minutes. Check with `flashlite grade {number}`. "
+    apart = " of their own, beside the course's hundred" if number in course.electives else ""
+    head = f"{count}, {points} points{apart}, about {minutes} minutes. Check with `flashlite grade {number}`. "
     head += "What a task calls above or below is so in its file."
     return Markdown("\n\n".join([head, *map(_exercise, chosen)]))
 

@@ -106,7 +106,8 @@ def overview(course: Course) -> str:
         "", "tools/sync.py makes this page from course.toml.",
     ]  # fmt: skip
     for number, title in course.chapters.items():
-        lines += ["", f"## {_chapter(course, number, title)}", ""]
+        elective = ", an elective" if number in course.electives else ""
+        lines += ["", f"## {_chapter(course, number, title)}{elective}", ""]
         lines += ["| exercise | function | file | points | minutes | in the engine |", "|---|---|---|---|---|---|"]
         lines += [_line(exercise) for exercise in course.exercises if exercise.chapter == number]
     return "\n".join(lines) + "\n"
