@@ -61,7 +61,7 @@ def test_a_new_exercise_is_to_do_in_all_its_files(
         ("3.5", "flashlite.engine.window:Window.nothing", "there is no function Window.nothing"),
         ("3.5", "flashlite.engine.windows:Window.step", "is not understood"),
         ("3.5", "flashlite.storage.bundle:round_up", "is a file of chapter 4 already"),
-        ("9.1", "flashlite.engine.window:Window.amend", "is not of a chapter"),
+        ("8.1", "flashlite.engine.window:Window.amend", "is not of a chapter"),
         ("three", "flashlite.engine.window:Window.amend", "is not of a chapter"),
     ],
 )

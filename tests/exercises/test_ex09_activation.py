@@ -49,13 +49,18 @@ def mistakes(kind: Activation, first: Array, second: Array | None) -> dict[str, 
         * other,
         "A product that is just the threshold doesn't fire.": np.where(first >= limit, first, 0) ** power * other,
         "The threshold is missing: ReLU cuts at 0.": np.maximum(first, 0) ** power * other,
-        "The square is missing, or was not asked for by self.power.": fired ** (3 - power) * other,
-        "Only what fires is squared: cut first.": first**power * other,
     }
+    cut = "Only what fires is squared: cut first." if power == 2 else "What isn't above the threshold is 0."
+    found[cut] = first**power * other
+    square = "The square is missing: self.power is 2." if power == 2 else "Nothing is squared unless self.power is 2."
+    found[square] = fired ** (3 - power) * other
     if second is not None:
-        plain, cut = fired**power * second, fired**power * np.maximum(second, 0)
+        if kind.both:
+            found["In dReLU the second product passes a ReLU of its own."] = fired**power * second
+        else:
+            text = "The second product passes a ReLU in dReLU alone, where self.both says so."
+            found[text] = fired**power * np.maximum(second, 0)
         found |= {
-            "In dReLU the second product passes a ReLU of its own, and in no other.": plain if kind.both else cut,
             "The second product is missing: a gated neuron's value is multiplied by it.": fired**power,
             "Square before you multiply by the second product.": (fired * other) ** power,
             "The values of two products are multiplied, not added.": fired**power + other,

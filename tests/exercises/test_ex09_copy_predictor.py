@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flashlite.course.checks import Call, expect, expect_each, require, rng
+from flashlite.course.checks import Call, expect, expect_each, require, rng, same
 from flashlite.engine.predictor import Int8Matrix
 from flashlite.engine.predictors.copy_predictor import ERRORS, STEP_ERROR, CopyPredictor, margin
 from flashlite.families.activation import RELU
@@ -81,10 +81,10 @@ def test_inputs_of_each_dtype_large_and_zero() -> None:
             before = x.clone(), scale.clone()
             found, expected = margin(x, scale), right(x.double().numpy(), scale.double().numpy())
             require(found.dtype == torch.float32, f"the margin of x in {dtype} is {found.dtype}", "torch.float32")
-            text = "Squares overflow in float16: take the norm in float32."
-            overflow = {text: torch.full_like(found, torch.inf)} if dtype == torch.float16 else {}
-            tolerance = 1e-4 * float(expected.max())
-            expect(found, expected, f"margin of x times {factor:g} in {dtype}", overflow, tolerance)
+            tolerance, text = 1e-4 * float(expected.max()), "Take the norm in float32: 16 bits are too few for squares."
+            near = bool(found.isinf().any()) or same(found, expected, 100 * tolerance)
+            narrow = {text: found} if near and dtype != torch.float32 else {}
+            expect(found, expected, f"margin of x times {factor:g} in {dtype}", narrow, tolerance)
             expect((x, scale), before, "x and scale afterwards")
 
 
