@@ -46,11 +46,11 @@ def margin(x: Tensor, scale: Tensor) -> Tensor:
     # may be thousands: their squares must not overflow in float16. An x of zeros has a margin of 0. Leave both as they
     # are.
     # Example: STEP_ERROR = 0.2887, ERRORS = 2, scale = [0.01 0.02], x = [[3 4]]:
-    #   one weight of row 0 is off by 0.002887, the product by the root of (3 * 0.002887)^2 + (4 * 0.002887)^2 = 0.014434
+    #   a weight of row 0 is off by 0.002887, the product by the root of (3 * 0.002887)^2 + (4 * 0.002887)^2: 0.014434
     #   margin = [[0.028868 0.057735]]
     # Provided: STEP_ERROR and ERRORS, above; torch.linalg.vector_norm, which can compute in another dtype than its
     # input's.
-    # In the engine: flashlite bench .flashlite/gated --stage 5 --impl ref,ex09=mine
+    # In the engine: flashlite bench .flashlite/gated --stage 5 --predictor copy --impl ref,ex09=mine
     raise NotImplementedError("exercise 9.2: delete this line and write margin, see the TODO above")
 
 

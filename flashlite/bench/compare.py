@@ -67,12 +67,12 @@ def _take_turns(models: Sequence[PreTrainedModel], prompt: list[int], tokens: li
 
 def beside_reference(
     store: Store, stage: int, worker: Sequence[str], *, tokens: int = 24, budget: int | str = "50%",
-    window: int | str = 5, theirs: Path | None = None,
+    window: int | str = 5, predictor: str = "trained", theirs: Path | None = None,
 ) -> list[StageRow]:  # fmt: skip
     """A stage by the engine's own code and by what `worker` runs, each in a fresh process and checked for exactness.
 
     store: the model; the dense model's tokens are those of its weights
-    stage, tokens, budget, window: what to measure, see `bench`
+    stage, tokens, budget, window, predictor: what to measure, see `bench`
     worker: the command that runs somebody else's code
     theirs: the store that this command reads; the same unless given
 
@@ -81,6 +81,6 @@ def beside_reference(
     with tempfile.TemporaryDirectory(prefix="flashlite-beside-") as folder:
         setup = Setup(str(store.path), folder, prompt_ids(store, 32), tokens)
         run_worker(DenseTask(setup))
-        ours = StageTask(setup, stage, budget, window, check=tokens)
+        ours = StageTask(setup, stage, budget, window, predictor, check=tokens)
         other = replace(ours, setup=replace(setup, store=str(theirs or store.path)))
         return [run_worker(ours), run_worker(other, worker)]

@@ -1,7 +1,7 @@
 """Small models with random weights, for families of which none comes with flashlite: to count what they read.
 
-What such a model writes is noise, and that a twentieth of its neurons fires is planted: neither shows anything of a family.
-Its records, its reads and its products are those of the family's real models, in small.
+What such a model writes is noise, and that a twentieth of its neurons fires is planted: neither says anything of a
+family. Its records, its reads and its products are those of the family's real models, in small.
 """
 
 from __future__ import annotations

@@ -103,4 +103,6 @@ def test_hardly_a_neuron_is_missed_and_few_are_named_for_nothing() -> None:
     told = f"recall {recall:.2%}, {plain:.2%} by rounding alone"
     require(recall >= 0.9995, told, "at least 99.95%", "The margin is too small.")
     share = float(named.sum() / fires.sum())
-    require(share <= 1.05, f"{share:.2f} times as many neurons named as fire", "at most 1.05", "The margin is too large.")
+    require(
+        share <= 1.05, f"{share:.2f} times as many neurons named as fire", "at most 1.05", "The margin is too large."
+    )

@@ -129,8 +129,9 @@ def check_begun(layer: Layer, t: int, new: set[int]) -> None:
             "Don't wait in begin: the drive must read while the layer attends.")  # fmt: skip
     require(isinstance(layer.ffn._begun, Step), f"{what}: self._begun is {layer.ffn._begun!r:.40}", "the step",
             "Note the step in self._begun, or the FFN moves the window on a second time.")  # fmt: skip
-    require(list(layer.ffn._under_way) == layer.early.under_way, f"{what}: self._under_way lacks tickets",
-            "the tickets of the step's reads", "Keep the tickets: the FFN waits for those in self._under_way.")  # fmt: skip
+    text = "Keep the tickets: the FFN waits for those in self._under_way."
+    kept = list(layer.ffn._under_way) == layer.early.under_way
+    require(kept, f"{what}: self._under_way lacks tickets", "the tickets of the step's reads", text)
 
 
 @pytest.mark.points("9.3", 2)
