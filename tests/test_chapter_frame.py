@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT
 from IPython.display import Markdown
 
-from flashlite.course import chapter, yours
+from flashlite.course import chapter, paper, yours
 from flashlite.course.counting import FOLDER
 from flashlite.course.manifest import Course, read_course
 from flashlite.course.stand_in import CONFIGS, stand_in
@@ -22,6 +22,7 @@ from flashlite.engine.stages import LADDER
 from flashlite.errors import FlashliteError
 from flashlite.storage.find import open_model
 from flashlite.storage.store import Store
+from flashlite.training.evaluate import evaluate
 
 
 @pytest.mark.parametrize("stage", range(1, len(LADDER)))
@@ -124,6 +125,61 @@ def test_what_your_code_packs_is_what_the_engine_then_reads(
     assert "mine: 6 layers" in captured.out
     assert "stage 4 (bundle) is wrong" in captured.err
     assert list((clone.root / ".flashlite").iterdir()) == []
+
+
+def test_table_3_is_the_papers_whole_beside_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    rows = [line for line in chapter.table_3().data.splitlines() if "**" in line]
+    assert len(rows) == len(paper.TABLE_3)
+    for theirs, row in zip(paper.TABLE_3, rows, strict=True):
+        assert row.startswith(f"| {theirs.model} | {theirs.system} | {theirs.io_ms} + {theirs.memory_ms} + ")
+        assert f"**{theirs.total_ms:,}**" in row
+    measured = chapter.result("bench-opt-6.7b-bf16")
+    assert measured is not None
+    found = {row.name: f"**{row.total_ms:,.0f}** |" for row in measured.stages}
+    assert rows[0].endswith(found["naive"])
+    assert rows[1].endswith(found["pool"])
+    missing = [row for row in rows if "CPU" in row and "OPT" not in row]
+    monkeypatch.setattr(chapter, "result", lambda name: measured if "falcon" in name else None)
+    told = [line for line in chapter.table_3().data.splitlines() if "**" in line]
+    assert told[6].endswith(found["naive"])
+    assert told[7].endswith(found["resident"])
+    assert told[8].endswith(found["pool"])
+    assert all(row.endswith("| not measured yet |") for row in [told[0], *told[9:]])
+    assert len(missing) == 12
+
+
+def test_what_is_published_of_relufied_models_is_a_share_and_names_its_source() -> None:
+    for model in paper.RELUFIED:
+        assert 0.5 < model.zeros < 1
+        assert re.fullmatch(r"\[.+\]\(https://.+\)", model.source)
+        assert (model.before is None) == (model.after is None)
+
+
+@pytest.mark.parametrize(("name", "vectors"), [("falcon", 2), ("gated", 3)])
+def test_a_stand_in_is_written_once_and_fires_as_it_says(
+    name: str, vectors: int, clone: Course, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(clone.root)
+    store = stand_in(name)
+    assert store.path == clone.root / ".flashlite" / name
+    assert store.shape.matrices == vectors
+    assert stand_in(name).manifest == store.manifest
+    found = evaluate(store, chapter.held_out(store, 128), "copy").layers
+    assert all(0.02 < layer.active < 0.1 for layer in found)
+
+
+def test_a_command_that_names_a_model_measures_that(
+    clone: Course, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(clone.root)
+    assert yours._measured("bench --stage 3 --window auto", tiny_store) == (
+        tiny_store, {"--stage": "3", "--window": "auto"},
+    )  # fmt: skip
+    gated = stand_in("gated")
+    model, options = yours._measured("bench .flashlite/gated --stage 5 --predictor copy", tiny_store)
+    assert model.path == gated.path
+    assert options == {"--stage": "5", "--predictor": "copy"}
 
 
 def run_yours_cell(number: int) -> str:
