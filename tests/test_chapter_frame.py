@@ -165,7 +165,7 @@ def test_a_stand_in_is_written_once_and_fires_as_it_says(
     assert store.path == clone.root / ".flashlite" / name
     assert store.shape.matrices == vectors
     assert stand_in(name).manifest == store.manifest
-    found = evaluate(store, chapter.held_out(store, 128), "copy").layers
+    found = evaluate(store, chapter.held_out(store, 512), "copy").layers
     assert all(0.02 < layer.active < 0.1 for layer in found)
 
 
