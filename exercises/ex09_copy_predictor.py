@@ -28,9 +28,6 @@ def margin(x: Tensor, scale: Tensor) -> Tensor:
 
     x: [tokens, d_model]
     scale: [ffn], the step in which each row was rounded
-
-    Each weight is wrong by up to half a step, by STEP_ERROR steps on average, and by another one than its neighbour. So
-    errors partly cancel, and the sum's standard error is the step's times the norm of x.
     """
     # TODO 9.2  the margin that rounding needs (4 points, 15 minutes, paper beyond the paper; section 3.1 trains a
     # predictor instead)

@@ -27,9 +27,6 @@ def margin(x: Tensor, scale: Tensor) -> Tensor:
 
     x: [tokens, d_model]
     scale: [ffn], the step in which each row was rounded
-
-    Each weight is wrong by up to half a step, by STEP_ERROR steps on average, and by another one than its neighbour. So
-    errors partly cancel, and the sum's standard error is the step's times the norm of x.
     """
     # 9.2  Variances of independent errors add up, so the standard deviation grows with the root of the sum of squares:
     # the norm of x. The worst that could happen, every weight half a step off in the wrong direction, grows with the
@@ -39,6 +36,7 @@ def margin(x: Tensor, scale: Tensor) -> Tensor:
     # Usual mistakes: the worst case (half a step times the sum of absolute values) instead of the standard deviation;
     # the square of the norm; the mean of squares in place of their sum; one norm for all tokens together; squares in
     # float16, which ends at 65504; leaving out ERRORS.
+    # each weight is wrong by another error than its neighbour: they partly cancel, and their variances add up
     norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
     return norm * (ERRORS * STEP_ERROR * scale.float())
 

@@ -26,10 +26,8 @@ def margin(x: Tensor, scale: Tensor) -> Tensor:
 
     x: [tokens, d_model]
     scale: [ffn], the step in which each row was rounded
-
-    Each weight is wrong by up to half a step, by STEP_ERROR steps on average, and by another one than its neighbour. So
-    errors partly cancel, and the sum's standard error is the step's times the norm of x.
     """
+    # each weight is wrong by another error than its neighbour: they partly cancel, and their variances add up
     norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
     return norm * (ERRORS * STEP_ERROR * scale.float())
 
