@@ -29,8 +29,7 @@ def margin(x: Tensor, scale: Tensor) -> Tensor:
     x: [tokens, d_model]
     scale: [ffn], the step in which each row was rounded
     """
-    # TODO 9.2  the margin that rounding needs (4 points, 15 minutes, paper beyond the paper; section 3.1 trains a
-    # predictor instead)
+    # TODO 9.2  the margin that rounding needs (4 points, 15 minutes, paper section 3.1 trains a predictor instead)
     # A predictor without training: the deciding matrix itself, each row rounded to whole steps (int8). Row i has steps
     # of the size scale[i]. A neuron whose product with x is just above the threshold may, computed from rounded
     # weights, come out just below: it would be missed. So the threshold is lowered by a margin. Return it for each

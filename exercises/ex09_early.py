@@ -53,7 +53,7 @@ class EarlyFFN(FlashFFN):
 
     def begin(self, x: Tensor) -> None:
         """Move the window on by a token and begin to read its neurons. x: [sequences, d_model], the FFN's input."""
-        # TODO 9.3  read while the layer attends (7 points, 25 minutes, paper beyond the paper)
+        # TODO 9.3  read while the layer attends (7 points, 25 minutes, paper none: this is a step beyond it)
         # In a layer whose attention and FFN run beside each other, the norm's output is the FFN's input. The engine
         # calls this method as soon as the norm has run, with x [sequences, d_model], one token of each sequence.
         # Attention runs next, then the FFN, whose forward asks for the step that you note here and waits for the reads.
