@@ -20,8 +20,12 @@ from flashlite.bench.speculative import expected_tokens
 from flashlite.drive.probe import Curve
 from flashlite.engine.budget import FEWEST_ROWS
 from flashlite.engine.pool import Landing, ffn_product
+from flashlite.engine.predictor import active_set
+from flashlite.engine.predictors.copy_predictor import ERRORS, STEP_ERROR
+from flashlite.engine.timing import REST
 from flashlite.engine.window import LONGEST_UNION, Step
 from flashlite.storage.bundle import unpack_bundles
+from flashlite.storage.neurons import wait_all
 
 
 def answers(exercise: str) -> Callable[[Any], Any]:
@@ -374,3 +378,45 @@ def tokens_over_time(acceptance: float, draft: int, draft_cost: float, check_cos
     for _ in range(draft):
         time += draft_cost
     return expected_tokens(acceptance, draft) / time
+
+
+@answers("9.1")
+def by_masks(self: Any, first: Tensor, second: Tensor | None = None) -> Tensor:
+    first[first <= self.threshold] = 0
+    if self.power == 2:
+        first *= first
+    if second is not None:
+        first *= second.clamp(min=0) if self.both else second
+    return first
+
+
+@answers("9.1")
+def copied_back(self: Any, first: Tensor, second: Tensor | None = None) -> Tensor:
+    import torch
+
+    value = torch.where(self.fires(first), first**self.power, torch.zeros_like(first))
+    if second is not None:
+        value = value * (second.relu() if self.both else second)
+    return first.copy_(value)
+
+
+@answers("9.2")
+def variances(x: Tensor, scale: Tensor) -> Tensor:
+    variance = x.float().square().sum(1)[:, None] * (scale.float() * STEP_ERROR).square()
+    return ERRORS * variance.sqrt()
+
+
+@answers("9.2")
+def outer_product(x: Tensor, scale: Tensor) -> Tensor:
+    return torch.outer(x.to(torch.float64).norm(dim=1), scale.double() * ERRORS / 12**0.5).float()
+
+
+@answers("9.3")
+def waits_for_what_was_broken_off(self: Any, x: Tensor) -> None:
+    if self._under_way:
+        wait_all(self._under_way)
+        self.window.clear()
+        self.memory.clear()
+    self._begun = self.window.step(active_set(self.predictor, x))
+    self._under_way = self._submit(self._begun, self.early)[0]
+    self._clock.switch(REST)

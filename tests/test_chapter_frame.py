@@ -14,13 +14,15 @@ import torch
 from conftest import ROOT
 from IPython.display import Markdown
 
-from flashlite.course import chapter, yours
+from flashlite.course import chapter, paper, yours
 from flashlite.course.counting import FOLDER
-from flashlite.course.manifest import Course
+from flashlite.course.manifest import Course, read_course
+from flashlite.course.stand_in import CONFIGS, stand_in
 from flashlite.engine.stages import LADDER
 from flashlite.errors import FlashliteError
 from flashlite.storage.find import open_model
 from flashlite.storage.store import Store
+from flashlite.training.evaluate import evaluate
 
 
 @pytest.mark.parametrize("stage", range(1, len(LADDER)))
@@ -36,7 +38,7 @@ def test_the_change_is_the_line_of_the_code(stage: int) -> None:
 
 def test_every_exercise_is_told_in_full(course: Course, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT / "chapters")
-    for number in range(8):
+    for number in course.chapters:
         text = chapter.exercises(number).data
         squeezed = " ".join(text.split())
         for exercise in (e for e in course.exercises if e.chapter == number):
@@ -125,6 +127,61 @@ def test_what_your_code_packs_is_what_the_engine_then_reads(
     assert list((clone.root / ".flashlite").iterdir()) == []
 
 
+def test_table_3_is_the_papers_whole_beside_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    rows = [line for line in chapter.table_3().data.splitlines() if "**" in line]
+    assert len(rows) == len(paper.TABLE_3)
+    for theirs, row in zip(paper.TABLE_3, rows, strict=True):
+        assert row.startswith(f"| {theirs.model} | {theirs.system} | {theirs.io_ms} + {theirs.memory_ms} + ")
+        assert f"**{theirs.total_ms:,}**" in row
+    measured = chapter.result("bench-opt-6.7b-bf16")
+    assert measured is not None
+    found = {row.name: f"**{row.total_ms:,.0f}** |" for row in measured.stages}
+    assert rows[0].endswith(found["naive"])
+    assert rows[1].endswith(found["pool"])
+    missing = [row for row in rows if "CPU" in row and "OPT" not in row]
+    monkeypatch.setattr(chapter, "result", lambda name: measured if "falcon" in name else None)
+    told = [line for line in chapter.table_3().data.splitlines() if "**" in line]
+    assert told[6].endswith(found["naive"])
+    assert told[7].endswith(found["resident"])
+    assert told[8].endswith(found["pool"])
+    assert all(row.endswith("| not measured yet |") for row in [told[0], *told[9:]])
+    assert len(missing) == 12
+
+
+def test_what_is_published_of_relufied_models_is_a_share_and_names_its_source() -> None:
+    for model in paper.RELUFIED:
+        assert 0.5 < model.zeros < 1
+        assert re.fullmatch(r"\[.+\]\(https://.+\)", model.source)
+        assert (model.before is None) == (model.after is None)
+
+
+@pytest.mark.parametrize(("name", "vectors"), [("falcon", 2), ("gated", 3)])
+def test_a_stand_in_is_written_once_and_fires_as_it_says(
+    name: str, vectors: int, clone: Course, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(clone.root)
+    store = stand_in(name)
+    assert store.path == clone.root / ".flashlite" / name
+    assert store.shape.matrices == vectors
+    assert stand_in(name).manifest == store.manifest
+    found = evaluate(store, chapter.held_out(store, 512), "copy").layers
+    assert all(0.02 < layer.active < 0.1 for layer in found)
+
+
+def test_a_command_that_names_a_model_measures_that(
+    clone: Course, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(clone.root)
+    assert yours._measured("bench --stage 3 --window auto", tiny_store) == (
+        tiny_store, {"--stage": "3", "--window": "auto"},
+    )  # fmt: skip
+    gated = stand_in("gated")
+    model, options = yours._measured("bench .flashlite/gated --stage 5 --predictor copy", tiny_store)
+    assert model.path == gated.path
+    assert options == {"--stage": "5", "--predictor": "copy"}
+
+
 def run_yours_cell(number: int) -> str:
     """The code of a chapter's "run yours" cell."""
     (path,) = (ROOT / "chapters").glob(f"{number:02d}_*.ipynb")
@@ -133,7 +190,7 @@ def run_yours_cell(number: int) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("number", read_course(ROOT).chapters)
 def test_each_exercise_of_a_chapter_is_called_by_its_cell(
     number: int, course: Course, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -149,6 +206,8 @@ def test_each_exercise_of_a_chapter_is_called_by_its_cell(
     monkeypatch.setattr(yours, "beside_reference", partial(yours.beside_reference, tokens=6))
     with torch.enable_grad():  # which a chapter switches off; here it is back afterwards
         store = chapter.begin(number)
+        for name in CONFIGS if number == 9 else ():
+            stand_in(name)
         fired = torch.rand(64, store.shape.neurons) < 0.05
         names = {"chapter": chapter, "store": store, "np": np, "fired": fired}
         exec(run_yours_cell(number), names | {"acceptance": 0.5, "DRAFT": 4, "check_cost": 1.5})
@@ -162,6 +221,6 @@ def test_each_exercise_of_a_chapter_is_called_by_its_cell(
     assert all(calls.values()), f"never called: {[exercise for exercise, n in calls.items() if not n]}"
     for exercise, ours, theirs in re.findall(r"^(\S+) \w+: yours (.+), the engine's (.+)$", captured.out, re.MULTILINE):
         assert ours == theirs, exercise
-    if rows := re.findall(r"^\| (?:the engine's|your) code \|(.+)$", table.data, re.MULTILINE):
-        ours, theirs = (row.split("|") for row in rows)
+    rows = re.findall(r"^\| (?:the engine's|your) code \|(.+)$", table.data, re.MULTILINE)
+    for ours, theirs in zip(*([row.split("|") for row in rows[half::2]] for half in (0, 1)), strict=True):
         assert ours[4:6] == theirs[4:6], "the same bytes and reads"

@@ -30,9 +30,9 @@ def prose(path: Path) -> str:
 
 def test_there_is_a_notebook_for_every_chapter_of_the_course() -> None:
     course = read_course(ROOT)
-    assert [int(path.name[:2]) for path in CHAPTERS] == list(range(9))
-    for path, title in zip(CHAPTERS, course.chapters.values(), strict=False):
-        assert prose(path).startswith(f"# {int(path.name[:2])}. {title.split(' on top')[0].split(' in half')[0]}")
+    assert [int(path.name[:2]) for path in CHAPTERS] == list(range(10))
+    for number, title in course.chapters.items():
+        assert prose(CHAPTERS[number]).startswith(f"# {number}. {title.split(' on top')[0].split(' in half')[0]}")
 
 
 @EACH
@@ -50,7 +50,7 @@ def test_a_chapter_opens_and_ends_as_all_do(path: Path) -> None:
         "## What you have gained",
     ):
         assert heading in text
-    if number < 8:
+    if number in read_course(ROOT).chapters:
         assert f"chapter.exercises({number})" in code
         assert [c for c in cells(path, "code") if "run-yours" in c.metadata.get("tags", [])]
     if 1 <= number <= 5:
@@ -70,9 +70,9 @@ def test_the_course_map_gives_the_minutes_of_the_notebook(path: Path) -> None:
 def test_the_course_map_gives_the_exercises_of_the_manifest() -> None:
     course = read_course(ROOT)
     rows = [line for line in (ROOT / "chapters/README.md").read_text().splitlines() if line.startswith("| [")]
-    for number, row in enumerate(rows[:8]):
+    for number in course.chapters:
         chosen = [e for e in course.exercises if e.chapter == number]
-        assert f"| {len(chosen)} · {sum(e.minutes for e in chosen)} min |" in row
+        assert f"| {len(chosen)} · {sum(e.minutes for e in chosen)} min |" in rows[number]
 
 
 @EACH

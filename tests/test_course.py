@@ -23,7 +23,7 @@ from flashlite.cli.main import app, main
 from flashlite.course import chapter
 from flashlite.course import grade as grading
 from flashlite.course.generate import find_function, generated_files
-from flashlite.course.grade import Grade, exercise_tests, grade, grade_one
+from flashlite.course.grade import Grade, exercise_tests, grade, grade_one, totals
 from flashlite.course.manifest import STUBS, Course, find_course, read_course
 from flashlite.course.plug import choose, describe
 from flashlite.errors import FlashliteError
@@ -42,7 +42,9 @@ def edit(course: Course, file: str, old: str, new: str) -> Path:
 
 
 def test_points_sum_to_a_hundred_and_ids_are_in_order(course: Course) -> None:
-    assert sum(exercise.points for exercise in course.exercises) == 100
+    core = [exercise for exercise in course.exercises if not course.is_elective(exercise.id)]
+    assert sum(exercise.points for exercise in core) == 100
+    assert len(core) == 24
     ids = [tuple(map(int, exercise.id.split("."))) for exercise in course.exercises]
     assert ids == sorted(set(ids))
     assert {exercise.chapter for exercise in course.exercises} == set(course.chapters)
@@ -126,7 +128,7 @@ def test_each_stub_fails_by_its_own_error_alone(clone: Course) -> None:
 def test_solutions_earn_every_point(course: Course) -> None:
     grades = grade(course, ROOT / "solutions", course.exercises, seed=2)
     assert [g for g in grades if g.status != "PASS"] == []
-    assert sum(g.points for g in grades) == 100
+    assert totals(course, grades) == {"total": (100, 100), "elective 9": (15, 15)}
 
 
 BROKEN = {
@@ -329,8 +331,64 @@ def test_grade_reports_writes_json_and_remembers(clone: Course, monkeypatch: pyt
 def test_grade_of_unsolved_exercises_fails(clone: Course, monkeypatch: pytest.MonkeyPatch) -> None:
     done = run(clone, monkeypatch, "grade")
     assert done.exit_code == 1
-    assert "total 0/100" in done.output
+    assert "total 0/100 →" in done.output
+    assert done.output.splitlines()[-1] == "elective 9 0/15"
     assert done.output.count("TODO") == len(clone.exercises)
+
+
+# An elective's points are its own
+
+
+def test_an_elective_counts_apart_from_the_hundred(clone: Course, monkeypatch: pytest.MonkeyPatch) -> None:
+    hand_in(clone.root / "mine", *[name for name in clone.files if not name.startswith("ex09")])
+    for name in clone.files:
+        if not name.startswith("ex09"):
+            shutil.copyfile(clone.root / "mine" / name, clone.root / "exercises" / name)
+    monkeypatch.setattr("flashlite.cli.course.grade", judged_by_what_is_written)
+    done = run(clone, monkeypatch, "grade", "--json", "out.json")
+    assert done.exit_code == 0, "an elective that isn't begun and that nobody asked for fails nobody"
+    result = json.loads((clone.root / "out.json").read_text())
+    assert (result["total"], result["max"], result["electives"]) == (100, 100, {"elective 9": {"total": 0, "max": 15}})
+    asked = run(clone, monkeypatch, "grade", "9")
+    assert asked.exit_code == 1
+    assert "elective 9 0/15 →" in asked.output
+    assert "total" not in asked.output
+    shutil.copyfile(ROOT / "solutions/ex09_early.py", clone.root / "exercises/ex09_early.py")
+    done = run(clone, monkeypatch, "grade")
+    assert done.exit_code == 0
+    assert done.output.splitlines()[-1] == "elective 9 7/15"
+    done = run(clone, monkeypatch, "progress")
+    assert "100/100 points" in done.output
+    assert "(elective)" in done.output
+    assert " 7/15 " in done.output
+
+
+def judged_by_what_is_written(course: Course, folder: Path, exercises: Any, *_: object) -> list[Grade]:
+    """A grading that takes no time: what was edited passes."""
+    return [
+        Grade(e.id, e.title, e.points * edited, e.points, "PASS" if edited else "TODO", "")
+        for e in exercises
+        for edited in [course.is_edited(folder / e.file)]
+    ]
+
+
+def test_a_class_has_a_column_for_an_elective(clone: Course, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hand_in(tmp_path / "class" / "ada", "ex04_bundle.py", "ex09_early.py")
+    monkeypatch.setattr("flashlite.cli.course.grade", judged_all)
+    done = run(clone, monkeypatch, "grade", "--class", tmp_path / "class", "--csv", tmp_path / "grades.csv")
+    first, ada = ((tmp_path / "grades.csv").read_text()).splitlines()
+    assert first.endswith(",9.1,9.2,9.3,total,elective 9")
+    assert ada.endswith(",0,0,7,12,7")
+    assert "12/100  elective 9 7/15" in done.output
+
+
+def judged_all(course: Course, folder: Path, exercises: Any, *_: object) -> list[Grade]:
+    """The same where nothing is handed in for some exercises."""
+    return [
+        Grade(e.id, e.title, e.points * there, e.points, "PASS" if there else "ERROR", "")
+        for e in exercises
+        for there in [(folder / e.file).is_file()]
+    ]
 
 
 def test_a_class_is_graded_to_a_table(clone: Course, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

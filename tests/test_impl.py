@@ -17,14 +17,19 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from safetensors.torch import save_file
+from transformers import FalconConfig
 
 import flashlite
 from flashlite.course import counting
 from flashlite.course.manifest import Course
 from flashlite.course.open_clean import open_clean
+from flashlite.course.stand_in import TOKENIZER, random_model
 from flashlite.engine import window
 from flashlite.errors import FlashliteError, StoreError
 from flashlite.storage.find import check_apart, home, open_model
+from flashlite.storage.hub import BUNDLED_MODEL
+from flashlite.storage.side_files import copy_files
 from flashlite.storage.store import CHECKSUMS, PACKED_BY, PREDICTOR, Store, ffn_file
 
 STEP = "load = kept[self._uses[kept] == 0]"
@@ -277,3 +282,28 @@ def test_counting_changes_nothing_but_the_count(calls: counting.Calls) -> None:
         "3.4       largest_window      2",
         "not called here: 3.2",
     ]
+
+
+# Models of other families
+
+
+def test_only_an_electives_exercises_run_other_families(clone: Course, tmp_path: Path) -> None:
+    config = FalconConfig(
+        vocab_size=4096, hidden_size=64, num_hidden_layers=1, num_attention_heads=4, ffn_hidden_size=96, bias=True,
+        activation="relu",
+    )  # fmt: skip
+    config.save_pretrained(tmp_path / "falcon")
+    weights = {name: tensor.clone() for name, tensor in random_model(config).state_dict().items()}
+    save_file(weights, tmp_path / "falcon/model.safetensors")
+    copy_files(BUNDLED_MODEL, tmp_path / "falcon", TOKENIZER)
+    store = flashlite.pack(tmp_path / "falcon", tmp_path / "store", "fp32")
+    run = ("run", store.path, "--stage", 6, "--predictor", "copy", "--max-new-tokens", 4, "--dram-budget", "100%")
+    done = call(clone, *run, impl="ref,ex09=solutions")
+    assert done.returncode == 0, done.stderr
+    called = {line.split()[0]: int(line.split()[2]) for line in done.stdout.splitlines() if line.startswith("9.")}
+    assert called.keys() == {"9.2", "9.3"}, "a plain ReLU, not gated, is multiplied by OPT's own product"
+    assert called["9.3"] >= 3, "one layer, three tokens after the first"
+    refused = call(clone, *run, impl="ref,ex03=solutions,ex09=solutions")
+    assert refused.returncode == 1
+    assert "the exercises ex03 run OPT, and" in refused.stderr
+    assert "is of type falcon: leave them out of --impl" in refused.stderr

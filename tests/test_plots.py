@@ -150,3 +150,28 @@ def test_curves_by_size_and_budget_name_their_stages_once() -> None:
     by_budget = plots.budgets([result(f"bench-opt-6.7b-bf16{share}") for share in ("-37", "-70")])
     assert len(names(by_budget)) == len(set(names(by_budget)))
     assert all(axes.get_ylim()[0] == 0 for axes in by_budget.axes)
+
+
+# Other families
+
+
+def cells(figure: Figure) -> list[list[str]]:
+    return [[text.get_text() for text in axes.texts] for axes in figure.axes]
+
+
+def test_a_gated_neuron_is_three_pieces_or_one_record_in_its_order_on_flash() -> None:
+    split, bundled = cells(plots.layouts(wanted=[1], neurons=2, gated=True))
+    assert split == ["g0", "g1", "d0", "d1", "u0", "u1"]
+    assert bundled == ["g0", "d0", "u0", "g1", "d1", "u1"]
+    assert cells(plots.layouts(wanted=[1], neurons=2)) == [["u0", "u1", "d0", "d1"], ["u0", "d0", "u1", "d1"]]
+
+
+def test_a_timeline_has_a_bar_for_each_moment_where_and_as_long_as_it_was() -> None:
+    lanes = {"processor": [("attention", 0.0, 2.0), ("FFN", 2.0, 2.5)], "drive": [("reads", 0.5, 1.5)]}
+    figure = plots.timeline(lanes, "title")
+    drawn = [(bar.get_x(), bar.get_width()) for bar in bars(figure.axes[0]) if bar.get_width()]
+    assert drawn == [(0.0, 2.0), (2.0, 0.5), (0.5, 1.0)]
+    assert names(figure) == ["attention", "FFN", "reads"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["processor", "drive"]
+    looks = {(bar.get_facecolor(), bar.get_hatch()) for bar in bars(figure.axes[0])}
+    assert len(looks) == 3, "each kind of work differs from the others"

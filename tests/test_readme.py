@@ -19,7 +19,8 @@ import flashlite
 from flashlite.cli.main import app
 
 RUN = {"run", "verify", "hint", "progress", "eval"}  # commands that are run as shown
-PARSED = {"probe", "bench", "estimate", "pack", "synth", "train-predictor", "relufy", "grade"}  # these take minutes, or a network
+# these take minutes, or a network
+PARSED = {"probe", "bench", "estimate", "pack", "synth", "train-predictor", "relufy", "grade"}
 
 
 def blocks(language: str, file: str = "README.md") -> list[str]:

@@ -132,7 +132,7 @@ def main() -> None:
         sys.exit(f"new_exercise: {error}")
     print(f"Write what is marked TODO in {', '.join(files)}, then run python tools/sync.py --force and")
     print(f"pytest tests/test_course.py -k '{sys.argv[1]} or points', and python tools/mutate.py --hand {sys.argv[1]}.")
-    print("All points must sum to 100.")
+    print("The points of all chapters but electives must sum to 100.")
 
 
 if __name__ == "__main__":

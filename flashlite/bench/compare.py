@@ -16,6 +16,7 @@ from flashlite.bench.process.run import run_worker
 from flashlite.bench.process.task import DenseTask, Setup, StageTask
 from flashlite.bench.row import StageRow
 from flashlite.engine.model import load
+from flashlite.engine.predictors.choice import Chosen
 from flashlite.engine.stages import NAMES
 from flashlite.storage.store import Store
 
@@ -24,12 +25,12 @@ CHECKED = 24  # tokens that the oracle must get right before anything is timed
 
 def compare(
     store: Store, stages: Sequence[int], *, tokens: int = 48, prompt_tokens: int = 32, budget: int | str = "50%",
-    window: int = 5,
+    window: int = 5, predictor: Chosen = "auto",
 ) -> list[StageRow]:  # fmt: skip
     """Measure stages that write the same text, token by token in turn. Returns a row for each stage.
 
     tokens, prompt_tokens: how many to generate, after a prompt of how many
-    budget, window: as `load` takes them
+    budget, window, predictor: as `load` takes them
 
     Taking turns at each token, the stages share whatever the drive and the processor do meanwhile. Before anything is
     timed, every stage must give the dense model's tokens with the oracle predictor. Raises FlashliteError if one
@@ -41,7 +42,7 @@ def compare(
     for stage in stages:
         oracle = load(store, dram_budget=budget, stage=stage, predictor="oracle", window=window)
         checked.append(exactness(oracle, stage, prompt, expected[:CHECKED], logits[:CHECKED]))
-    models = [load(store, dram_budget=budget, stage=stage, window=window) for stage in stages]
+    models = [load(store, dram_budget=budget, stage=stage, predictor=predictor, window=window) for stage in stages]
     return [
         StageRow(
             stage=stage, name=NAMES[stage], agreement=agreement(chosen, expected), **vars(exact),
@@ -66,12 +67,12 @@ def _take_turns(models: Sequence[PreTrainedModel], prompt: list[int], tokens: li
 
 def beside_reference(
     store: Store, stage: int, worker: Sequence[str], *, tokens: int = 24, budget: int | str = "50%",
-    window: int | str = 5, theirs: Path | None = None,
+    window: int | str = 5, predictor: str = "trained", theirs: Path | None = None,
 ) -> list[StageRow]:  # fmt: skip
     """A stage by the engine's own code and by what `worker` runs, each in a fresh process and checked for exactness.
 
     store: the model; the dense model's tokens are those of its weights
-    stage, tokens, budget, window: what to measure, see `bench`
+    stage, tokens, budget, window, predictor: what to measure, see `bench`
     worker: the command that runs somebody else's code
     theirs: the store that this command reads; the same unless given
 
@@ -80,6 +81,6 @@ def beside_reference(
     with tempfile.TemporaryDirectory(prefix="flashlite-beside-") as folder:
         setup = Setup(str(store.path), folder, prompt_ids(store, 32), tokens)
         run_worker(DenseTask(setup))
-        ours = StageTask(setup, stage, budget, window, check=tokens)
+        ours = StageTask(setup, stage, budget, window, predictor, check=tokens)
         other = replace(ours, setup=replace(setup, store=str(theirs or store.path)))
         return [run_worker(ours), run_worker(other, worker)]

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flashlite.arguments import LAYOUTS, MANIFEST, is_store, parse_budget
+from flashlite.course.manifest import find_course
 from flashlite.errors import BudgetError, FlashliteError
 
 if TYPE_CHECKING:
+    from flashlite.course.plug import Plugged
     from flashlite.storage.store import Store
 
 HUB_ID = r"[\w-][\w.-]*(/[\w-][\w.-]*)?"
@@ -105,10 +107,18 @@ def check_figure(plot: Path, name: str) -> None:
         raise FlashliteError(f"{name} has no ending that matplotlib knows: name a file .png, .svg or .pdf")
 
 
-def check_exercises(store: Store) -> None:
-    """Raise FlashliteError unless exercises can run a model, because the neurons that they multiply are OPT's."""
-    if (kind := store.config.model_type) != "opt":
-        raise FlashliteError(f"exercises run OPT, and {store.path} is of type {kind}: leave out --impl")
+def check_exercises(store: Store, plugged: Plugged) -> None:
+    """Raise FlashliteError unless what is plugged in can run a model. The neurons that exercises multiply are OPT's;
+    only those of an elective are about other families."""
+    if not plugged.plugs or (kind := store.config.model_type) == "opt":
+        return
+    course = find_course()
+    slots = {e.slot for e in course.exercises if e.module in plugged.plugs and not course.is_elective(e.id)}
+    if slots:
+        raise FlashliteError(
+            f"the exercises {', '.join(sorted(slots))} run OPT, and {store.path} is of type {kind}: leave them out of "
+            "--impl"
+        )
 
 
 def check_stages(

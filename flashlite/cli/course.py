@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flashlite.course.grade import TIME_LIMIT, Grade, as_json, grade, submission_folder, visible_folders
+from flashlite.course.grade import TIME_LIMIT, Grade, as_json, grade, submission_folder, totals, visible_folders
 from flashlite.course.manifest import MANIFEST, Course, Exercise, find_course
 from flashlite.errors import FlashliteError
 from flashlite.storage.strict_json import read_object
@@ -60,7 +60,8 @@ def grade_command(
     csv_file: Annotated[Path | None, typer.Option("--csv", help="with --class: a line a student")] = None,
     time_limit: Annotated[float, typer.Option(help="seconds for one exercise")] = TIME_LIMIT,
 ) -> None:
-    """Grade exercises. The exit code is 0 only if every one of them passes."""
+    """Grade exercises. The exit code is 0 only if every one of them passes; an elective that nobody asked for and that
+    isn't begun is left out of this."""
     if importlib.util.find_spec("pytest") is None:
         raise FlashliteError("grading needs pytest: pip install pytest")
     course = find_course()
@@ -70,13 +71,15 @@ def grade_command(
     folder, impl = _folder(course, impl, submission)
     printer = _Printer(course, folder, impl, seed)
     grades = grade(course, folder, exercises, seed, time_limit, printer)
-    result = as_json(impl, seed, grades)
+    result = as_json(course, impl, seed, grades)
     target = json_file or course.root / STATE / "grade.json"
     _write(target, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     if submission is None and impl == "mine":
         _remember(course, grades)
-    screen.print(f"\ntotal [bold]{result['total']}/{result['max']}[/bold] → {_shown(target)}")
-    raise typer.Exit(0 if all(g.status == "PASS" for g in grades) else 1)
+    lines = [f"{name} [bold]{points}/{most}[/bold]" for name, (points, most) in totals(course, grades).items()]
+    screen.print("\n" + "\n".join([f"{lines[0]} → {_shown(target)}", *lines[1:]]))
+    left_out = [g for g in grades if which is None and course.is_elective(g.id) and g.status == "TODO"]
+    raise typer.Exit(0 if all(g.status == "PASS" for g in grades if g not in left_out) else 1)
 
 
 def chosen_exercises(course: Course, which: str | None) -> list[Exercise]:
@@ -154,11 +157,13 @@ def grade_class(
     for student in students:
         place = submission_folder(course, student)
         grades = grade(course, place or student, exercises, seed, time_limit)
-        points = {g.id: g.points for g in grades}
-        rows.append({"student": student.name, **points, "total": sum(points.values())})
+        points, sums = {g.id: g.points for g in grades}, totals(course, grades)
+        rows.append({"student": student.name, **points, **{name: earned for name, (earned, _) in sums.items()}})
+        shown = "  ".join(f"{name} {earned}/{most}" for name, (earned, most) in sums.items()).removeprefix("total ")
         said = "" if place else "  no exercise files found in it"
-        screen.print(escape(f"{student.name:30} {rows[-1]['total']}/{sum(g.max for g in grades)}{said}"))
-        _write(course.root / STATE / "class" / f"{student.name}.json", json.dumps(as_json(student.name, seed, grades)))
+        screen.print(escape(f"{student.name:30} {shown}{said}"))
+        result = as_json(course, student.name, seed, grades)
+        _write(course.root / STATE / "class" / f"{student.name}.json", json.dumps(result))
     table = io.StringIO(newline="")
     writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -204,8 +209,10 @@ def progress() -> None:
     known = _last_grades(course)
     table = Table("chapter", "", "points", "exercises", title="flashlite: the course", width=min(100, screen.width))
     for chapter, title in course.chapters.items():
-        table.add_row(*_chapter_row(title, chapter, [e for e in course.exercises if e.chapter == chapter], known))
-    earned, most = sum(last.points for last in known.values()), sum(e.points for e in course.exercises)
+        name = f"{chapter} {title}{' (elective)' if chapter in course.electives else ''}"
+        table.add_row(*_chapter_row(name, [e for e in course.exercises if e.chapter == chapter], known))
+    core = [e for e in course.exercises if not course.is_elective(e.id)]
+    earned, most = _points(core, known)
     screen.print(table)
     screen.print(f"{bar(earned, most, 40)} {earned}/{most} points")
     following = next((e for e in course.exercises if e.id not in known or known[e.id].status != "PASS"), None)
@@ -213,11 +220,16 @@ def progress() -> None:
         screen.print(f"next: {following.id} {following.title}, {following.minutes} minutes, exercises/{following.file}")
 
 
-def _chapter_row(title: str, chapter: int, exercises: list[Exercise], known: dict[str, Last]) -> list[str]:
-    earned, most = sum(known[e.id].points for e in exercises if e.id in known), sum(e.points for e in exercises)
+def _points(exercises: list[Exercise], known: dict[str, Last]) -> tuple[int, int]:
+    """The points that exercises earned, and the most that there are."""
+    return sum(known[e.id].points for e in exercises if e.id in known), sum(e.points for e in exercises)
+
+
+def _chapter_row(name: str, exercises: list[Exercise], known: dict[str, Last]) -> list[str]:
+    earned, most = _points(exercises, known)
     states = [(e.id, known[e.id].status if e.id in known else "TODO") for e in exercises]
     marks = " ".join(f"[{STYLES[state]}]{identifier}[/]" for identifier, state in states)
-    return [f"{chapter} {title}", bar(earned, most, 12), f"{earned}/{most}", marks]
+    return [name, bar(earned, most, 12), f"{earned}/{most}", marks]
 
 
 def bar(earned: int, most: int, width: int) -> str:

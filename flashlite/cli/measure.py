@@ -106,8 +106,7 @@ def bench(
     from flashlite.engine.predictors.choice import automatic
 
     store = open_store(plugged.model, dtype, plugged.revision)
-    if plugged.plugs:
-        check_exercises(store)
+    check_exercises(store, plugged)
     if predictor == "auto" and max(numbers) >= stage_number("predictor"):
         predictor = automatic(store)
     check_stages(store, numbers, dram_budget, predictor, window_tokens)

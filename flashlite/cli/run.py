@@ -55,8 +55,7 @@ def run(
     from flashlite.storage.tokenizer import encode, load_tokenizer, settings_named
 
     store = open_store(plugged.model, dtype, plugged.revision)
-    if plugged.plugs:
-        check_exercises(store)
+    check_exercises(store, plugged)
     tokenizer = load_tokenizer(store)
     ids = encode(tokenizer, prompt, store)
     if plugged.plugs:

@@ -24,6 +24,7 @@ from flashlite.bench.machine import drive, host
 from flashlite.bench.result import Result
 from flashlite.bench.row import StageRow
 from flashlite.bench.tables import gain_markdown
+from flashlite.course import paper
 from flashlite.course.manifest import Exercise, find_course
 from flashlite.course.yours import run_yours
 from flashlite.engine import stages
@@ -32,7 +33,18 @@ from flashlite.storage.store import Store
 from flashlite.storage.tokenizer import token_windows
 from flashlite.training.corpus import corpus
 
-__all__ = ["begin", "change", "exercises", "gain", "held_out", "result", "run_yours", "table", "training_text"]
+__all__ = [
+    "begin",
+    "change",
+    "exercises",
+    "gain",
+    "held_out",
+    "result",
+    "run_yours",
+    "table",
+    "table_3",
+    "training_text",
+]
 MODEL = "FLASHLITE_MODEL"
 
 
@@ -96,6 +108,29 @@ def _cell(value: object) -> str:
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
+def table_3() -> Markdown:
+    """The paper's table 3, each row beside what `results/` holds of a model of this shape."""
+    rows = []
+    for theirs in paper.TABLE_3:
+        model, _, backend = theirs.model.partition(" ")
+        ours = _measured(model, theirs.system) if backend == "CPU" else "–"
+        rows.append([theirs.model, theirs.system, _latency(theirs), ours])
+    return table(["model", "system", "paper: I/O + memory + compute, ms", "here: I/O + memory + compute, ms"], rows)
+
+
+def _measured(model: str, system: str) -> str:
+    """What a stage took: the paper's system with all techniques is stage 5, pool."""
+    found = result(f"bench-{paper.MEASURED[model]}-bf16")
+    if found is None:
+        return "not measured yet"
+    name = {"all": "pool"}.get(system, system)
+    return next((_latency(row) for row in found.stages if row.name == name), "not measured yet")
+
+
+def _latency(row: paper.Latency | StageRow) -> str:
+    return f"{row.io_ms:.0f} + {row.memory_ms:.0f} + {row.compute_ms:.0f} = **{row.total_ms:,.0f}**"
+
+
 def gain(rows: Sequence[StageRow]) -> Markdown:
     """Two stages of `compare` beside each other, and the second in parts of the first."""
     return Markdown(gain_markdown(rows))
@@ -107,7 +142,8 @@ def exercises(number: int) -> Markdown:
     chosen = [e for e in course.exercises if e.chapter == number]
     minutes, points = sum(e.minutes for e in chosen), sum(e.points for e in chosen)
     count = "One exercise" if len(chosen) == 1 else f"{len(chosen)} exercises"
-    head = f"{count}, {points} points, about {minutes} minutes. Check with `flashlite grade {number}`. "
+    apart = " of their own, beside the course's hundred" if number in course.electives else ""
+    head = f"{count}, {points} points{apart}, about {minutes} minutes. Check with `flashlite grade {number}`. "
     head += "What a task calls above or below is so in its file."
     return Markdown("\n\n".join([head, *map(_exercise, chosen)]))
 

@@ -102,11 +102,13 @@ def overview(course: Course) -> str:
         "Each file here is a module of the engine in which some functions have lost their bodies. The command",
         "`flashlite grade 3.2` checks one exercise, `flashlite grade 3` a chapter, and `flashlite hint 3.2` helps.",
         "The commands below run your code in the engine and say at the end how often it was called; so does each",
-        "chapter's last code cell. `flashlite pack opt-mini my-store` makes the store that some of them name.",
+        "chapter's last code cell. `flashlite pack opt-mini my-store` makes the store that some of them name; those in",
+        "`.flashlite/` are written by the first cells of the chapter whose exercises name them.",
         "", "tools/sync.py makes this page from course.toml.",
     ]  # fmt: skip
     for number, title in course.chapters.items():
-        lines += ["", f"## {_chapter(course, number, title)}", ""]
+        elective = ", an elective" if number in course.electives else ""
+        lines += ["", f"## {_chapter(course, number, title)}{elective}", ""]
         lines += ["| exercise | function | file | points | minutes | in the engine |", "|---|---|---|---|---|---|"]
         lines += [_line(exercise) for exercise in course.exercises if exercise.chapter == number]
     return "\n".join(lines) + "\n"

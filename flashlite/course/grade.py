@@ -138,10 +138,26 @@ def _exit(code: int) -> str:
     return f"it left with code {code}, as by os._exit"
 
 
-def as_json(impl: str, seed: int, grades: Sequence[Grade]) -> dict[str, object]:
+def totals(course: Course, grades: Sequence[Grade]) -> dict[str, tuple[int, int]]:
+    """The points that were earned, and the most that there are: in all, and of each elective for itself.
+
+    The names are "total" and "elective 9"; one is left out if no exercise of its chapters was graded.
+    """
+    sums: dict[str, tuple[int, int]] = {}
+    for g in grades:
+        name = f"elective {g.id.partition('.')[0]}" if course.is_elective(g.id) else "total"
+        points, most = sums.get(name, (0, 0))
+        sums[name] = points + g.points, most + g.max
+    return sums
+
+
+def as_json(course: Course, impl: str, seed: int, grades: Sequence[Grade]) -> dict[str, object]:
     """What `flashlite grade --json` writes."""
-    total, most = sum(g.points for g in grades), sum(g.max for g in grades)
-    return {"impl": impl, "seed": seed, "total": total, "max": most, "exercises": [asdict(g) for g in grades]}
+    sums = totals(course, grades)
+    total, most = sums.pop("total", (0, 0))
+    electives = {name: {"total": points, "max": of} for name, (points, of) in sums.items()}
+    facts = {"impl": impl, "seed": seed, "total": total, "max": most, "electives": electives}
+    return facts | {"exercises": [asdict(g) for g in grades]}
 
 
 def submission_folder(course: Course, folder: Path) -> Path | None:

@@ -72,11 +72,19 @@ class Exercise:
 
 @dataclass(frozen=True)
 class Course:
-    """A clone of the course: its root folder, the titles of its chapters, its exercises in order."""
+    """A clone of the course: its root folder, the titles of its chapters, its exercises in order.
+
+    electives: the chapters among them whose points don't count to the course's hundred
+    """
 
     root: Path
     chapters: dict[int, str]
     exercises: tuple[Exercise, ...]
+    electives: frozenset[int] = frozenset()
+
+    def is_elective(self, exercise: str) -> bool:
+        """Whether an exercise, named by its id, belongs to an elective chapter."""
+        return int(exercise.partition(".")[0]) in self.electives
 
     @property
     def files(self) -> dict[str, list[Exercise]]:
@@ -126,10 +134,15 @@ def read_course(root: Path) -> Course:
     """The course in a folder. Raises FlashliteError if its manifest is malformed."""
     try:
         content = parse_toml((root / MANIFEST).read_text(encoding="utf-8"))
-        chapters = {int(number): title for number, title in content["chapters"].items()}
-        return Course(root, chapters, tuple(Exercise(**entry) for entry in content["exercise"]))
+        core, electives = (_numbered(content[table]) for table in ("chapters", "electives"))
+        exercises = tuple(Exercise(**entry) for entry in content["exercise"])
+        return Course(root, core | electives, exercises, frozenset(electives))
     except (KeyError, TypeError, ValueError) as error:
         raise FlashliteError(f"{root / MANIFEST} is malformed: {error}") from None
+
+
+def _numbered(chapters: dict[str, str]) -> dict[int, str]:
+    return {int(number): title for number, title in chapters.items()}
 
 
 def parse_toml(text: str) -> dict[str, Any]:

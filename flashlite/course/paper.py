@@ -32,6 +32,23 @@ class Latency:
         return self.io_ms + self.memory_ms + self.compute_ms
 
 
+@dataclass(frozen=True)
+class Relufied:
+    """A model that was trained on with ReLU: 10^9 tokens, zeros in its FFN, and the paper or card that says so.
+
+    tokens: None where the source doesn't say it
+    zeros: share of its activations, 0 to 1
+    before, after: mean accuracy of the original and of the relufied model, in per cent; None where it isn't said
+    """
+
+    model: str
+    tokens: float | None
+    zeros: float
+    source: str
+    before: float | None = None
+    after: float | None = None
+
+
 TABLE_2 = (
     Technique("naive", 0.0, 13.4, 6.10, 2196),
     Technique("resident", 6.7, 6.7, 6.10, 1090),
@@ -59,6 +76,20 @@ TABLE_3 = (
     Latency("Llama-2-7B CPU", "naive", 2166, 0, 929),
     Latency("Llama-2-7B CPU", "resident", 974, 0, 929),
     Latency("Llama-2-7B CPU", "all", 279, 152, 563),
+)
+
+MEASURED = {  # what `flashlite bench` calls the models of table 3
+    "OPT-6.7B": "opt-6.7b", "Falcon-7B": "falcon-7b", "Persimmon-8B": "persimmon-8b", "Phi-2": "phi-2",
+    "Llama-2-7B": "llama-2-7b",
+}  # fmt: skip
+
+MIRZADEH = "[ReLU strikes back](https://arxiv.org/abs/2310.04564)"
+RELUFIED = (
+    Relufied("Falcon-7B, ReLU", 30, 0.94, MIRZADEH, 66.8, 65.2),
+    Relufied("Llama-7B, ReLU", 30, 0.62, MIRZADEH, 68.4, 67.1),
+    Relufied("ReluLLaMA-7B", None, 0.67, "[its card](https://huggingface.co/SparseLLM/ReluLLaMA-7B)"),
+    Relufied("ProSparse-7B, FATReLU", 34.6, 0.89, "[ProSparse](https://arxiv.org/abs/2402.13516)"),
+    Relufied("TurboSparse, dReLU", 150, 0.90, "[TurboSparse](https://arxiv.org/abs/2406.05955)"),
 )
 
 ACTIVE = {"layer 1": 0.0156, "layer 16": 0.0266, "layer 32": 0.0536, "mean": 0.033}  # of OPT-6.7B, section 3.1

@@ -26,6 +26,7 @@ from flashlite.course import counting, plug
 from flashlite.course.checks import short
 from flashlite.course.manifest import Course, Exercise, find_course
 from flashlite.errors import FlashliteError
+from flashlite.storage.find import open_model
 from flashlite.storage.store import Store
 
 MINE = "mine"  # the store that a chapter's `pack` writes
@@ -94,14 +95,24 @@ def _run(
         _call(plug.command(begun, "flashlite") + _arguments(command, store), folder)
     tables = []
     for command in (c for c in commands if c.startswith("bench ")):
-        words = shlex.split(command)
-        options, worker = dict(zip(words[1::2], words[2::2], strict=True)), "flashlite.bench.measure_one"
+        (model, options), worker = _measured(command, store), "flashlite.bench.measure_one"
         rows = beside_reference(
-            store, int(options["--stage"]), plug.command(begun, worker), window=options.get("--window", 5),
-            theirs=folder / MINE if is_store(folder / MINE) else None,
+            model, int(options["--stage"]), plug.command(begun, worker), window=options.get("--window", 5),
+            predictor=options.get("--predictor", "trained"), theirs=folder / MINE if is_store(folder / MINE) else None,
         )  # fmt: skip
         tables.append(gain_markdown(rows, names=("the engine's code", "your code")))
     return tables
+
+
+def _measured(command: str, store: Store) -> tuple[Store, dict[str, str]]:
+    """The model that a command of `bench` names, from the course's folder, or else `store`; and the options."""
+    words = shlex.split(command)[1:]
+    named = words.pop(0) if len(words) % 2 else None
+    options = dict(zip(words[::2], words[1::2], strict=True))
+    if named is None:
+        return store, options
+    path = find_course().root / named
+    return open_model(path if path.exists() else named), options
 
 
 def _arguments(command: str, store: Store) -> list[str]:

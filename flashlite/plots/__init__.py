@@ -5,9 +5,10 @@ from flashlite.plots.ladder import ladder, parts
 from flashlite.plots.neurons import layouts, pool_steps, raster
 from flashlite.plots.scale import budgets, estimates, peers, sizes
 from flashlite.plots.style import bars, dots, heat, lines, save, scatter, stacked
+from flashlite.plots.timeline import timeline
 from flashlite.plots.training import relufication
 
 __all__ = [
     "bars", "budgets", "dots", "drive_curve", "estimates", "heat", "ladder", "layouts", "lines", "parts", "peers",
-    "pool_steps", "raster", "read_times", "relufication", "save", "scatter", "sizes", "stacked",
+    "pool_steps", "raster", "read_times", "relufication", "save", "scatter", "sizes", "stacked", "timeline",
 ]  # fmt: skip

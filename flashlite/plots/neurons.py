@@ -24,24 +24,31 @@ def raster(trace: Sequence[np.ndarray], fresh: Sequence[np.ndarray], title: str,
     return finish(axes, title, "token", "neuron of the layer")
 
 
-def layouts(wanted: Sequence[int], neurons: int = 8) -> Figure:
+UNGATED = {"u": "row of the up projection", "d": "column of the down projection"}
+GATED = {"g": "row of the gate projection", "d": "column of the down projection", "u": "row of the up projection"}
+
+
+def layouts(wanted: Sequence[int], neurons: int = 8, gated: bool = False) -> Figure:
     """How `neurons` neurons of one layer lie on flash in both layouts, and which bytes the wanted ones need."""
+    parts = GATED if gated else UNGATED
     figure, rows = plt.subplots(2, 1, figsize=(9, 2.8), layout="constrained")
-    split = [(f"u{i}", i) for i in range(neurons)] + [(f"d{i}", i) for i in range(neurons)]
-    bundled = [(f"{half}{i}", i) for i in range(neurons) for half in "ud"]
+    split = [(f"{part}{i}", i) for part in parts for i in range(neurons)]
+    bundled = [(f"{part}{i}", i) for i in range(neurons) for part in parts]
+    each = f"{'three' if gated else 'two'} reads for each"
     for axes, cells, name, count in (
-        (rows[0], split, "split", "two reads for each"), (rows[1], bundled, "bundled", "one read for each"),
+        (rows[0], split, "split", each), (rows[1], bundled, "bundled", "one read for each"),
     ):  # fmt: skip
         for x, (label, neuron) in enumerate(cells):
             chosen = neuron in wanted
             axes.add_patch(Rectangle((x, 0), 1, 1, fc="0.6" if chosen else "white", ec="black", lw=0.6))
             axes.text(x + 0.5, 0.5, label, ha="center", va="center", fontsize=8, weight="bold" if chosen else "normal")
-        axes.set_xlim(0, 2 * neurons)
+        axes.set_xlim(0, len(cells))
         axes.set_ylim(0, 1)
         axes.set_yticks([])
         axes.set_xticks([])
         axes.set_title(f"{name}: {count} of the neurons {', '.join(map(str, wanted))}", fontsize=10, loc="left")
-    rows[1].set_xlabel("bytes of the file →   u: row of the up projection   d: column of the down projection")
+    meanings = "   ".join(f"{part}: {meaning}" for part, meaning in parts.items())
+    rows[1].set_xlabel(f"bytes of the file →   {meanings}")
     return figure
 
 

@@ -21,6 +21,17 @@ STEP_ERROR = 12**-0.5  # standard error of rounding to whole steps, in steps
 BF16_STEP = 2.0**-8  # of a bf16 number, relative
 
 
+def margin(x: Tensor, scale: Tensor) -> Tensor:
+    """How far rounding may move the products of x with a matrix's rows, but for few of them: [tokens, ffn] float32.
+
+    x: [tokens, d_model]
+    scale: [ffn], the step in which each row was rounded
+    """
+    # each weight is wrong by another error than its neighbour: they partly cancel, and their variances add up
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
+    return norm * (ERRORS * STEP_ERROR * scale.float())
+
+
 class CopyPredictor:
     """A rounded copy of the matrix that decides which neurons of a layer fire.
 
@@ -34,8 +45,7 @@ class CopyPredictor:
         empty = (0, len(matrix.scale) - len(bias))
         limit = activation.threshold - bias.float()
         self._limit = pad(limit - BF16_STEP * limit.abs(), empty, value=torch.inf)  # padding never fires
-        self._error = ERRORS * STEP_ERROR * matrix.scale.float()  # of a score, where the input has norm 1
-        self.nbytes = matrix.nbytes + self._limit.nbytes + self._error.nbytes
+        self.nbytes = matrix.nbytes + self._limit.nbytes
 
     @classmethod
     def read(cls, file: NeuronFile, layer: int, bias: Tensor, activation: Activation) -> CopyPredictor:
@@ -51,14 +61,13 @@ class CopyPredictor:
     def bytes_needed(shape: FFNShape) -> int:
         """The DRAM that one layer's takes."""
         neurons, width = _padded(shape)
-        return neurons * (width + 2 + 4 + 4)
+        return neurons * (width + 2 + 4)
 
     def scores(self, x: Tensor) -> Tensor:
         """[tokens, ffn] float32, positive where a neuron may fire. x: [tokens, d_model]."""
         width = self._matrix.values.shape[1]
         product = self._matrix(pad(x, (0, width - x.shape[1])).bfloat16()).float()
-        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
-        return torch.addcmul(product.sub_(self._limit), norm, self._error)[:, : self._neurons]
+        return product.sub_(self._limit).add_(margin(x, self._matrix.scale))[:, : self._neurons]
 
     def mask(self, x: Tensor) -> Tensor:
         """See Predictor."""
