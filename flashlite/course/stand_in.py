@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import save_file
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
-    FalconConfig,
     LlamaConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -33,7 +32,6 @@ SIZES = {
     "bos_token_id": 2, "eos_token_id": 2,
 }  # fmt: skip
 CONFIGS: dict[str, PreTrainedConfig] = {
-    "falcon": FalconConfig(**SIZES, ffn_hidden_size=2048, activation="relu", bias=True),
     "gated": LlamaConfig(**SIZES, intermediate_size=2048, hidden_act="relu", mlp_bias=True),
 }
 QUIET = 1.645  # standard deviations by which biases are lowered: a twentieth of a normal distribution lies above

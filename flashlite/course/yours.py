@@ -98,7 +98,8 @@ def _run(
         (model, options), worker = _measured(command, store), "flashlite.bench.measure_one"
         rows = beside_reference(
             model, int(options["--stage"]), plug.command(begun, worker), window=options.get("--window", 5),
-            predictor=options.get("--predictor", "trained"), theirs=folder / MINE if is_store(folder / MINE) else None,
+            predictor=options.get("--predictor", "trained"), budget=options.get("--dram-budget", "50%"),
+            theirs=folder / MINE if is_store(folder / MINE) else None,
         )  # fmt: skip
         tables.append(gain_markdown(rows, names=("the engine's code", "your code")))
     return tables

@@ -48,6 +48,12 @@ class Relufied:
         """Plain data for a JSON file."""
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Relufied:
+        """What `to_json` gave, or what is in a relufied model's RECORD."""
+        born, *log = (Point(**point | {"zeros": tuple(point["zeros"])}) for point in (content["born"], *content["log"]))
+        return cls(content["activation"], born, tuple(log))
+
 
 class Speaker(NamedTuple):
     """Where a checkpoint's tokenizer is, and the configuration that says which tokens there are."""
