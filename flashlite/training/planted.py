@@ -79,10 +79,8 @@ class PlantedModel:
         self._norm = self.family.early_norm(settings) or next(norm for norm in NORMS if self._has(f"{norm}.weight"))
         own, width = self._has(f"{self.family.first}.bias"), (settings.hidden_size,)
         self._bias: Bias = OwnBias() if own else SharedDirection(self._noise("direction", width))
-        self.text: Text = (
-            PositionText(settings, self.family, self._noise) if self.family.positions
-            else ChainText(settings, self.family, self._noise, self._bias)
-        )  # fmt: skip
+        about = settings, self.family, self._noise, figures.slow
+        self.text: Text = PositionText(*about) if self.family.positions else ChainText(*about, self._bias)
         self.predictors: list[LowRankPredictor] = []
         self.reports: list[LayerReport] = []
         self.early_shares: list[float] = []

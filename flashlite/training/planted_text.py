@@ -24,7 +24,7 @@ from transformers import PreTrainedConfig
 from flashlite.families.family import Family
 from flashlite.training.planted_bias import Bias
 
-SLOW, MEMORY = 0.6, 10.0  # share of the input's variance that changes slowly, and within how many tokens
+MEMORY = 10.0  # tokens within which the slow part changes
 STANDS_OUT = 10.0  # the next token's logit; the logits' standard deviation is 1, or less
 SEQUENCES, LENGTH = 8, 64  # so many sequences to calibrate on, and as many again to test on; so many tokens in each
 STRETCH = 1024  # tokens of the chain that are made at a time; the slow part begins anew with each stretch
@@ -61,23 +61,28 @@ def drift(noise: Tensor) -> Tensor:
 
 
 class PositionText:
-    """Text by position: the embedding of positions is slow, and each asks for one random token."""
+    """Text by position: the embedding of positions is slow, and each asks for one random token.
 
-    def __init__(self, config: PreTrainedConfig, family: Family, noise: Noise) -> None:
-        self._config, self._noise = config, noise
+    config, family: of the model
+    noise: its noise
+    slow: share of the input's variance that changes slowly
+    """
+
+    def __init__(self, config: PreTrainedConfig, family: Family, noise: Noise, slow: float) -> None:
+        self._config, self._noise, self._slow = config, noise, slow
         self._embedding, self._positions = family.embedding_weight, f"{family.body}.{family.positions}.weight"
         self._project, self._norm = f"{family.body}.project_in.weight", f"{family.body}.final_layer_norm.weight"
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """See Text."""
         if name == self._embedding:
-            return (1 - SLOW) ** 0.5 * self._noise(name, shape)
+            return (1 - self._slow) ** 0.5 * self._noise(name, shape)
         if name == self._positions:
-            return SLOW**0.5 * drift(self._noise("positions", shape)) + self._asks(shape[0])
+            return self._slow**0.5 * drift(self._noise("positions", shape)) + self._asks(shape[0])
         if name.endswith("bias"):
             return torch.zeros(shape)
         if len(shape) == 1:  # the last norm has random signs, else the head repeats its input
-            return (shape[0] * (1 - SLOW)) ** -0.5 * self._noise(name, shape).sign()
+            return (shape[0] * (1 - self._slow)) ** -0.5 * self._noise(name, shape).sign()
         return shape[1] ** -0.5 * self._noise(name, shape)
 
     def _asks(self, positions: int) -> Tensor:
@@ -112,11 +117,18 @@ class PositionText:
 class ChainText:
     """Text by a chain: each token asks for its successor in a random order of the vocabulary.
 
+    config, family: of the model
+    noise: its noise
+    slow: share of the input's variance that changes slowly
+    bias: by what neurons are kept from firing
+
     order: [vocab], the tokens along the chain, whose last one is followed by the first
     """
 
-    def __init__(self, config: PreTrainedConfig, family: Family, noise: Noise, bias: Bias) -> None:
-        self._width, self._noise, self._bias = config.hidden_size, noise, bias
+    def __init__(
+        self, config: PreTrainedConfig, family: Family, noise: Noise, slow: float, bias: Bias
+    ) -> None:  # fmt: skip
+        self._width, self._noise, self._slow, self._bias = config.hidden_size, noise, slow, bias
         self._embedding, self._head = family.embedding_weight, family.head
         generator = torch.Generator().manual_seed(noise.seed)
         self.order = torch.randperm(config.vocab_size, generator=generator)
@@ -148,11 +160,11 @@ class ChainText:
     def _embedded(self, begin: int) -> Tensor:
         """The embedding of a stretch's tokens: [tokens, d_model]."""
         slow = drift(self._bias.clear(self._noise(f"chain.{begin}", self._shape(begin))))
-        return self._bias.mark(((1 - SLOW) ** 0.5 * self._fast(begin)).add_(slow, alpha=SLOW**0.5))
+        return self._bias.mark(((1 - self._slow) ** 0.5 * self._fast(begin)).add_(slow, alpha=self._slow**0.5))
 
     def _asks(self, begin: int) -> Tensor:
         """The rows of the head that stand for the successors of a stretch's tokens: [tokens, d_model]."""
-        return self._fast(begin).mul_(STANDS_OUT / ((1 - SLOW) ** 0.5 * self._width))
+        return self._fast(begin).mul_(STANDS_OUT / ((1 - self._slow) ** 0.5 * self._width))
 
     def _shape(self, begin: int) -> tuple[int, int]:
         return min(STRETCH, len(self.order) - begin), self._width
