@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,9 +139,8 @@ class PlantedModel:
         """The biases of a layer's neurons [ffn], once it and all layers before it are calibrated."""
         while len(self._biases) <= layer:
             number = len(self._biases)
-            self._hidden = run_layer(
-                self.settings, self.family, number, self.tensor, self._hidden, lambda x: self._calibrate(number, x)
-            )
+            calibrate = partial(self._calibrate, number)
+            self._hidden = run_layer(self.settings, self.family, number, self.tensor, self._hidden, calibrate)
         return self._biases[layer]
 
     def rates(self, layer: int) -> Tensor:

@@ -1,7 +1,7 @@
 """One layer of transformers' own model, run with an FFN of one's own on what comes out of the layer before.
 
-So whatever a family does around its FFN (attention beside it, fused or grouped queries, rotary positions, norms) is what
-it does when the model runs.
+So whatever a family does around its FFN (attention beside it, fused or grouped queries, rotary positions, norms) is
+what it does when the model runs.
 """
 
 from __future__ import annotations
