@@ -75,8 +75,8 @@ KINDS: dict[str, dict[str, Any]] = {  # what is published of each family, in sma
     "prosparse": SMALL | {"model_type": "sparsellama", "hidden_act": "fatrelu", "hidden_act_param": 0.05},
     "sparselm": SMALL | {
         "model_type": "llama_sparse_relu", "hidden_act": "silu", "sparsity_gated_mlp": True, "rope_theta": 100000,
-        "sparsity_new_intermediate_size": 160, "rope_scaling": None, "rope_interleaved": False, "tie_word_embeddings": True,
-        "intermediate_size": 100,
+        "sparsity_new_intermediate_size": 160, "intermediate_size": 100, "rope_scaling": None,
+        "rope_interleaved": False, "tie_word_embeddings": True,
     },
     "minicpm-s": GROUPED | {
         "model_type": "minicpm", "hidden_act": "fatrelu", "hidden_act_param": 0.01, "scale_emb": 12,
