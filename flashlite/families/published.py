@@ -7,14 +7,13 @@ own: that is 0.59 GB more in DRAM as bf16, so that the model is a little harder 
 
 from __future__ import annotations
 
-from typing import Any
-
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING, Any
 
 from flashlite.errors import CheckpointError
 from flashlite.families import opt
-from flashlite.families.configured import read_config
-from flashlite.families.known import family_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 PUBLISHED: dict[str, dict[str, Any]] = {  # config.json, where it differs from what transformers takes for granted
     "falcon-7b": {
@@ -52,4 +51,7 @@ def published_config(name: str) -> PreTrainedConfig:
     check_published(name)
     if name in opt.PUBLISHED:
         return opt.published_config(name)
+    from flashlite.families.configured import read_config  # not before: an unknown name is refused without torch
+    from flashlite.families.known import family_of
+
     return read_config(PUBLISHED[name], family_of(PUBLISHED[name]))
