@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, call
+from torch import Tensor
 from transformers import OPTForCausalLM, PreTrainedConfig
 
 from flashlite.bench.decoding import exactness, forced, greedy, per_token
@@ -25,6 +26,7 @@ from flashlite.families.configured import expected_shapes, read_config
 from flashlite.families.known import FAMILIES, family_of
 from flashlite.families.opt import published_config, resident_and_streamed
 from flashlite.storage.store import Store
+from flashlite.training.evaluate import streamed_model, watch
 from flashlite.training.planted import PlantedModel, synth, write_planted
 from flashlite.training.planted_bias import OwnBias, SharedDirection
 from flashlite.training.planted_figures import FIGURES, OPT, figures_of
@@ -117,14 +119,35 @@ def test_opts_weights_are_those_of_earlier_versions() -> None:
     assert sums == pytest.approx(EARLIER, rel=1e-5)
 
 
-def test_an_opt_with_norms_after_its_blocks_fires_as_it_should() -> None:
+def test_an_opt_with_norms_after_its_blocks_is_planted_as_it_runs(tmp_path: Path) -> None:
     """opt-350m's norms come after its blocks, and its embedding is narrower than its layers."""
-    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setitem(families.PUBLISHED, "opt-350m", (256, 4, 4, 128))
-        planted = PlantedModel(published_config("opt-350m"), OPT)
-        planted.tensor("model.decoder.layers.3.fc1.bias")
-    assert not planted.settings.do_layer_norm_before
-    assert planted.figures()["active"] == pytest.approx(OPT.mean, rel=0.2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(families.PUBLISHED, "opt-350m", (256, 6, 4, 128))
+        store = synth("opt-350m", tmp_path / "store", "fp32")
+    model, inputs, shares = streamed_model(store), [], []
+    watch(model, lambda i, x, fired: (inputs.append(x), shares.append(float(fired.float().mean()))))
+    texts = torch.randint(store.config.vocab_size, (16, 64), generator=torch.Generator().manual_seed(5))
+    places = torch.linspace(0, store.config.max_position_embeddings - 64, 16).long()
+    with torch.no_grad():
+        model.base_model(texts, position_ids=places[:, None] + torch.arange(64))
+    masks = [
+        (predictor.mask(own), predictor.mask(before))
+        for predictor, own, before in zip(PredictorSet.load(store).layers[1:], inputs[1:], inputs[:-1], strict=True)
+    ]
+    ahead = [float((true & early).sum() / true.sum()) for true, early in masks]
+    found = store.manifest["planted"]
+    assert not store.config.do_layer_norm_before
+    assert sum(shares) / len(shares) == pytest.approx(found["active"], rel=0.1)
+    assert sum(ahead) / len(ahead) == pytest.approx(found["ahead"], rel=0.1)
+
+
+@torch.no_grad()
+def active_share(store: Store, texts: Tensor) -> float:
+    """Which share of all neurons fires in the model as it runs. texts: [texts, length], token ids."""
+    model, shares = streamed_model(store), []
+    watch(model, lambda i, x, fired: shares.append(float(fired.float().mean())))
+    model.base_model(texts)
+    return sum(shares) / len(shares)
 
 
 # Falcon, Llama, Persimmon and Phi
@@ -194,6 +217,14 @@ def test_each_family_reaches_its_figures(name: str, planted_as: Made) -> None:
     first, middle, last = (layer["active"] for layer in found["layers"])
     assert (first, middle, last) == pytest.approx(wanted.active, rel=0.2)
     assert [layer.rank for layer in planted.reports] == [planted.rank] * store.layers
+
+
+@pytest.mark.parametrize("name", published.PUBLISHED)
+def test_the_model_as_it_runs_fires_as_was_reported(name: str, planted_as: Made) -> None:
+    planted, store = planted_as(name)
+    assert isinstance(planted.text, ChainText)
+    texts = planted.text.order[:512].view(8, 64)
+    assert active_share(store, texts) == pytest.approx(store.manifest["planted"]["active"], rel=0.1)
 
 
 @pytest.mark.parametrize("name", published.PUBLISHED)
