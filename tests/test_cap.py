@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import DynamicCache
 
 from flashlite.bench import cap as cap_module
-from flashlite.bench.cap import Cap, memory_cap
+from flashlite.bench.cap import Cap, fixed_base, memory_cap
+from flashlite.bench.dense import load_dense
+from flashlite.families.configured import empty_model, read_config
+from flashlite.families.known import family_of
+from flashlite.storage.pack import pack
 
 CAP = 120_000_000
 
@@ -113,3 +122,37 @@ def test_a_group_that_cannot_be_entered_is_no_cap(monkeypatch: pytest.MonkeyPatc
     with memory_cap(CAP) as cap:
         assert not cap.enforced
         assert list(tmp_path.glob("flashlite-*")) == []
+
+
+SIZES = {
+    "vocab_size": 32, "hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 6, "intermediate_size": 32,
+    "max_position_embeddings": 32, "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 2,
+}  # fmt: skip
+FALCON = SIZES | {"model_type": "falcon", "activation": "relu", "ffn_hidden_size": 32}
+CACHING: dict[str, tuple[dict[str, Any], int]] = {  # a configuration, and how many numbers of keys a token caches
+    "opt": (SIZES | {"model_type": "opt", "ffn_dim": 32, "word_embed_proj_dim": 96}, 96),
+    "llama": (SIZES | {"model_type": "llama", "hidden_act": "relu"}, 96),
+    "llama, grouped": (SIZES | {"model_type": "llama", "hidden_act": "relu", "num_key_value_heads": 2}, 32),
+    "llama, wide": (SIZES | {"model_type": "llama", "hidden_act": "relu", "head_dim": 24}, 144),
+    "phi, grouped": (SIZES | {"model_type": "phi", "hidden_act": "relu", "num_key_value_heads": 3}, 48),
+    "persimmon": (SIZES | {"model_type": "persimmon"}, 96),
+    "falcon, one head": (FALCON, 16),
+    "falcon, all heads": (FALCON | {"multi_query": False, "bias": True}, 96),
+    "falcon, new": (FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}, 96),
+}
+
+
+@pytest.mark.parametrize("kind", CACHING)
+def test_the_cache_that_is_counted_is_the_one_that_transformers_keeps(kind: str, tmp_path: Path) -> None:
+    content, numbers = CACHING[kind]
+    family = family_of(content)
+    model = empty_model(read_config(content, family), family)
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    weights = {name: torch.zeros(tensor.shape) for name, tensor in model.state_dict().items()}
+    save_file(weights, tmp_path / "model.safetensors")
+    store = pack(tmp_path, tmp_path / "store", "fp32")
+    base = fixed_base(store, 0, prompt_tokens=5, tokens=7)
+    assert base.kv_cache == 2 * store.layers * (5 + 7) * numbers * 4
+    cache = load_dense(store)(torch.zeros(1, 12, dtype=torch.long), use_cache=True).past_key_values
+    assert isinstance(cache, DynamicCache)
+    assert base.kv_cache == sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)

@@ -73,12 +73,17 @@ KINDS: dict[str, dict[str, Any]] = {  # what is published of each family, in sma
     "nemotron": GROUPED | {"model_type": "nemotron", "mlp_bias": True},
     "arcee": GROUPED | {"model_type": "arcee"},
     "prosparse": SMALL | {"model_type": "sparsellama", "hidden_act": "fatrelu", "hidden_act_param": 0.05},
+    "sparselm": SMALL | {
+        "model_type": "llama_sparse_relu", "hidden_act": "silu", "sparsity_gated_mlp": True, "rope_theta": 100000,
+        "sparsity_new_intermediate_size": 160, "intermediate_size": 100, "rope_scaling": None,
+        "rope_interleaved": False, "tie_word_embeddings": True,
+    },
     "minicpm-s": GROUPED | {
         "model_type": "minicpm", "hidden_act": "fatrelu", "hidden_act_param": 0.01, "scale_emb": 12,
         "scale_depth": 1.4, "dim_model_base": 32,
     },
 }  # fmt: skip
-OWN_CODE = ("sparsellama", "minicpm")
+OWN_CODE = ("sparsellama", "llama_sparse_relu", "minicpm")
 PARALLEL = ("falcon-7b", "falcon-40b", "falcon-11b", "phi")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FORMS = ("safetensors", "bin")
@@ -366,6 +371,8 @@ def test_predictors_are_trained_for_every_family(kind: str, store_of: Callable[.
         ("llama", {"head_dim": 10**9}, "head_dim is 1000000000"),
         ("phi", {"partial_rotary_factor": 1e9}, "does not describe a model of type phi: .*inv_freq would have"),
         ("llama", {"rope_scaling": {"rope_type": "nonsense"}}, "does not describe a model of type llama"),
+        ("sparselm", {"sparsity_gated_mlp": False}, "does not describe a .*: sparsity_gated_mlp is false"),
+        ("sparselm", {"intermediate_size": ..., "sparsity_new_intermediate_size": ...}, "does not describe a model"),
         ("minicpm-s", {"hidden_size": ...}, "does not describe a model of type minicpm"),
         ("minicpm-s", {"dim_model_base": 0}, "does not describe a model of type minicpm"),
     ],

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ import flashlite
 from flashlite import plots
 from flashlite.bench import cost, tables
 from flashlite.bench.decoding import forced
+from flashlite.bench.dense import load_dense
 from flashlite.bench.estimate import Sparsity, count_work, estimate
 from flashlite.bench.ladder import bench, run_peer
 from flashlite.bench.peers import PEERS, export
@@ -29,9 +32,14 @@ from flashlite.cli.main import app
 from flashlite.drive import published as drives
 from flashlite.engine.stages import NAMES
 from flashlite.errors import FlashliteError, StoreError
+from flashlite.families import published
+from flashlite.families.configured import read_config
+from flashlite.families.known import family_of
 from flashlite.storage.bundle import FFNShape
 from flashlite.storage.checkpoint import Checkpoint
 from flashlite.storage.store import Store
+from flashlite.training.planted import PlantedModel, write_planted
+from flashlite.training.planted_figures import figures_of
 
 IDS = list(range(5, 21))
 
@@ -61,6 +69,44 @@ def test_a_peer_is_the_dense_model(name: str, tiny_store: Store, exported: Path,
     expected = kinds.get(name.split(",")[-1].split()[0], set())
     assert expected <= {parameter.split(".")[-2] for parameter in offloaded}
     assert bool(expected) == bool(offloaded)
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Store, Path]]:
+    """A small planted model of a family, and what is exported of it; made once."""
+
+    @cache
+    def make(name: str) -> tuple[Store, Path]:
+        sizes = {"ffn_hidden_size" if name == "falcon-7b" else "intermediate_size": 192, "vocab_size": 4096}
+        content = published.PUBLISHED[name] | sizes | {
+            "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "bos_token_id": 1, "eos_token_id": 2,
+            "partial_rotary_factor": 0.5,
+        }  # fmt: skip
+        model = PlantedModel(read_config(content, family_of(content)), figures_of(name))
+        store = write_planted(model, name, tmp_path_factory.mktemp("planted") / name, "fp32")
+        return store, export(store, store.path.with_name("checkpoint"))
+
+    return make
+
+
+@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.parametrize("name", published.PUBLISHED)
+def test_peers_run_every_family(name: str, peer: str, planted: Callable[[str], tuple[Store, Path]]) -> None:
+    store, checkpoint = planted(name)
+    model = PEERS[peer](store, checkpoint)
+    torch.testing.assert_close(forced(model, IDS, IDS).logits, forced(load_dense(store), IDS, IDS).logits)
+    offloaded = {name for name, parameter in model.named_parameters() if parameter.device.type == "meta"}
+    matrices = {pattern.format(i) for pattern in store.family.matrices for i in range(store.layers)}
+    assert (matrices <= offloaded) == (peer != "memory-mapped safetensors")
+    assert store.family.embedding_weight not in offloaded
+
+
+@pytest.mark.slow
+def test_peers_of_a_planted_falcon_are_measured(planted: Callable[[str], tuple[Store, Path]]) -> None:
+    store, _ = planted("falcon-7b")
+    found = bench(store, stages=[5], tokens=8, check_tokens=4, rounds=1, prompt_tokens=8, peers=True, budget="99%")
+    assert [row.name for row in found.peers] == list(PEERS)
+    assert all(row.cost is not None and row.cost.tokens_equal for row in found.peers)
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +234,26 @@ def test_estimate_is_faster_on_faster_drives_and_from_stage_to_stage(monkeypatch
     for name, dtype in (("opt-7b", "fp32"), ("opt-125m", "fp8")):
         with pytest.raises(FlashliteError):
             estimate(name, {}, dtype)
+
+
+@pytest.mark.parametrize("name", published.PUBLISHED)
+def test_estimate_knows_every_model_by_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "SAMPLE_BYTES", 2**22)
+    result, figures = estimate(name, {"drive": drives.find_drive("SATA").curve()}), figures_of(name)
+    billions = {"falcon-7b": 7.217, "llama-2-7b": 6.738, "persimmon-8b": 9.397, "phi-2": 2.780}
+    assert result["weight_bytes"] / 2e9 == pytest.approx(billions[name], abs=0.001)
+    streamed = {"falcon-7b": 10.571e9, "llama-2-7b": 8.657e9, "persimmon-8b": 9.664e9, "phi-2": 3.355e9}[name]
+    assert result["bytes_per_token"]["resident"] == pytest.approx(streamed, rel=1e-3)
+    assert result["bytes_per_token"]["window"] == pytest.approx(figures.new * streamed, rel=1e-3)
+    assert result["sparsity"]["active"] == pytest.approx(figures.mean)
+    waste = result["bytes_per_token"]["overlap"] / result["bytes_per_token"]["pool"]
+    assert waste == pytest.approx(1.0 if name in ("falcon-7b", "phi-2") else 1.25)
+
+
+def test_each_matrix_of_a_gated_neuron_is_a_read_where_they_lie_apart() -> None:
+    works = count_work(FFNShape(2048, 512, 4, 512, matrices=3), 6, 10**6, Sparsity())
+    assert works["window"].reads == 3 * works["bundle"].reads
+    assert works["window"].bytes == works["bundle"].bytes
 
 
 @pytest.mark.slow

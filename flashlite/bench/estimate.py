@@ -6,6 +6,7 @@ drive is a curve: the user's own, or a published one. (Paper: sections 2.1 and 3
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -18,9 +19,16 @@ from flashlite.drive.reads import LARGEST_READ
 from flashlite.engine.budget import LARGEST_BUFFER
 from flashlite.engine.stages import NAMES
 from flashlite.errors import FlashliteError
-from flashlite.families.opt import published_config, resident_and_streamed
+from flashlite.families.activation import Activation
+from flashlite.families.configured import expected_shapes
+from flashlite.families.family import Family
+from flashlite.families.known import FAMILIES, activation_of
+from flashlite.families.opt import OPT, resident_and_streamed
+from flashlite.families.published import published_config
 from flashlite.storage.bundle import FFNShape
 from flashlite.storage.safetensors_file import DTYPES
+from flashlite.storage.store import shape_of
+from flashlite.training.planted_figures import FIGURES
 
 GRID = 512  # bytes; the grid of most drives
 MOST_LAYERS = 32  # that a sample of products goes round
@@ -43,6 +51,18 @@ class Sparsity:
     new: float = 0.024
     wasted: float = 0.25
 
+    @classmethod
+    def of(cls, name: str, parallel: bool) -> Sparsity:
+        """A published model's, as far as papers tell of it, else what follows from them: see planted_figures.py.
+
+        parallel: whether attention runs beside the FFN, so that nothing is read for nothing
+        """
+        if name not in FIGURES:
+            return cls()
+        planted = FIGURES[name]
+        predicted, wasted = planted.predicted_over_active * planted.mean, 0.0 if parallel else cls.wasted
+        return cls(planted.mean, predicted, planted.resident, planted.new, wasted)
+
 
 def count_work(shape: FFNShape, layers: int, resident_bytes: int, sparsity: Sparsity) -> dict[str, Work]:
     """What a token does at each stage, by the stage's name.
@@ -59,17 +79,17 @@ def count_work(shape: FFNShape, layers: int, resident_bytes: int, sparsity: Spar
     everything = ffn_bytes + resident_bytes
     naive = replace(resident, reads=everything / LARGEST_READ, bytes=everything, batches=passes + layers + 1)
 
-    def sparse(read: float, held: float, halves: int, copied: bool) -> Work:
-        nbytes = read * neurons * (record if halves == 1 else shape.neuron_bytes)
+    def sparse(read: float, held: float, pieces: int, copied: bool) -> Work:
+        nbytes = read * neurons * (record if pieces == 1 else shape.neuron_bytes)
         rows = held * neurons
         moved = rows * record if copied else 0.0
-        return Work(halves * read * neurons, nbytes, layers, moved, held * product, overlapped=False)
+        return Work(pieces * read * neurons, nbytes, layers, moved, held * product, overlapped=False)
 
-    s = sparsity
+    s, split = sparsity, shape.matrices
     pool = sparse(s.new, s.resident, 1, copied=False)
     works = (
-        naive, resident, sparse(s.predicted, s.predicted, 2, copied=True), sparse(s.new, s.resident, 2, copied=True),
-        sparse(s.new, s.resident, 1, copied=True), pool,
+        naive, resident, sparse(s.predicted, s.predicted, split, copied=True),
+        sparse(s.new, s.resident, split, copied=True), sparse(s.new, s.resident, 1, copied=True), pool,
         replace(pool, reads=pool.reads * (1 + s.wasted), bytes=pool.bytes * (1 + s.wasted), overlapped=True),
     )  # fmt: skip
     return dict(zip(NAMES, works, strict=True))
@@ -80,23 +100,25 @@ def estimate(
 ) -> dict[str, Any]:
     """Milliseconds a token at every stage and on every drive, and what they follow from.
 
-    name: a published OPT, such as opt-6.7b
+    name: a published model, such as opt-6.7b or falcon-7b
     curves: drives by name
     dtype: fp32, bf16 or fp16
-    sparsity: shares of neurons, the paper's unless given
+    sparsity: shares of neurons, those of Sparsity.of unless given
 
     Raises FlashliteError for an unknown name or dtype.
     """
     if dtype not in DTYPES:
         raise FlashliteError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
-    config, sparsity, kind = published_config(name), sparsity or Sparsity(), DTYPES[dtype]
-    resident, streamed = (n * kind.itemsize for n in resident_and_streamed(config))
-    shape = FFNShape(config.ffn_dim, config.hidden_size, kind.itemsize, GRID)
+    config, kind = published_config(name), DTYPES[dtype]
+    family = FAMILIES[config.model_type]
+    sparsity = sparsity or Sparsity.of(name, family.early_norm(config) is not None)
+    resident, streamed = (n * kind.itemsize for n in _weights(config, family))
+    shape, activation = shape_of(config, family, kind, GRID), activation_of(config, family)
     works = count_work(shape, config.num_hidden_layers, resident, sparsity)
     rest = 1e3 * resident / linear_speed(shape.d_model, kind)
-    whole = _speeds(shape, kind, rest, LARGEST_BUFFER // shape.neuron_bytes, None)
+    whole = _speeds(shape, kind, activation, rest, LARGEST_BUFFER // shape.neuron_bytes, None)
     predicted, windowed = (
-        _speeds(shape, kind, rest, int(held * shape.neurons), sparsity.active / held)
+        _speeds(shape, kind, activation, rest, int(held * shape.neurons), sparsity.active / held)
         for held in (sparsity.predicted, sparsity.resident)
     )
     speeds = dict(zip(NAMES, (whole, whole, predicted, *[windowed] * 4), strict=True))
@@ -107,9 +129,20 @@ def estimate(
     }  # fmt: skip
 
 
-def _speeds(shape: FFNShape, dtype: torch.dtype, rest: float, rows: int, fires: float | None) -> Speeds:
+def _weights(config: Any, family: Family) -> tuple[int, int]:
+    """How many weights stay in DRAM, and how many stream. config: transformers' own."""
+    if family is OPT:
+        return resident_and_streamed(config)
+    sizes = {name: math.prod(shape) for name, shape in expected_shapes(config, family).items()}
+    streamed = sum(sizes[name] for name in family.streamed(config.num_hidden_layers))
+    return sum(sizes.values()) - streamed, streamed
+
+
+def _speeds(
+    shape: FFNShape, dtype: torch.dtype, activation: Activation, rest: float, rows: int, fires: float | None
+) -> Speeds:
     """What this processor does where `rows` neurons are multiplied at a time, of which a share fires."""
-    product = product_speed(shape, MOST_LAYERS, dtype, rows, fires)
+    product = product_speed(shape, MOST_LAYERS, dtype, rows, fires, activation)
     return Speeds(product, copy_speed(rows * shape.record_bytes), rest)
 
 

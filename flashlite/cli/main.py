@@ -84,14 +84,14 @@ def pack(
 
 @app.command()
 def synth(
-    name: Annotated[str, typer.Argument(help="a published OPT, such as opt-1.3b or opt-6.7b")],
+    name: Annotated[str, typer.Argument(help="a published model, such as opt-1.3b, falcon-7b or phi-2")],
     out: OutArgument,
     dtype: Annotated[Dtype, typer.Option(help="of the weights")] = "bf16",
     layout: LayoutOption = "bundled,split",
     seed: SeedOption = 0,
 ) -> None:
     """Write a model of a published size with planted sparsity: real reads and products, noise for text."""
-    from flashlite.families.opt import check_published
+    from flashlite.families.published import check_published
 
     check_published(name)
     checks.check_new_folder(out, False, "choose another name")

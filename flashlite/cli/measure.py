@@ -150,7 +150,7 @@ def _show_complete(result: Result | None, wanted: int, wide: bool) -> None:
 
 
 def estimate(
-    name: Annotated[str, typer.Argument(help="a published OPT, such as opt-6.7b")],
+    name: Annotated[str, typer.Argument(help="a published model, such as opt-6.7b or falcon-7b")],
     folder: FolderArgument = Path("."),
     drive: Annotated[str | None, typer.Option(help="only this published drive, by a part of its name")] = None,
     dtype: Annotated[Dtype, typer.Option(help="of the weights")] = "bf16",
@@ -167,7 +167,7 @@ def estimate(
     from flashlite.drive.probe import check_folder
     from flashlite.drive.probe import probe as measure_drive
     from flashlite.drive.published import DRIVES, find_drive
-    from flashlite.families.opt import check_published
+    from flashlite.families.published import check_published
 
     check_published(name)
     drives = [find_drive(drive)] if drive else DRIVES

@@ -15,6 +15,13 @@ def early_norm(config: Any) -> str | None:
     return "ln_mlp" if norms == 2 and config.new_decoder_architecture else "input_layernorm"
 
 
+def cached_heads(config: Any) -> int:
+    """One head where all queries share it. Newer Falcons share heads too, but cache them once for each query head."""
+    if config.multi_query and not config.new_decoder_architecture:
+        return 1
+    return int(config.num_attention_heads if config.new_decoder_architecture else config.num_kv_heads)
+
+
 FALCON = Family(
     model_type="falcon",
     first="mlp.dense_h_to_4h",
@@ -24,4 +31,5 @@ FALCON = Family(
     neurons="ffn_hidden_size",
     activation="activation",
     early_norm=early_norm,
+    cached_heads=cached_heads,
 )

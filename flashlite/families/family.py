@@ -9,6 +9,11 @@ from typing import Any
 EMBEDDINGS = "embeddings"  # the group of all weights that belong to no layer
 
 
+def grouped_heads(config: Any) -> int:
+    """How many heads' keys and values are cached: those that queries share, where a configuration has such."""
+    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+
+
 @dataclass(frozen=True)
 class Family:
     """A model family by transformers' names, which are those of modules.
@@ -25,6 +30,7 @@ class Family:
     neurons, activation: what the configuration calls the number of neurons, and their activation
     early_norm: says of a configuration which norm in a layer gives the FFN's input before attention runs, or None
     stock: a published config.json as one of transformers' own family
+    cached_heads: says of a configuration how many heads' keys and values transformers caches
     """
 
     model_type: str
@@ -40,6 +46,7 @@ class Family:
     activation: str = "hidden_act"
     early_norm: Callable[[Any], str | None] = lambda config: None
     stock: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    cached_heads: Callable[[Any], int] = grouped_heads
 
     @property
     def head(self) -> str:

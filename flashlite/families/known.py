@@ -16,11 +16,12 @@ from flashlite.families.nemotron import NEMOTRON
 from flashlite.families.opt import OPT
 from flashlite.families.persimmon import PERSIMMON
 from flashlite.families.phi import PHI
-from flashlite.families.prosparse import PROSPARSE
+from flashlite.families.prosparse import PROSPARSE, SPARSELM
 
 FAMILIES = {  # by what config.json calls them
     "opt": OPT, "falcon": FALCON, "phi": PHI, "persimmon": PERSIMMON, "llama": LLAMA, "mistral": MISTRAL,
     "nemotron": NEMOTRON, "arcee": ARCEE, "sparsellama": PROSPARSE, "minicpm": MINICPM,
+    "llama_sparse_relu": SPARSELM,
 }  # fmt: skip
 ACTIVATIONS = ("relu", "relu2", "fatrelu", "drelu")
 
