@@ -88,6 +88,7 @@ def test_the_command_makes_a_checkpoint_that_streams(
     assert [point["step"] for point in result["log"]] == [0, 3, 6]
     assert result["log"][-1]["perplexity"] < result["log"][0]["perplexity"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.json", "r.png", "relufied"]
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1
     assert all(tensor.dtype == torch.bfloat16 for tensor in weights_of(out).values())
     model = flashlite.load(out, stage="pool", dram_budget="2MB", predictor="oracle")
     dense = AutoModelForCausalLM.from_pretrained(out, dtype=torch.bfloat16)

@@ -128,5 +128,7 @@ def _tokens(recipe: Recipe) -> int:
 def _write(model: PreTrainedModel, checkpoint: Checkpoint, out: Path, record: dict[str, Any]) -> None:
     with new_folder(out) as folder:
         model.to(DTYPES[checkpoint.own_dtype or "fp32"]).save_pretrained(folder)
+        for path in folder.glob("*.safetensors"):  # which safetensors lets only its owner read, whatever the umask
+            path.chmod((folder / CONFIG).stat().st_mode)
         copy_files(checkpoint.folder, folder, [name for name in side_files(checkpoint.folder) if name != CONFIG])
         (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
