@@ -6,6 +6,9 @@ neurons fire than is wanted and falls while fewer do, so that each layer finds t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -45,8 +48,8 @@ class Firing(nn.Module):
         for i, layer in enumerate(layers):
             layer.get_submodule(family.first).register_forward_hook(self._hear(i))
 
-    def _hear(self, i: int):  # type: ignore[no-untyped-def]
-        def hook(module: nn.Module, args: object, first: Tensor) -> None:
+    def _hear(self, i: int) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(module: nn.Module, args: Any, first: Tensor) -> None:
             self._first[i] = first
 
         return hook

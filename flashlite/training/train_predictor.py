@@ -160,7 +160,7 @@ def train_predictors(
     recall: share of the firing neurons that must be predicted
     progress: is told of each predictor
     seed, steps: see `fit`
-    group: of processes, of which each trains every so manieth layer and all return all predictors
+    group: of processes, which share the layers among each other; each returns the predictors of all layers
 
     Ranks start at an eighth of d_model and double while that saves DRAM: a larger predictor must pay for itself by the
     rows that its smaller active set frees in a window of 5.
@@ -188,7 +188,7 @@ def train_predictors(
 
 
 def _gathered(mine: PredictorSet, store: Store, group: Group) -> PredictorSet:
-    """The predictors of all layers. mine: those of every so manieth layer, which this process has trained."""
+    """The predictors of all layers. mine: those of the layers that this process has trained."""
     if group.size == 1:
         return mine
     parts = []
