@@ -148,11 +148,12 @@ def test_an_interrupted_command_shows_its_rows_and_writes_no_result(
 
 
 CHILD = """
+import signal
 import sys
-from pathlib import Path
 from flashlite.bench.process.run import run_worker
 from flashlite.bench.process.task import IdleTask, Setup
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have what runs in the background ignore it
 run_worker(IdleTask(Setup("", sys.argv[1], [], 0)), ["/bin/sh", "-c", f"echo $$ > {sys.argv[1]}/pid; exec sleep 600"])
 """
 

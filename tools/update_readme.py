@@ -14,7 +14,9 @@ from house import house
 from flashlite import plots
 from flashlite.bench.cost import io_ms
 from flashlite.bench.result import Result
-from flashlite.bench.tables import ladder_markdown, peer_markdown, summary_lines
+from flashlite.bench.tables import Table, ladder_markdown, peer_markdown, summary_lines
+from flashlite.bench.tables.table import sign
+from flashlite.course import paper
 from flashlite.drive.published import find_drive
 
 ROOT = Path(__file__).parent.parent
@@ -29,6 +31,7 @@ def updated(text: str) -> str:
     first, *rest = summary_lines(scale)
     texts = {
         "scale": "\n".join([f"{first}.", "", peer_markdown(scale), "", *(f"- {line}" for line in rest)]),
+        "families": families(),
         "results": few_lines(ladder_markdown(result(MINI))),
         "slower": predictor_line(result(MINI)),
         "verified": verified_line(),
@@ -46,6 +49,35 @@ def updated(text: str) -> str:
 def result(name: str) -> Result:
     """A benchmark's result by the name of its file."""
     return Result.from_json(json.loads((ROOT / f"results/{name}.json").read_text(encoding="utf-8")))
+
+
+def families() -> str:
+    """Each model of the paper's table 3: what was measured of one of its shape, beside the paper's gain."""
+    columns = (
+        "model", "budget", "dense, ms", "0 naive, ms", "5 pool, ms", "6 overlap, ms", "naive / pool", "the paper's",
+        "wasted at 6", "same tokens",
+    )  # fmt: skip
+    totals = {(row.model, row.system): row.total_ms for row in paper.TABLE_3}
+    rows = []
+    for theirs, name in paper.MEASURED.items():
+        gain = f"{totals[f'{theirs} CPU', 'naive'] / totals[f'{theirs} CPU', 'all']:.1f}"
+        path = ROOT / f"results/bench-{name}-bf16.json"
+        ours = (
+            measured_cells(result(path.stem), gain) if path.exists() else ["not measured yet", *[""] * 5, gain, "", ""]
+        )
+        rows.append([theirs, *ours])
+    return Table(columns, rows).markdown()
+
+
+def measured_cells(measured: Result, gain: str) -> list[str]:
+    """A model's row of `families`. gain: the paper's."""
+    stages = {stage.name: stage for stage in measured.stages}
+    naive, pool, overlap = (stages[name] for name in ("naive", "pool", "overlap"))
+    times = (measured.dense.total_ms, naive.total_ms, pool.total_ms, overlap.total_ms)
+    wasted = f"{overlap.wasted_bytes / max(1, overlap.prefetched_bytes):.0%}"
+    same = sign(all(stage.tokens_equal for stage in measured.stages))
+    ours = f"{naive.total_ms / pool.total_ms:.1f}"
+    return [f"{measured.budget_share:.0%}", *(f"{ms:,.0f}" for ms in times), ours, gain, wasted, same]
 
 
 def few_lines(table: str, most: int = 2) -> str:
