@@ -30,6 +30,7 @@ BATCHES = 3  # at least
 BATCH_BYTES = 64 * 2**20
 PASS_BYTES, PASS_RECORDS, PASSES = 2 * 2**20, 128, 60
 PASS_READS = PASS_BYTES // LARGEST_READ
+SMALLEST_FILE = 3 * PASS_BYTES  # in which a pass finds two places
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ def probe(
 def probe_file(path: Path, sizes: Sequence[int] = SIZES, depths: Sequence[int] = DEPTHS, seed: int = 0) -> Curve:
     """Measure a drive by reading a large file that is there already. Raises FlashliteError if it is too small."""
     rng, file = np.random.default_rng(seed), FlashFile(path)
+    if file.size < SMALLEST_FILE:
+        raise FlashliteError(f"{path} is too small to measure a drive with: it needs {SMALLEST_FILE} bytes")
     grid, native = file.alignment, isinstance(default_backend(), NativeAio)
     usable = tuple(size for size in sizes if size % grid == 0)
     sequential = sequential_mb_s(path)  # first: some drives answer the first touch of a block late
@@ -164,14 +167,13 @@ def random_mb_s(path: Path, size: int, depth: int, rng: np.random.Generator) -> 
 
 def sequential_mb_s(path: Path) -> float:
     """Throughput of large reads in order, in MB/s: the median over batches."""
-    file, size, count = FlashFile(path), 262144, 64
+    file, size = FlashFile(path), 262144
+    count = min(64, file.size // size)
     buffer, rows, seconds = aligned_buffer(count, size), np.arange(count), []
     for begin in range(0, file.size - count * size + 1, count * size):
         began = time.perf_counter()
         file.read(begin + rows * size, size, buffer, rows)
         seconds.append(time.perf_counter() - began)
-    if not seconds:
-        raise FlashliteError(f"{path} is too small to measure a drive with: it needs {count * size} bytes")
     return count * size / float(np.median(seconds)) / 1e6
 
 
