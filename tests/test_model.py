@@ -31,6 +31,7 @@ from transformers import (
 )
 
 import flashlite
+from flashlite.cli.checks import check_stages
 from flashlite.drive.backends import Serial
 from flashlite.drive.direct import direct_alignment
 from flashlite.engine.ffn import FlashFFN
@@ -669,6 +670,8 @@ def test_store_that_lacks_a_layout(tiny_checkpoint: Path, tmp_path: Path) -> Non
     store = flashlite.pack(tiny_checkpoint, tmp_path / "store", layouts=("bundled",))
     with pytest.raises(StoreError, match="no split layout"):
         load(store, stage="window")
+    with pytest.raises(StoreError, match="no split layout"):  # before anything is measured
+        check_stages(store, [5, 3], "90%", "oracle")
 
 
 def test_call_without_input(model: OPTForCausalLM) -> None:

@@ -229,5 +229,6 @@ def plan(store: Store, stage: Stage, dram_budget: int | float | str, predictor: 
 
     No weights are read to find out. Raises FlashliteError if the model can't be loaded so.
     """
+    store.check_layout(stage.layout)
     predictors = choose(store, stage, predictor)
     return predictors, plan_budget(store, stage, dram_budget, predictors.nbytes, predictors.needs, predictors.advice)

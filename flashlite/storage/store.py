@@ -197,9 +197,13 @@ class Store:
 
     def open_ffn(self, layout: str, backend: Backend | None = None) -> FlashFile:
         """The FFN's file, open for direct reads. Raises StoreError if the store wasn't packed with this layout."""
+        self.check_layout(layout)
+        return self._open_records(layout, backend)
+
+    def check_layout(self, layout: str) -> None:
+        """Raise StoreError if the store wasn't packed with this layout."""
         if layout not in self.layouts:
             raise StoreError(f"{self.path} has no {layout} layout: pack it again with --layout {','.join(LAYOUTS)}")
-        return self._open_records(layout, backend)
 
     def _open_records(self, layout: str, backend: Backend | None) -> FlashFile:
         return FlashFile(self.path / ffn_file(layout), backend)
