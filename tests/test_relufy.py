@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -256,6 +257,17 @@ def test_what_cannot_be_relufied_is_one_line_before_anything_is_trained(
         assert code == 1
         assert said in err.strip().splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_squared_relu_stays_as_it_is(checkpoint: Path, data: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    """It streams already: plain ReLU in its place would be another model."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    key = "activation" if config["model_type"] == "falcon" else "hidden_act"
+    squared = shutil.copytree(checkpoint, tmp_path / "squared")
+    (squared / "config.json").write_text(json.dumps(config | {key: "relu2"}))
+    result = relufy(open_to_relufy(squared), tmp_path / "out", *data, RECIPE)
+    assert json.loads((tmp_path / "out/config.json").read_text())[key] == "relu2"
+    assert result.born == Point(0, result.log[0].perplexity, result.log[0].zeros, 0.0)
 
 
 def test_a_relufied_model_is_trained_on_again(checkpoint: Path, data: tuple[Tensor, Tensor], tmp_path: Path) -> None:

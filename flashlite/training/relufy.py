@@ -20,6 +20,7 @@ from transformers.activations import ACT2FN
 
 from flashlite.errors import CheckpointError
 from flashlite.families.configured import empty_model
+from flashlite.families.known import ACTIVATIONS
 from flashlite.storage.atomic import new_folder
 from flashlite.storage.checkpoint import Checkpoint
 from flashlite.storage.safetensors_file import DTYPES
@@ -95,6 +96,8 @@ def relufy(
 ) -> Relufied:  # fmt: skip
     """Give a checkpoint ReLU, train it on, and write it to `out` as a checkpoint of its own dtype, with RECORD in it.
 
+    An activation that streams already, such as squared ReLU, stays as it is.
+
     checkpoint: from open_to_relufy
     stream: [tokens], what is trained on
     held_out: [texts, length], what is measured on
@@ -106,12 +109,13 @@ def relufy(
     """
     state = out.with_name(out.name + ".training.safetensors")
     family, activation = checkpoint.family, activation_of(checkpoint)
-    model = with_activation(checkpoint, activation)
-    perplexity, zeros = measure(model, Firing(model, family), held_out, group)
-    born = Point(0, perplexity, zeros if activation == "relu" else (0.0,) * len(zeros), 0.0)
-    del model
-    model = with_activation(checkpoint, "relu")
+    streams = activation in ACTIVATIONS  # then the model keeps it, and is only trained on
+    model = with_activation(checkpoint, activation if streams else "relu")
     training = Training(model, Firing(model, family, recipe.zeros), stream, held_out, recipe, group, state)
+    before = with_activation(checkpoint, activation)
+    perplexity, zeros = measure(before, Firing(before, family), held_out, group)
+    del before
+    born = Point(0, perplexity, zeros if streams else (0.0,) * len(zeros), 0.0)
     training.run(tell, measured)
     result = Relufied(activation, born, tuple(training.log))
     if group.first:
