@@ -8,7 +8,7 @@ the threshold.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from flashlite.engine.predictor_file import LayerReport, PredictorSet
 from flashlite.storage.bundle import round_up
 from flashlite.storage.neurons import NeuronFile
 from flashlite.storage.store import Store
+from flashlite.training.distributed import ALONE, Group
 from flashlite.training.evaluate import Tally, streamed_model, watch
 
 POSITIVE_WEIGHT = 4.0  # a missed neuron costs quality, a superfluous one only bytes
@@ -47,16 +48,23 @@ class Activations:
 
 
 @torch.no_grad()
-def collect(store: Store, texts: Tensor) -> list[Activations]:
-    """The activations of every layer on texts. texts: [texts, length], token ids."""
+def collect(store: Store, texts: Tensor, layers: Sequence[int] | None = None) -> list[Activations]:
+    """The activations of these layers, or of all, on texts. texts: [texts, length], token ids."""
     model = streamed_model(store)
-    found: list[list[tuple[Tensor, np.ndarray]]] = [[] for _ in range(store.layers)]
-    watch(model, lambda i, x, fired: found[i].append((x.half(), np.packbits(fired.numpy(), axis=1))))
+    found: dict[int, list[tuple[Tensor, np.ndarray]]] = {
+        i: [] for i in (range(store.layers) if layers is None else layers)
+    }
+
+    def see(i: int, x: Tensor, fired: Tensor) -> None:
+        if i in found:
+            found[i].append((x.half(), np.packbits(fired.numpy(), axis=1)))
+
+    watch(model, see)
     for batch in texts.split(4):
         model.base_model(batch)
     return [
         Activations(torch.cat([x for x, _ in part]), np.concatenate([fired for _, fired in part]), store.shape.neurons)
-        for part in found
+        for part in found.values()
     ]
 
 
@@ -156,7 +164,7 @@ def report(predictor: LowRankPredictor, data: Activations, length: int) -> Layer
 
 def train_predictors(
     store: Store, train: Tensor, held_out: Tensor, recall: float = 0.97, seed: int = 0,
-    progress: Callable[[str], None] = lambda line: None, steps: int = STEPS,
+    progress: Callable[[str], None] = lambda line: None, steps: int = STEPS, group: Group = ALONE,
 ) -> PredictorSet:  # fmt: skip
     """Train one predictor a layer on the texts `train`; calibrate it on one half of `held_out` and report on the other.
 
@@ -165,20 +173,22 @@ def train_predictors(
     recall: share of the firing neurons that must be predicted
     progress: is told of each predictor
     seed, steps: see `fit`
+    group: of processes, of which each trains every so manieth layer and all return all predictors
 
     Ranks start at an eighth of d_model and double while that saves DRAM: a larger predictor must pay for itself by the
     rows that its smaller active set frees in a window of 5.
     """
-    calibration, test = collect(store, held_out[::2]), collect(store, held_out[1::2] if len(held_out) > 1 else held_out)
-    data, layers, reports = collect(store, train), [], []
+    mine, layers, reports = range(group.rank, store.layers, group.size), [], []
+    halves = held_out[::2], held_out[1::2] if len(held_out) > 1 else held_out
     ffns = streamed_model(store).flash.ffns
-    for i in range(store.layers):
+    activations = (collect(store, texts, mine) for texts in (train, *halves))
+    for i, data, calibration, test in zip(mine, *activations, strict=True):
         up, bias = up_projection(store, i), ffns[i].up_bias.float() - store.activation.threshold
         best: tuple[float, LowRankPredictor, LayerReport] | None = None
         rank = lowest = round_up(store.shape.d_model // 8, INT8_BLOCK)
         while rank <= max(lowest, store.shape.d_model // 2):
-            predictor = calibrate(*fit(up, bias, rank, data[i], seed, steps), calibration[i], recall)
-            quality = report(predictor, test[i], held_out.shape[1])
+            predictor = calibrate(*fit(up, bias, rank, data, seed, steps), calibration, recall)
+            quality = report(predictor, test, held_out.shape[1])
             cost = predictor.nbytes + quality.window_rows[WINDOW - 1] * store.shape.record_bytes
             progress(_line(i, store.layers, quality, cost))
             if best is not None and cost >= best[0]:
@@ -187,7 +197,20 @@ def train_predictors(
         assert best is not None
         layers.append(best[1])
         reports.append(best[2])
-    return PredictorSet(layers, reports, store.up_projections)
+    return _gathered(PredictorSet(layers, reports, store.up_projections), store, group)
+
+
+def _gathered(mine: PredictorSet, store: Store, group: Group) -> PredictorSet:
+    """The predictors of all layers. mine: those of every so manieth layer, which this process has trained."""
+    if group.size == 1:
+        return mine
+    parts = []
+    for rank, content in enumerate(group.gather(mine.to_bytes())):
+        count = len(range(rank, store.layers, group.size))
+        parts.append(PredictorSet.from_bytes(content, count, store.shape, f"what process {rank} trained"))
+    places = [(parts[i % group.size], i // group.size) for i in range(store.layers)]
+    layers, reports = ([part.layers[i] for part, i in places], [part.reports[i] for part, i in places])
+    return PredictorSet(layers, reports, mine.up_projections)
 
 
 def _line(layer: int, layers: int, quality: LayerReport, cost: float) -> str:
