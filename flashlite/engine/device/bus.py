@@ -94,14 +94,15 @@ class CudaBus(Bus):
 
 
 def _pin(buffer: np.ndarray) -> bool:
-    """Register memory with CUDA for as long as this array lives. Returns whether the driver took it.
+    """Register memory with CUDA until no array lies in it any more. Returns whether the driver took it.
 
     torch's own pinned memory is not used, because direct reads want memory on their grid, on huge pages if possible.
     """
     runtime, where = torch.cuda.cudart(), buffer.ctypes.data
     if int(runtime.cudaHostRegister(where, buffer.nbytes, 0)) != 0:
         return False
-    weakref.finalize(buffer, runtime.cudaHostUnregister, where).atexit = False
+    owner = buffer if buffer.base is None else buffer.base  # which every view of the memory keeps alive
+    weakref.finalize(owner, runtime.cudaHostUnregister, where).atexit = False
     return True
 
 
