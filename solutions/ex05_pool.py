@@ -2,8 +2,8 @@
 """Where neurons live in DRAM: the preallocated pool, and the rebuilt matrix that it replaces. (Paper: section 3.3)
 
 Both hold one neuron a row, as bundle.py lays it out, and multiply the rows in use where they lie. Reads land in the
-rows that `place` names; `commit` says that they have landed. On a device the rows lie in its memory, and staged.py sends
-there what was read.
+rows that `place` names; `commit` says that they have landed. On a device, the rows lie in its memory, and
+device/staged.py sends there what was read.
 """
 
 from __future__ import annotations
@@ -43,13 +43,19 @@ class NeuronMemory(Protocol):
     """
 
     spare: int
-    moved: int
-    num_used: int
 
     def __init__(
         self, capacity: int, shape: FFNShape, dtype: torch.dtype, bias: Tensor, activation: Activation = RELU,
         memory: Memory = HOST,
     ) -> None: ...  # fmt: skip
+
+    @property
+    def moved(self) -> int:
+        """See above."""
+
+    @property
+    def num_used(self) -> int:
+        """See above."""
 
     def place(self, load: np.ndarray, drop: np.ndarray) -> Landing:
         """Drop neurons and make room for others. load, drop: [n] int64."""
