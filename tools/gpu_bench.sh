@@ -7,6 +7,7 @@
 #
 # FLASHLITE_GPU_DEVICE   cuda unless given; `staged` goes through every step with the CPU taken for a device
 # FLASHLITE_GPU_MODELS   "opt-1.3b opt-6.7b" unless given: planted models of these sizes, and opt-mini by that name
+# FLASHLITE_GPU_STAGES   0-6 unless given
 # FLASHLITE_GPU_SCRATCH  a folder on the drive to measure; OUT/scratch unless given. Stores in it are removed at the end.
 set -u
 [ $# -eq 1 ] || { echo "usage: bash tools/gpu_bench.sh OUT" >&2; exit 2; }
@@ -15,6 +16,7 @@ case $1 in /*) OUT=$1 ;; *) OUT=$OLDPWD/$1 ;; esac
 DEVICE=${FLASHLITE_GPU_DEVICE:-cuda}
 MODELS=${FLASHLITE_GPU_MODELS:-opt-1.3b opt-6.7b}
 SCRATCH=${FLASHLITE_GPU_SCRATCH:-$OUT/scratch}
+STAGES=${FLASHLITE_GPU_STAGES:-0-6}
 PYTHON=${PYTHON:-python3}
 END=$((SECONDS + 530))  # seconds; the rest of 9 minutes is for the last process to end
 mkdir -p "$OUT" "$SCRATCH" || exit 1
@@ -49,21 +51,21 @@ print("torch", torch.__version__, "transformers", transformers.__version__, "acc
 print("GPU", torch.cuda.get_device_name() if torch.cuda.is_available() else "none")
 subprocess.run("nvidia-smi; free -g; df -h .", shell=True)
 PY
-step exact 120 "$PYTHON" tools/gpu_exact.py "$DEVICE" "$OUT/exact.json" || exit 1
+step exact 120 "$PYTHON" tools/gpu_exact.py "$DEVICE" "$OUT/exact.json" "$STAGES"
+[ $? -eq 1 ] && exit 1  # a wrong stage has no speed
 for model in $MODELS; do
     case $model in
-        opt-mini) store=opt-mini; limit=200; slow=8; tokens=16 ;;
-        opt-1.3b) store=$SCRATCH/$model; limit=150; slow=8; tokens=32 ;;
-        *) store=$SCRATCH/$model; limit=400; slow=8; tokens=32 ;;
+        opt-mini) store=opt-mini; limit=200 ;;
+        opt-1.3b) store=$SCRATCH/$model; limit=150 ;;
+        *) store=$SCRATCH/$model; limit=400 ;;
     esac
     if [ "$store" != opt-mini ]; then
         case $model in opt-1.3b) need=10 ;; *) need=45 ;; esac  # both layouts, the peers' checkpoint, and its offload
         room $need || { echo "skipped  $model: the drive has no $need GiB" | tee -a "$OUT/steps.txt"; continue; }
         flashlite "synth-$model" 150 synth "$model" "$store" --dtype bf16 || continue
     fi
-    cap=--memory-cap
-    flashlite "bench-$model" $limit bench "$store" --device "$DEVICE" $cap --peers --rounds 1 --tokens $tokens \
-        --prompt-tokens 128 --slow-tokens $slow --check-tokens 8 --dram-budget 52% \
+    flashlite "bench-$model" $limit bench "$store" --device "$DEVICE" --stages "$STAGES" --memory-cap --peers --rounds 1 --tokens 32 \
+        --prompt-tokens 128 --slow-tokens 8 --check-tokens 8 --dram-budget 52% \
         --json "$OUT/bench-$model-cuda.json" --plot "$OUT/bench-$model-cuda.png"
     [ "$store" = opt-mini ] || rm -rf "$store"
 done

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from flashlite.bench.tables.table import BAD, GOOD, NEARLY, number
 
 if TYPE_CHECKING:  # so that tables need no torch
-    from flashlite.bench.cap import CapReport
     from flashlite.bench.machine import Ceiling
     from flashlite.bench.result import Result
     from flashlite.bench.row import MeasuredStage
@@ -33,7 +32,7 @@ def summary_lines(result: Result) -> list[str]:
         *([_memory_line(result)] if result.device == "cpu" else []),
         *[_work_line(stage, ceiling) for stage in result.stages if stage.name == "pool" and result.device == "cpu"],
         *[_ahead_line(stage) for stage in result.stages if stage.prefetched_bytes],
-        *_cap_lines(result.memory_cap),
+        *_cap_lines(result),
     ]
 
 
@@ -101,15 +100,17 @@ def _ahead_line(stage: MeasuredStage) -> str:
     )
 
 
-def _cap_lines(cap: CapReport) -> list[str]:
+def _cap_lines(result: Result) -> list[str]:
     """What the cap was and whether it meant something, none where no cap was asked for."""
+    cap, on_device = result.memory_cap, result.device != "cpu"
     if cap.bytes is None or cap.base_bytes is None:
         return []
     size = f"memory cap of {_mb(cap.bytes)}, the budget and {_mb(cap.base_bytes)} for the process"
     if not cap.enforced:
-        return [f"{size}: NOT enforced, because the system grants no control group here"]
+        reason = "the device is not a GPU" if on_device else "the system grants no control group here"
+        return [f"{size}: NOT enforced, because {reason}"]
     most = f"; at most {_mb(cap.peak_bytes)} were used" if cap.peak_bytes else ""
     states = {True: "runs as well", False: "is killed", None: "was not tried"}
     dense = f"under it the dense model {states[cap.dense_fits]}"
-    cache = "" if cap.how and cap.how.startswith("torch.") else ", page cache included"
+    cache = "" if on_device else ", page cache included"
     return [f"{size}{cache}, enforced by {cap.how}{most}; {dense}"]
