@@ -73,8 +73,8 @@ def measure_dense(task: DenseTask, store: Store) -> DenseCost:
     times = (quiet or timed).token_ms[WARM_UP:]
     lower, median, upper = (float(q) for q in np.quantile(times, (0.25, 0.5, 0.75)))
     return DenseCost(
-        total_ms=median, prompt_ms=(quiet or timed).prompt_ms, rest_ms=float(np.median(rest[WARM_UP:])), dram_bytes=dram,
-        base_rss_bytes=before, scatter=(upper - lower) / median, device_peak_bytes=device_peak(device),
+        total_ms=median, prompt_ms=(quiet or timed).prompt_ms, rest_ms=float(np.median(rest[WARM_UP:])),
+        dram_bytes=dram, base_rss_bytes=before, scatter=(upper - lower) / median, device_peak_bytes=device_peak(device),
     )  # fmt: skip
 
 
