@@ -13,6 +13,7 @@ import torch
 from conftest import ROOT, call
 from transformers import OPTForCausalLM
 
+from flashlite.bench import cap as cap_module
 from flashlite.bench import ladder, measure_one, tables
 from flashlite.bench.decoding import forced, greedy
 from flashlite.bench.dense import load_dense
@@ -70,6 +71,7 @@ def tasks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Task[Any]]]:
         return replace(KEPT.dense, device_peak_bytes=80 * MIB)
 
     monkeypatch.setattr(ladder, "run_worker", answer)
+    monkeypatch.setattr(cap_module, "run_worker", answer)
     monkeypatch.setattr(ladder, "place_of", lambda name: DevicePlace(torch.device("cuda", 0)))
     monkeypatch.setattr(ladder, "device_info", lambda device: GPU)
     monkeypatch.setattr(ladder, "prompt_ids", lambda store, length: [5] * length)
@@ -88,9 +90,9 @@ def test_a_gpu_is_capped_and_shown(tiny_store: Store, tasks: list[Task[Any]]) ->
     )  # fmt: skip
     cap = result.memory_cap
     assert cap.enforced
-    assert cap.how == process.HOW
+    assert cap.how == cap_module.HOW
     assert cap.base_bytes is not None
-    assert cap.base_bytes > 20 * MIB + process.WORK_BYTES
+    assert cap.base_bytes > 20 * MIB + cap_module.DEVICE_WORK_BYTES
     assert cap.bytes == 2_000_000 + cap.base_bytes
     assert cap.dense_fits is False
     assert cap.peak_bytes == 40 * MIB
@@ -103,7 +105,7 @@ def test_a_gpu_is_capped_and_shown(tiny_store: Store, tasks: list[Task[Any]]) ->
     lines = "\n".join(tables.summary_lines(result))
     assert "device cuda: a GPU, 24 GiB; copies to it reach 8,000 MB/s" in lines.replace("8000", "8,000")
     assert "on the host, buffers beside the budget take 3.15 MB" in lines
-    assert f"enforced by {process.HOW}; at most 41.94 MB were used; under it the dense model is killed" in lines
+    assert f"enforced by {cap_module.HOW}; at most 41.94 MB were used; under it the dense model is killed" in lines
     assert "copy ms" in tables.ladder_table(result).columns
     assert "transformers in device memory, no cap" in tables.peer_markdown(result)
     assert "device MB" in tables.peer_markdown(result)

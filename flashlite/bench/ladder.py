@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flashlite.arguments import parse_budget
-from flashlite.bench.cap import CapReport, counted_base, fixed_base, memory_cap
+from flashlite.bench.cap import HOW, CapReport, counted_base, device_cap, fixed_base, memory_cap
 from flashlite.bench.cost import Speeds, Work, device_token_ms, token_ms
 from flashlite.bench.machine import Ceiling, Disturbance, cores_of_others, drive, host, measure_ceiling
 from flashlite.bench.peers import WEIGHTS, check_installed, export, peers_on
-from flashlite.bench.process.device import HOW, WORK_BYTES, device_info
+from flashlite.bench.process.device import device_info
 from flashlite.bench.process.run import WORKER, Step, run_steps, run_worker
-from flashlite.bench.process.task import CHECKPOINT, DenseTask, IdleTask, PeerTask, Setup, StageTask, Task
+from flashlite.bench.process.task import CHECKPOINT, DenseTask, PeerTask, Setup, StageTask, Task
 from flashlite.bench.result import Result, mean_dense, median_run
 from flashlite.bench.row import DenseCost, MeasuredStage, PeerRow, StageRun
 from flashlite.drive.probe import Curve
@@ -204,21 +204,12 @@ class _Benchmark:
     def _begin_cap(self) -> None:
         """From now on every process runs under a cap of the budget and what a process needs without a model."""
         if self.wish.setup.device != "cpu":
-            self._cap_device()
+            self.cap = device_cap(self.store, self.wish.setup, self.budget, self.worker)
             return
         base = counted_base(self.store, self.wish.setup, self.budget, self.worker)
         self.group = self.stack.enter_context(memory_cap(self.budget + base))
         self.worker = self.group.wrap(self.worker)
         self.cap = CapReport(self.budget + base, self.group.enforced, self.group.how, base)
-
-    def _cap_device(self) -> None:
-        """Cap the device's memory, where torch can do it."""
-        held = run_worker(IdleTask(self.wish.setup), self.worker).device_peak_bytes
-        length = len(self.wish.setup.prompt)
-        cache = fixed_base(self.store, 0, length, self.wish.setup.tokens).kv_cache
-        base = (held or 0) + cache + WORK_BYTES
-        how = None if held is None else HOW
-        self.cap = CapReport(self.budget + base, how is not None, how, base)
 
     def _end_cap(self) -> None:
         if self.wish.setup.device != "cpu" and not self.cap.enforced:

@@ -6,9 +6,6 @@ import torch
 
 from flashlite.bench.row import DeviceInfo
 
-HOW = "torch.cuda.set_per_process_memory_fraction"
-WORK_BYTES = 128 * 2**20  # what torch's allocator may hold beyond what is in use, and activations
-
 
 def device_info(device: torch.device) -> DeviceInfo | None:
     """A device's name and size; None for the CPU."""
