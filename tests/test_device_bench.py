@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -136,6 +137,14 @@ def test_memory_that_runs_out_is_said_apart_from_errors(
     assert json.loads(said) == {"out_of_memory": "CUDA out of memory. Tried to allocate 20 MiB"}
     with pytest.raises(KilledError, match="the device's memory ran out: CUDA out of memory"):
         run.run_worker(task, ["/bin/sh", "-c", f"echo '{said.strip()}'"])
+
+
+def test_the_script_for_a_machine_with_a_gpu_is_a_script(tmp_path: Path) -> None:
+    script = ROOT / "tools/gpu_bench.sh"
+    subprocess.run(["bash", "-n", script], check=True)
+    done = subprocess.run(["bash", script], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, "usage: bash tools/gpu_bench.sh OUT\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_limit_is_a_share_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,8 @@
 # each step, and the JSON and the figure of each benchmark.
 #
 # FLASHLITE_GPU_DEVICE   cuda unless given; `staged` goes through every step with the CPU taken for a device
-# FLASHLITE_GPU_MODELS   "opt-1.3b opt-6.7b" unless given: planted models of these sizes, and opt-mini by that name
+# FLASHLITE_GPU_MODELS   "opt-1.3b opt-6.7b" unless given: planted models of these sizes, and opt-mini by that name. Where
+#                        9 minutes are too short for both, a second run takes opt-6.7b alone.
 # FLASHLITE_GPU_STAGES   0-6 unless given
 # FLASHLITE_GPU_SCRATCH  a folder on the drive to measure; OUT/scratch unless given. Stores in it are removed at the end.
 set -u
@@ -45,14 +46,16 @@ flashlite() { step "$1" "$2" "$PYTHON" -m flashlite "${@:3}"; }
 
 : > "$OUT/steps.txt"
 step machine 60 "$PYTHON" - << 'PY'
-import platform, subprocess, torch, transformers, accelerate
+import platform, subprocess, torch, transformers
 print(platform.platform(), "python", platform.python_version())
-print("torch", torch.__version__, "transformers", transformers.__version__, "accelerate", accelerate.__version__)
+print("torch", torch.__version__, "transformers", transformers.__version__)
 print("GPU", torch.cuda.get_device_name() if torch.cuda.is_available() else "none")
 subprocess.run("nvidia-smi; free -g; df -h .", shell=True)
 PY
 step exact 120 "$PYTHON" tools/gpu_exact.py "$DEVICE" "$OUT/exact.json" "$STAGES"
 [ $? -eq 1 ] && exit 1  # a wrong stage has no speed
+PEERS=--peers
+"$PYTHON" -c "import accelerate" 2> "$OUT/accelerate.log" || PEERS=
 for model in $MODELS; do
     case $model in
         opt-mini) store=opt-mini; limit=200 ;;
@@ -64,8 +67,8 @@ for model in $MODELS; do
         room $need || { echo "skipped  $model: the drive has no $need GiB" | tee -a "$OUT/steps.txt"; continue; }
         flashlite "synth-$model" 150 synth "$model" "$store" --dtype bf16 || continue
     fi
-    flashlite "bench-$model" $limit bench "$store" --device "$DEVICE" --stages "$STAGES" --memory-cap --peers --rounds 1 --tokens 32 \
-        --prompt-tokens 128 --slow-tokens 8 --check-tokens 8 --dram-budget 52% \
+    flashlite "bench-$model" $limit bench "$store" --device "$DEVICE" --stages "$STAGES" --memory-cap $PEERS \
+        --rounds 1 --tokens 32 --prompt-tokens 128 --slow-tokens 8 --check-tokens 8 --dram-budget 52% \
         --json "$OUT/bench-$model-cuda.json" --plot "$OUT/bench-$model-cuda.png"
     [ "$store" = opt-mini ] || rm -rf "$store"
 done
