@@ -15,7 +15,7 @@ set -u
 cd "$(dirname "$0")/.." || exit 1
 case $1 in /*) OUT=$1 ;; *) OUT=$OLDPWD/$1 ;; esac
 DEVICE=${FLASHLITE_GPU_DEVICE:-cuda}
-MODELS=${FLASHLITE_GPU_MODELS:-opt-1.3b opt-6.7b}
+MODELS=${FLASHLITE_GPU_MODELS-opt-1.3b opt-6.7b}
 SCRATCH=${FLASHLITE_GPU_SCRATCH:-$OUT/scratch}
 STAGES=${FLASHLITE_GPU_STAGES:-0-6}
 PYTHON=${PYTHON:-python3}
@@ -65,7 +65,7 @@ for model in $MODELS; do
     if [ "$store" != opt-mini ]; then
         case $model in opt-1.3b) need=10 ;; *) need=45 ;; esac  # both layouts, the peers' checkpoint, and its offload
         room $need || { echo "skipped  $model: the drive has no $need GiB" | tee -a "$OUT/steps.txt"; continue; }
-        flashlite "synth-$model" 150 synth "$model" "$store" --dtype bf16 || continue
+        flashlite "synth-$model" 200 synth "$model" "$store" --dtype bf16 || continue
     fi
     flashlite "bench-$model" $limit bench "$store" --device "$DEVICE" --stages "$STAGES" --memory-cap $PEERS \
         --rounds 1 --tokens 32 --prompt-tokens 128 --slow-tokens 8 --check-tokens 8 --dram-budget 52% \
