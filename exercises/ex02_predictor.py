@@ -112,6 +112,11 @@ class LowRankPredictor:
         """The width of the bottleneck."""
         return len(self.a.values)
 
+    @property
+    def int8_weights(self) -> int:
+        """How many of its weights are int8."""
+        return self.a.values.numel() + self.b.values.numel()
+
     def scores(self, x: Tensor) -> Tensor:
         """Scores [tokens, ffn] bfloat16, positive where a neuron should fire. x: [tokens, d_model]."""
         # TODO 2.2  the predictor's forward (4 points, 10 minutes, paper section 3.1; int8 weights are beyond the paper)

@@ -69,6 +69,13 @@ def check_window(window: int | str) -> int | str:
     return window
 
 
+def check_device(device: str) -> str:
+    """The device itself. Raises FlashliteError if it is not the name of one."""
+    if not re.fullmatch(r"cpu|cuda(:\d{1,4})?", device):
+        raise FlashliteError(f"device {device!r:.80} is not known: write cpu, cuda, or cuda:1 for the second GPU")
+    return device
+
+
 def parse_budget(budget: int | float | str, weight_bytes: int) -> int:
     """Bytes meant by a number, "4GiB", or "50%" and 0.5 of the model's weights. Raises BudgetError if malformed."""
     if isinstance(budget, float) and 0 < budget <= 1:

@@ -18,11 +18,15 @@ from torch.nn.functional import linear
 
 from flashlite.drive.direct import PAGE, aligned_buffer
 from flashlite.drive.probe import Curve
+from flashlite.engine.device.bus import bus_to
+from flashlite.engine.device.memory import Memory
 from flashlite.engine.pool import product_of
 from flashlite.engine.stream import streamed_product
 from flashlite.families.activation import RELU, Activation
 from flashlite.storage.bundle import FFNShape
 
+CPU = torch.device("cpu")
+BUS_BYTES = 2**25
 SAMPLE_BYTES = 2**29  # far more than the processor's caches hold
 
 
@@ -95,6 +99,17 @@ def token_ms(curve: Curve, work: Work, speeds: Speeds) -> float:
     return on_top + (max(io, compute) if work.overlapped else io + compute)
 
 
+def device_token_ms(curve: Curve, work: Work, speeds: Speeds, bus: float) -> float:
+    """Milliseconds that one token must take on a device: what it takes without a bus, and all that is read crosses it.
+
+    bus: bytes a second that copies to the device reach
+
+    A layer's copy begins when its reads have ended, and its product when the copy has ended. So the bus comes on top,
+    also where reads and computing overlap. Beyond the paper.
+    """
+    return token_ms(curve, work, speeds) + 1e3 * work.bytes / bus
+
+
 def _median_seconds(run: Callable[[], object], repeats: int = 15) -> float:
     seconds = []
     for _ in range(repeats):
@@ -106,7 +121,7 @@ def _median_seconds(run: Callable[[], object], repeats: int = 15) -> float:
 
 def product_speed(
     shape: FFNShape, layers: int, dtype: torch.dtype, rows: int, fires: float | None = None,
-    activation: Activation = RELU,
+    activation: Activation = RELU, device: torch.device = CPU,
 ) -> float:  # fmt: skip
     """Bytes of FFN weights a second: one token through `rows` neurons of each layer in turn, as in decoding.
 
@@ -115,22 +130,30 @@ def product_speed(
     fires: share of these neurons that fire, because the sparse product reads only their down columns; None for the
         product of whole layers as they stream
     activation: what the neurons compute
+    device: what multiplies
     """
     d, nbytes, gated = shape.d_model, rows * shape.neuron_bytes, shape.matrices > 2
     layers = max(1, min(layers, SAMPLE_BYTES // nbytes))
-    x, bias = torch.randn(1, d).to(dtype), torch.zeros(2 if gated else 1, rows, dtype=dtype)
+    x, bias = torch.randn(1, d).to(device, dtype), torch.zeros(2 if gated else 1, rows, dtype=dtype, device=device)
     if fires is None:
-        parts = [[torch.randn(rows, d).to(dtype) for _ in range(shape.matrices)] for _ in range(layers)]
+        parts = [[torch.randn(rows, d).to(device, dtype) for _ in range(shape.matrices)] for _ in range(layers)]
         ffn = streamed_product(activation, gated)
         bias = bias if gated else bias[0]
         runs = [partial(ffn, x, first, bias, down, None, *second) for first, down, *second in parts]
     else:
-        matrices = [torch.randn(rows, shape.record_bytes // shape.itemsize).to(dtype) for _ in range(layers)]
+        matrices = [torch.randn(rows, shape.record_bytes // shape.itemsize).to(device, dtype) for _ in range(layers)]
         bias[0] = d**0.5 * torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(min(fires, 0.99)))  # of x up^T
         bias = bias if gated else bias[0]
         product = product_of(activation, gated)
         runs = [partial(product, x, matrix, bias, d) for matrix in matrices]
-    return layers * nbytes / _median_seconds(lambda: [run() for run in runs])
+    bus = bus_to(device)
+
+    def multiply() -> None:
+        for run in runs:
+            run()
+        bus.finish()
+
+    return layers * nbytes / _median_seconds(multiply)
 
 
 def linear_speed(width: int, dtype: torch.dtype) -> float:
@@ -150,3 +173,16 @@ def copy_speed(nbytes: int) -> float:
         np.take(source, index, axis=0, out=aligned_buffer(*source.shape), mode="clip")
 
     return source.nbytes / _median_seconds(rebuild)
+
+
+def bus_speed(device: torch.device) -> float:
+    """Bytes a second that copies from the host's memory to a device reach, if they are large."""
+    bus = bus_to(device)
+    source, target = bus.buffer(BUS_BYTES // PAGE, PAGE), Memory.on(device).rows(BUS_BYTES // PAGE, PAGE)
+    source[:] = 1  # so that it has memory of its own
+
+    def carry() -> None:
+        bus.send(target, source)
+        bus.wait()
+
+    return source.nbytes / _median_seconds(carry)

@@ -103,6 +103,7 @@ class Stream:
     dtype: of the weights
     clock: the engine's
     activation: what the neurons compute
+    allocate: makes the buffer, as aligned_buffer does
 
     Each piece of the layout has a matrix of its own in the buffer. So neighbours on flash are neighbours in DRAM, and
     they arrive in one long stretch. Halves of neurons that are scattered over a pool's rows arrive at half that speed.
@@ -112,15 +113,16 @@ class Stream:
     """
 
     def __init__(
-        self, file: NeuronFile, rows: int, dtype: torch.dtype, clock: Clock, activation: Activation = RELU
-    ) -> None:
+        self, file: NeuronFile, rows: int, dtype: torch.dtype, clock: Clock, activation: Activation = RELU,
+        allocate: Callable[[int, int], np.ndarray] = aligned_buffer,
+    ) -> None:  # fmt: skip
         self.rows = rows
         self._ffn = streamed_product(activation, file.shape.matrices > 2)
         self._file, self._clock = file, clock
-        flat = aligned_buffer(1, 2 * rows * file.shape.record_bytes)[0]  # one row, so that it lies on huge pages
+        flat = allocate(1, 2 * rows * file.shape.record_bytes)[0]  # one row, so that it lies on huge pages
         ends = np.cumsum([2 * rows * piece.nbytes for piece in file.pieces])
         self._buffers = [part.reshape(2 * rows, -1) for part in np.split(flat, ends)[:-1]]
-        self._matrices = [torch.from_numpy(buffer).view(dtype) for buffer in self._buffers]
+        self._matrices: list[Tensor] = [torch.from_numpy(buffer).view(dtype) for buffer in self._buffers]
         self._under_way: list[Ticket] = []
 
     def begin(self, layer: int, neurons: np.ndarray, at_once: int) -> Passes:

@@ -105,6 +105,11 @@ class LowRankPredictor:
         """The width of the bottleneck."""
         return len(self.a.values)
 
+    @property
+    def int8_weights(self) -> int:
+        """How many of its weights are int8."""
+        return self.a.values.numel() + self.b.values.numel()
+
     def scores(self, x: Tensor) -> Tensor:
         """Scores [tokens, ffn] bfloat16, positive where a neuron should fire. x: [tokens, d_model]."""
         # 2.2  The up projection's sign is all that is wanted, and two thin matrices get it at a small part of its cost.

@@ -31,6 +31,7 @@ class Budget:
     stream_rows: rows of each of the two read buffers
     layer_rows: most neurons of each layer that stay in DRAM
     rows: what is left for neurons, the layers' own rows and the stage's spare copies
+    host: with a device, whose memory all the others are, what buffers take of the host's memory
     """
 
     total: int
@@ -40,6 +41,7 @@ class Budget:
     stream_rows: int
     layer_rows: tuple[int, ...]
     rows: int
+    host: int = 0
 
 
 def split_rows(total: int, needs: Sequence[float], neurons: int, spare: int) -> tuple[int, ...]:
@@ -115,15 +117,19 @@ def plan_budget(
     return Budget(total, resident, predictor_bytes, 2 * stream_rows * record, stream_rows, layer_rows, rows)
 
 
-def longest_window(store: Store, stage: Stage, budget: int | float | str) -> int:
+def longest_window(store: Store, stage: Stage, budget: int | float | str, int8_bytes: int = 1) -> int:
     """The most tokens whose neurons fit a budget on average, but at least 1: what window="auto" means.
+
+    store, stage, budget: see `plan_budget`
+    int8_bytes: what an int8 weight of a predictor takes where the model runs
 
     The window's size is judged by s_agg(k) on held-out text, from the reports of the trained predictors. So it is at
     most as long as the longest that they report. Raises PredictorError if the store has no predictor, and BudgetError
     as `plan_budget` does.
     """
     trained = PredictorSet.load(store)
-    nbytes, fewest = sum(predictor.nbytes for predictor in trained.layers), min(FEWEST_ROWS, store.shape.neurons)
+    nbytes = sum(layer.nbytes + (int8_bytes - 1) * layer.int8_weights for layer in trained.layers)
+    fewest = min(FEWEST_ROWS, store.shape.neurons)
     plan = plan_budget(store, stage, budget, nbytes, [1.0] * store.layers)
     by_window = zip(*(report.window_rows for report in trained.reports), strict=False)
     needs = [[max(fewest, rows) for rows in layers] for layers in by_window]

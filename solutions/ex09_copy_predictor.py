@@ -72,6 +72,12 @@ class CopyPredictor:
         neurons, width = _padded(shape)
         return neurons * (width + 2 + 4)
 
+    @staticmethod
+    def int8_weights(shape: FFNShape) -> int:
+        """How many of one layer's weights are int8."""
+        neurons, width = _padded(shape)
+        return neurons * width
+
     def scores(self, x: Tensor) -> Tensor:
         """[tokens, ffn] float32, positive where a neuron may fire. x: [tokens, d_model]."""
         width = self._matrix.values.shape[1]

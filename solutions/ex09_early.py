@@ -75,7 +75,7 @@ class EarlyFFN(FlashFFN):
 
     def _unlike_decoding(self, x: Tensor) -> bool:
         """Whether this is no input as the FFN takes it: `unlike_training` changes it, or refuses it."""
-        return x.requires_grad or torch.is_autocast_enabled("cpu")
+        return x.requires_grad or torch.is_autocast_enabled(x.device.type)
 
     def _prompt(self, x: Tensor) -> Tensor:
         if self._begun is not None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from flashlite.bench.cost import Speeds, Work, io_ms, token_ms
+from flashlite.bench.cost import Speeds, Work, bus_speed, device_token_ms, io_ms, token_ms
 from flashlite.bench.estimate import Sparsity, count_work
 from flashlite.drive.probe import Curve, probe, scratch_file
 from flashlite.errors import FlashliteError
@@ -39,6 +40,21 @@ def test_a_token_costs_the_sum_of_its_parts_or_the_larger_where_they_overlap() -
     overlapped, slow = replace(serial, overlapped=True), replace(speeds, rest_ms=0.0, product=1e12)
     assert token_ms(curve, overlapped, speeds) == pytest.approx(2 + (3 + 5) + 10 * 0.1)
     assert token_ms(curve, overlapped, slow) == pytest.approx(2 + io + 10 * 0.1)
+
+
+def test_on_a_device_what_is_read_crosses_the_bus_too() -> None:
+    speeds, curve = Speeds(product=1e9, copy=2e9, rest_ms=3.0), replace(CURVE, batch_ms=0.1)
+    for overlapped in (False, True):
+        work = Work(320, 320 * 4096, batches=10, copied_bytes=4e6, product_bytes=5e6, overlapped=overlapped)
+        assert device_token_ms(curve, work, speeds, bus=1e9) == pytest.approx(
+            token_ms(curve, work, speeds) + 1e3 * 320 * 4096 / 1e9
+        )
+        nothing = replace(work, reads=0.0, bytes=0.0)
+        assert device_token_ms(curve, nothing, speeds, bus=1.0) == token_ms(curve, nothing, speeds)
+
+
+def test_the_bus_to_a_device_has_a_speed() -> None:
+    assert bus_speed(torch.device("cpu")) > 0
 
 
 def test_the_estimate_overlaps_reads_and_computing_at_the_last_stage_alone() -> None:

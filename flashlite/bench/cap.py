@@ -38,6 +38,8 @@ CGROUPS = Path("/sys/fs/cgroup")
 ENTER = 'echo 0 > "$0/cgroup.procs" && exec "$@"'  # 0 means the process that writes
 NO_LIMIT = 2**50
 WORK_BYTES = 4 * 2**20
+HOW = "torch.cuda.set_per_process_memory_fraction"
+DEVICE_WORK_BYTES = 128 * 2**20  # what torch's allocator may hold beyond what is in use, and activations
 INDEX_BYTES = 22  # of a neuron, in window and pool
 PROMPT_COPIES = 32  # of a prompt's hidden states, in the activations of a layer
 PAGE_TABLE_SHARE = 8 / 4096
@@ -141,6 +143,15 @@ def counted_base(store: Store, setup: Setup, budget: int, worker: Sequence[str])
         if group.peak_bytes:
             base += group.peak_bytes - idle.peak_rss_bytes
     return base + int(budget * PAGE_TABLE_SHARE)
+
+
+def device_cap(store: Store, setup: Setup, budget: int, worker: Sequence[str]) -> CapReport:
+    """The cap of a device's memory under which measuring processes set themselves: a budget of so many bytes, and what
+    torch holds there without a model. Only a GPU's can be enforced."""
+    held = run_worker(IdleTask(setup), worker).device_peak_bytes
+    cache = fixed_base(store, 0, len(setup.prompt), setup.tokens).kv_cache
+    base = (held or 0) + cache + DEVICE_WORK_BYTES
+    return CapReport(budget + base, held is not None, None if held is None else HOW, base)
 
 
 def _own_group(controller: str) -> str | None:

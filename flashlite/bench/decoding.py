@@ -40,26 +40,29 @@ class Decoding:
 @torch.no_grad()
 def greedy(model: PreTrainedModel, prompt: list[int], tokens: int) -> tuple[list[int], Tensor]:
     """The next `tokens` tokens, and the logits that chose them: [tokens, vocab] float32."""
+    ids = torch.tensor([prompt], device=model.device)
     out = model.generate(
-        torch.tensor([prompt]), max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, num_beams=1,
+        ids, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, num_beams=1,
         output_logits=True, return_dict_in_generate=True, eos_token_id=None,
     )  # fmt: skip
-    return out.sequences[0, len(prompt) :].tolist(), torch.cat(out.logits).float()
+    return out.sequences[0, len(prompt) :].tolist(), torch.cat(out.logits).float().cpu()
 
 
 @torch.no_grad()
 def feed(model: PreTrainedModel, prompt: list[int], tokens: list[int]) -> Iterator[tuple[float, Tensor]]:
     """Call a model for the prompt and then for one given token after the other, as decoding would.
 
-    Each call yields its milliseconds, and the logits [vocab] from which the model would choose the token that follows.
+    Each call yields its milliseconds, and the logits [vocab] from which the model would choose the token that follows,
+    on the host, because a GPU's time is over only when they are there.
     The cache of keys and values is allocated once, because one that grows leaves several times its size in holes of the
     process's memory.
     """
     cache = StaticCache(config=model.config, max_cache_len=len(prompt) + len(tokens))
     for ids in [prompt, *([token] for token in tokens[:-1])]:
         began = time.perf_counter()
-        out = model(torch.tensor([ids]), past_key_values=cache, use_cache=True, logits_to_keep=1)
-        yield 1e3 * (time.perf_counter() - began), out.logits[0, -1]
+        given = torch.tensor([ids], device=model.device)
+        logits = model(given, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1].cpu()
+        yield 1e3 * (time.perf_counter() - began), logits
 
 
 def forced(model: PreTrainedModel, prompt: list[int], tokens: list[int], kept: int | None = None) -> Decoding:
@@ -119,7 +122,7 @@ def per_token(engine: Engine) -> TokenCost:
         product_ms=mean("product_ms", middle), total_ms=mean("total_ms", middle), bytes_per_token=nbytes,
         reads_per_token=mean("reads"), read_mb_s=nbytes / io_ms / 1e3 if io_ms else 0.0,
         prefetched_bytes=mean("prefetched"), wasted_bytes=mean("wasted"), batches_per_token=_batches(engine),
-        rows_moved=engine.rows_moved / len(engine.calls), dram_bytes=_dram(engine),
+        rows_moved=engine.rows_moved / len(engine.calls), dram_bytes=_dram(engine), copy_ms=mean("copy_ms", middle),
     )  # fmt: skip
 
 

@@ -11,9 +11,10 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
 from flashlite.drive.direct import aligned_buffer
+from flashlite.engine.device.memory import HOST
 from flashlite.engine.resident import ResidentWeights
 from flashlite.families.activation import Activation
-from flashlite.families.configured import empty_model
+from flashlite.families.configured import empty_model, move_buffers
 from flashlite.storage.neurons import NeuronFile
 from flashlite.storage.store import Store
 
@@ -52,10 +53,15 @@ def published_tensors(store: Store) -> Iterator[tuple[str, Tensor]]:
         yield from ((name.format(i), matrix) for name, matrix in streamed)
 
 
-def load_dense(store: Store) -> PreTrainedModel:
-    """Transformers' own model with a packed model's weights, all in DRAM."""
-    weights = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in published_tensors(store)}
-    return dense_model(store, weights)
+def load_dense(store: Store, device: torch.device = HOST.device) -> PreTrainedModel:
+    """Transformers' own model with a packed model's weights, all in DRAM or in a device's memory."""
+    weights = {
+        name: torch.empty(tensor.shape, dtype=tensor.dtype, device=device).copy_(tensor)
+        for name, tensor in published_tensors(store)
+    }
+    model = dense_model(store, weights)
+    move_buffers(model, device)
+    return model
 
 
 def dense_model(store: Store, weights: dict[str, Tensor]) -> PreTrainedModel:

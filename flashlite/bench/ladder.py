@@ -8,17 +8,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 from flashlite.arguments import parse_budget
-from flashlite.bench.cap import CapReport, counted_base, fixed_base, memory_cap
-from flashlite.bench.cost import Speeds, Work, token_ms
+from flashlite.bench.cap import HOW, CapReport, counted_base, device_cap, fixed_base, memory_cap
+from flashlite.bench.cost import Speeds, Work, device_token_ms, token_ms
 from flashlite.bench.machine import Ceiling, Disturbance, cores_of_others, drive, host, measure_ceiling
-from flashlite.bench.peers import PEERS, WEIGHTS, check_installed, export
+from flashlite.bench.peers import WEIGHTS, check_installed, export, peers_on
+from flashlite.bench.process.device import device_info
 from flashlite.bench.process.run import WORKER, Step, run_steps, run_worker
-from flashlite.bench.process.task import CHECKPOINT, DenseTask, PeerTask, Setup, StageTask
+from flashlite.bench.process.task import CHECKPOINT, DenseTask, PeerTask, Setup, StageTask, Task
 from flashlite.bench.result import Result, mean_dense, median_run
 from flashlite.bench.row import DenseCost, MeasuredStage, PeerRow, StageRun
 from flashlite.drive.probe import Curve
+from flashlite.engine.device.place import place_of
 from flashlite.engine.ffn import FlashFFN
 from flashlite.engine.model import choose_stage, plan
 from flashlite.engine.stages import LADDER, NAMES
@@ -27,6 +30,7 @@ from flashlite.storage.safetensors_file import drop_from_cache
 from flashlite.storage.store import Store, ffn_file
 from flashlite.storage.tokenizer import first_token, load_tokenizer
 
+Kind = TypeVar("Kind", bound=Task[Any])
 PROMPT = '''def read_table(path, separator=","):
     """Read a table of numbers from a text file.
 
@@ -57,7 +61,7 @@ def prompt_ids(store: Store, length: int) -> list[int]:
 def bench(
     store: Store, *, stages: Sequence[int], tokens: int = 64, prompt_tokens: int = 32, budget: int | str = "50%",
     window: int | str = 5, predictor: str = "trained", rounds: int = 3, capped: bool = False, peers: bool = False,
-    slow_tokens: int | None = None, check_tokens: int | None = None, verify_reads: bool = False,
+    slow_tokens: int | None = None, check_tokens: int | None = None, verify_reads: bool = False, device: str = "cpu",
     progress: Callable[[str], None] = lambda line: None, worker: Sequence[str] = WORKER,
 ) -> Result:  # fmt: skip
     """Measure stages of the ladder.
@@ -65,30 +69,32 @@ def bench(
     tokens, prompt_tokens: how many to generate, after a prompt of how many
     budget, window, predictor: as `load` takes them
     rounds: processes for each stage; the row is the one of median time
-    capped: run every stage under a memory cap of the budget and the base, page cache included
+    capped: run every stage under a memory cap of the budget and the base, page cache included; with a device it is a
+        cap of the device's memory
     peers: measure what people use today as well
     slow_tokens: how many to generate where every weight is read for each token; `tokens` unless given
     check_tokens: how many to compare with the oracle; `tokens` unless given
     verify_reads: compare what stages read with its checksums
+    device: where weights lie and are multiplied, as `load` takes it
     progress: takes a line for each step
     worker: the command that runs one measurement; another one may run the engine on somebody else's code
 
     Raises FlashliteError, and shows no speed, if a stage doesn't give the dense model's tokens with the oracle; and
     Interrupted, with what is complete, in place of KeyboardInterrupt.
     """
-    _check(store, stages, prompt_tokens + tokens, budget, predictor, window)
+    _check(store, stages, prompt_tokens + tokens, budget, predictor, window, device)
     if peers:
         check_installed()
     others = cores_of_others()
     with _own_folder(store, peers) as folder:
-        setup = Setup(str(store.path), folder, prompt_ids(store, prompt_tokens), tokens)
+        setup = Setup(str(store.path), folder, prompt_ids(store, prompt_tokens), tokens, device)
         slow = replace(setup, tokens=slow_tokens or tokens)
         wish = StageTask(setup, 0, budget, window, predictor, check_tokens or tokens, verify_reads)
         tasks = {
             stage: replace(wish, stage=stage, setup=setup if LADDER[NAMES[stage]].predictor else slow)
             for stage in stages
         }
-        rivals = [PeerTask(slow, name) for name in PEERS] if peers else []
+        rivals = [PeerTask(slow, name) for name in peers_on(device)] if peers else []
         benchmark = _Benchmark(store, wish, tasks, rivals, rounds, worker)
         try:
             with benchmark.stack:
@@ -99,14 +105,14 @@ def bench(
 
 
 def _check(
-    store: Store, stages: Sequence[int], tokens: int, budget: int | str, predictor: str, window: int | str
+    store: Store, stages: Sequence[int], tokens: int, budget: int | str, predictor: str, window: int | str, device: str
 ) -> None:  # fmt: skip
     """Raise FlashliteError for what can't work, before anything is measured. tokens: of the whole text."""
-    positions = store.config.max_position_embeddings
+    place, positions = place_of(device), store.config.max_position_embeddings
     if tokens >= positions:
         raise FlashliteError(f"a text of {tokens} tokens is too long: the model has {positions} positions")
     for stage in stages:
-        plan(store, choose_stage(store, stage, window, budget), budget, predictor)
+        plan(store, choose_stage(store, stage, window, budget, place), budget, predictor, place)
 
 
 def _own_folder(store: Store, peers: bool) -> tempfile.TemporaryDirectory[str]:
@@ -153,6 +159,7 @@ class _Benchmark:
         self.runs: dict[int, list[StageRun]] = {}
         self.peers: list[PeerRow] = []
         self.cap, self.worker, self.stack = CapReport(), worker, contextlib.ExitStack()
+        self.device = place_of(wish.setup.device).device
 
     def steps(self, capped: bool) -> list[Step]:
         """All that is to be done. Every stage runs once a round, the order turned round each time."""
@@ -183,23 +190,35 @@ class _Benchmark:
     def _run_stage(self, stage: int) -> None:
         """One round of a stage, checked for exactness in the first."""
         task = replace(self.tasks[stage], check=0) if stage in self.runs else self.tasks[stage]
-        run = run_worker(task, self.worker)
+        run = run_worker(self._limited(task), self.worker)
         self.runs.setdefault(stage, []).append(run)
 
     def _run_peer(self, task: PeerTask) -> None:
-        self.peers.append(run_peer(task, self.worker))
+        self.peers.append(run_peer(self._limited(task), self.worker))
+
+    def _limited(self, task: Kind) -> Kind:
+        """A task under the cap of the device's memory, if there is one."""
+        nbytes = self.cap.bytes if self.cap.how == HOW else None
+        return task if nbytes is None else replace(task, setup=replace(task.setup, device_bytes=nbytes))
 
     def _begin_cap(self) -> None:
         """From now on every process runs under a cap of the budget and what a process needs without a model."""
+        if self.wish.setup.device != "cpu":
+            self.cap = device_cap(self.store, self.wish.setup, self.budget, self.worker)
+            return
         base = counted_base(self.store, self.wish.setup, self.budget, self.worker)
         self.group = self.stack.enter_context(memory_cap(self.budget + base))
         self.worker = self.group.wrap(self.worker)
         self.cap = CapReport(self.budget + base, self.group.enforced, self.group.how, base)
 
     def _end_cap(self) -> None:
-        peak, fits = self.group.peak_bytes, True
+        if self.wish.setup.device != "cpu" and not self.cap.enforced:
+            return
+        runs = [run for runs in self.runs.values() for run in runs]
+        peak = self.group.peak_bytes if self.cap.how != HOW else max(run.device_peak_bytes or 0 for run in runs)
+        fits = True
         try:
-            run_worker(DenseTask(self.wish.setup), self.worker)
+            run_worker(self._limited(DenseTask(self.wish.setup)), self.worker)
         except KilledError:  # as it must be under a cap that is worth something
             fits = False
         self.cap = replace(self.cap, peak_bytes=peak, dense_fits=fits)
@@ -219,6 +238,7 @@ class _Benchmark:
             host=host(), drive=drive(self.path), ceiling=ceiling, curve=curve,
             disturbance=Disturbance(others, dense.scatter, drift), dense=dense,
             base=fixed_base(self.store, libraries, len(setup.prompt), setup.tokens), stages=rows, peers=self.peers,
+            device=setup.device, gpu=device_info(self.device),
         )  # fmt: skip
 
 
@@ -234,7 +254,9 @@ def beside_prediction(run: StageRun, curve: Curve, rest_ms: float, record_bytes:
         overlapped=stage.ffn is not FlashFFN,
     )  # fmt: skip
     speeds = Speeds(run.product_bytes_a_second, run.copy_bytes_a_second, rest_ms)
-    return MeasuredStage(**vars(run), predicted_ms=token_ms(curve, work, speeds))
+    bus = run.bus_bytes_a_second
+    predicted = token_ms(curve, work, speeds) if bus is None else device_token_ms(curve, work, speeds, bus)
+    return MeasuredStage(**vars(run), predicted_ms=predicted)
 
 
 def run_peer(task: PeerTask, worker: Sequence[str] = WORKER) -> PeerRow:

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import copy
-import gc
 import json
 import sys
 import time
@@ -24,10 +22,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from flashlite.bench.cost import copy_speed, product_speed
+from flashlite.bench.cost import bus_speed, copy_speed, product_speed
 from flashlite.bench.decoding import WARM_UP, Decoding, agreement, compare_logits, exactness, forced, greedy, per_token
 from flashlite.bench.dense import load_dense
 from flashlite.bench.peers import PEERS
+from flashlite.bench.process.device import device_peak, forget_device_peak, limit, wait_for
 from flashlite.bench.process.memory import bytes_from_drive, forget_peak, free, memory_status
 from flashlite.bench.process.task import (
     CHECKPOINT,
@@ -40,59 +39,42 @@ from flashlite.bench.process.task import (
     Task,
     read_task,
 )
+from flashlite.bench.process.warm_up import warm_up
 from flashlite.bench.row import DenseCost, Exactness, IdleCost, PeerCost, Record, StageRun, TokenCost
+from flashlite.engine.device.place import place_of
 from flashlite.engine.model import Engine, load
 from flashlite.engine.predictor_file import PredictorSet
-from flashlite.engine.product import BLOCK, WIDE, up_product
 from flashlite.engine.stages import LADDER, NAMES
 from flashlite.errors import FlashliteError
-from flashlite.families.configured import empty_model
 from flashlite.storage.store import PREDICTOR, Store
 
-SMALL_VOCABULARY = 512
 
-
-def _warm_up(store: Store, prompt: list[int]) -> None:
-    """Run one random layer of the model's own width, so that what torch and transformers allocate for their work, such
-    as copies for matrix products, counts to the base and not to a stage. Its vocabulary and its FFN are small, because
-    the layer itself must not count."""
-    config = copy.deepcopy(store.config)
-    config.num_hidden_layers, config.vocab_size, config.pad_token_id = 1, SMALL_VOCABULARY, None
-    setattr(config, store.family.neurons, config.hidden_size)
-    one_layer = empty_model(config, store.family)
-    sizes = {name: torch.randn(part.shape, dtype=store.dtype) for name, part in one_layer.named_parameters()}
-    one_layer.load_state_dict(sizes, strict=False, assign=True)
-    one_layer.tie_weights()
-    one_layer.eval()
-    ids = [token % SMALL_VOCABULARY for token in prompt]
-    forced(one_layer, ids, ids[:WARM_UP])
-    rows = torch.zeros(5 * WIDE, store.shape.record_bytes // store.shape.itemsize, dtype=store.dtype)
-    x, up = torch.zeros(1, store.shape.d_model, dtype=store.dtype), rows[:, : store.shape.d_model]
-    for n in (*range(BLOCK, WIDE, BLOCK), *range(WIDE, len(rows), WIDE)):  # products are compiled for each shape
-        up_product(x, up[:n], rows[:n, 0])
-    del one_layer, rows, up
-    gc.collect()
+def _device(task: Task[Any]) -> torch.device:
+    return place_of(task.setup.device).device
 
 
 def measure_idle(task: IdleTask, store: Store) -> IdleCost:
     """The process as it is without a model."""
-    return IdleCost(memory_status("VmRSS"), memory_status("VmHWM"))
+    return IdleCost(memory_status("VmRSS"), memory_status("VmHWM"), device_peak(_device(task), reserved=True))
 
 
 def measure_dense(task: DenseTask, store: Store) -> DenseCost:
     """The dense model: its tokens and logits, for the stages to be compared with, and its time."""
-    setup, before = task.setup, memory_status("VmRSS")
-    model = load_dense(store)
-    dram = memory_status("VmRSS") - before
+    setup, before, device = task.setup, memory_status("VmRSS"), _device(task)
+    forget_device_peak(device)
+    model = load_dense(store, device)
+    dram = device_peak(device) or memory_status("VmRSS") - before
     tokens, logits = greedy(model, setup.prompt, setup.tokens)
     save_file({"logits": logits.contiguous(), "tokens": torch.tensor(tokens)}, Path(setup.folder) / LOGITS)
-    ffn_seconds = _watch(model, _ffns(model, store))
+    quiet = forced(model, setup.prompt, tokens) if device.type != "cpu" else None  # watching makes the host wait there
+    ffn_seconds = _watch(model, _ffns(model, store), device)
     timed = forced(model, setup.prompt, tokens)
     rest = [ms - ffn for ms, ffn in zip(timed.token_ms, _token_ms(ffn_seconds), strict=True)]
-    lower, median, upper = (float(q) for q in np.quantile(timed.token_ms[WARM_UP:], (0.25, 0.5, 0.75)))
+    times = (quiet or timed).token_ms[WARM_UP:]
+    lower, median, upper = (float(q) for q in np.quantile(times, (0.25, 0.5, 0.75)))
     return DenseCost(
-        total_ms=median, prompt_ms=timed.prompt_ms, rest_ms=float(np.median(rest[WARM_UP:])), dram_bytes=dram,
-        base_rss_bytes=before, scatter=(upper - lower) / median,
+        total_ms=median, prompt_ms=(quiet or timed).prompt_ms, rest_ms=float(np.median(rest[WARM_UP:])),
+        dram_bytes=dram, base_rss_bytes=before, scatter=(upper - lower) / median, device_peak_bytes=device_peak(device),
     )  # fmt: skip
 
 
@@ -102,12 +84,17 @@ def _ffns(model: PreTrainedModel, store: Store) -> list[tuple[nn.Module, nn.Modu
     return [(getattr(layer, first), getattr(layer, last)) for layer in model.get_submodule(store.family.layers)]
 
 
-def _watch(model: PreTrainedModel, spans: Sequence[tuple[nn.Module, nn.Module]]) -> list[float]:
+def _watch(model: PreTrainedModel, spans: Sequence[tuple[nn.Module, nn.Module]], device: torch.device) -> list[float]:
     """The seconds spent so far from each first module to its last one, noted at the end of each call from now on."""
     spent, seconds = [0.0], []
+
+    def now() -> float:
+        wait_for(device)
+        return time.perf_counter()
+
     for first, last in spans:
-        first.register_forward_pre_hook(lambda *_: spent.append(spent.pop() - time.perf_counter()))
-        last.register_forward_hook(lambda *_: spent.append(spent.pop() + time.perf_counter()))
+        first.register_forward_pre_hook(lambda *_: spent.append(spent.pop() - now()))
+        last.register_forward_hook(lambda *_: spent.append(spent.pop() + now()))
     model.register_forward_hook(lambda *_: seconds.append(spent[0]))
     return seconds
 
@@ -148,6 +135,8 @@ class Timed:
     linear_ms: float
     base_rss_bytes: int
     peak_rss_bytes: int
+    host_bytes: int
+    device_peak_bytes: int | None
 
 
 def measure_stage(task: StageTask, store: Store) -> StageRun:
@@ -155,11 +144,12 @@ def measure_stage(task: StageTask, store: Store) -> StageRun:
 
     Only one model is in memory at a time, and none while the processor's speed is measured.
     """
-    stage, shape = LADDER[NAMES[task.stage]], store.shape
+    stage, shape, device = LADDER[NAMES[task.stage]], store.shape, _device(task)
     tokens, logits = _reference(task.setup, task.check if stage.predictor else task.setup.tokens)
     new_model = partial(
-        load, store, dram_budget=task.budget, stage=task.stage, window=task.window, verify_reads=task.verify_reads
-    )
+        load, store, dram_budget=task.budget, stage=task.stage, window=task.window, verify_reads=task.verify_reads,
+        device=task.setup.device,
+    )  # fmt: skip
     timed = _time_stage(partial(new_model, predictor=task.predictor), task, tokens)
     free()
     exact: Exactness | None = None
@@ -171,26 +161,37 @@ def measure_stage(task: StageTask, store: Store) -> StageRun:
         free()
     window = task.window if stage.window and isinstance(task.window, int) else 1  # "auto" needs a report anyway
     fires = _fires(store, timed.rows.at_a_time, window) if stage.predictor else None
-    speed = product_speed(shape, store.layers, store.dtype, timed.rows.at_a_time, fires, store.activation)
+    speed = product_speed(shape, store.layers, store.dtype, timed.rows.at_a_time, fires, store.activation, device)
     return StageRun(
         stage=task.stage, name=NAMES[task.stage], agreement=agreement(timed.decoding.chosen, tokens),
         tokens_equal=exact.tokens_equal if exact else None, max_logit_error=exact.max_logit_error if exact else None,
         prompt_ms=timed.decoding.prompt_ms, linear_ms=timed.linear_ms, base_rss_bytes=timed.base_rss_bytes,
         peak_rss_bytes=timed.peak_rss_bytes, product_bytes=float(timed.rows.a_token * shape.neuron_bytes),
         product_bytes_a_second=speed,
-        copy_bytes_a_second=copy_speed(timed.rows.at_a_time * shape.record_bytes), **vars(timed.cost),
+        copy_bytes_a_second=copy_speed(timed.rows.at_a_time * shape.record_bytes),
+        host_bytes=timed.host_bytes, device_peak_bytes=timed.device_peak_bytes,
+        bus_bytes_a_second=bus_speed(device) if task.setup.device != "cpu" else None, **vars(timed.cost),
     )  # fmt: skip
 
 
 def _time_stage(new_model: Callable[[], PreTrainedModel], task: StageTask, tokens: list[int]) -> Timed:
     """Decode with the predictor that the task asks for."""
-    base, kept = memory_status("VmRSS"), 0 if LADDER[NAMES[task.stage]].predictor else task.setup.tokens
+    device, base, kept = (
+        _device(task),
+        memory_status("VmRSS"),
+        0 if LADDER[NAMES[task.stage]].predictor else task.setup.tokens,
+    )
     forget_peak()
+    forget_device_peak(device)
     model = new_model()
-    linear_seconds = _watch(model, [(part, part) for part in model.modules() if isinstance(part, nn.Linear)])
+    linears = [(part, part) for part in model.modules() if isinstance(part, nn.Linear) and device.type == "cpu"]
+    linear_seconds = _watch(model, linears, device)
     decoding = forced(model, task.setup.prompt, tokens, kept)
     peak, linear_ms = memory_status("VmHWM"), float(np.median(_token_ms(linear_seconds)[WARM_UP:]))
-    return Timed(per_token(model.flash), decoding, Rows.of(model.flash), linear_ms, base, peak)
+    return Timed(
+        per_token(model.flash), decoding, Rows.of(model.flash), linear_ms, base, peak, model.flash.budget.host,
+        device_peak(device),
+    )  # fmt: skip
 
 
 def _fires(store: Store, rows: int, window: int) -> float:
@@ -203,17 +204,18 @@ def _fires(store: Store, rows: int, window: int) -> float:
 
 def measure_peer(task: PeerTask, store: Store) -> PeerCost:
     """One peer, which must be exact: times, and what the drive gave for each token."""
-    setup = task.setup
+    setup, device = task.setup, _device(task)
     tokens, logits = _reference(setup, setup.tokens)
     forget_peak()
-    model = PEERS[task.peer](store, Path(setup.folder) / CHECKPOINT)
+    forget_device_peak(device)
+    model = PEERS[task.peer](store, Path(setup.folder) / CHECKPOINT, device)
     before = bytes_from_drive()
     timed = forced(model, setup.prompt, tokens)
     nbytes = (bytes_from_drive() - before) / len(tokens)  # the prompt's call needs each weight once too
     exact = compare_logits(timed.logits, logits, store.dtype_name, task.peer)
     return PeerCost(
         prompt_ms=timed.prompt_ms, total_ms=float(np.median(timed.token_ms[WARM_UP:])), bytes_per_token=nbytes,
-        peak_rss_bytes=memory_status("VmHWM"), **vars(exact),
+        peak_rss_bytes=memory_status("VmHWM"), device_peak_bytes=device_peak(device), **vars(exact),
     )  # fmt: skip
 
 
@@ -228,10 +230,13 @@ def main() -> None:
     task = read_task(Path(sys.argv[1]))
     try:
         store = Store(task.setup.store)
-        _warm_up(store, task.setup.prompt)
+        limit(device := _device(task), task.setup.device_bytes)
+        warm_up(store, task.setup.prompt, device)
         answer = MEASURE[type(task)](task, store).to_json()
     except (FlashliteError, NotImplementedError) as error:  # NotImplementedError: a stub of the course
         answer = {"error": str(error)}
+    except torch.OutOfMemoryError as error:
+        answer = {"out_of_memory": str(error).partition("\n")[0]}
     print(json.dumps(answer))
 
 

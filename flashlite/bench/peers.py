@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
@@ -23,23 +24,25 @@ from flashlite.storage.side_files import CONFIG, copy_files
 from flashlite.storage.store import Store
 
 WEIGHTS = "model.safetensors"
-Peer = Callable[[Store, Path], PreTrainedModel]
+Peer = Callable[..., PreTrainedModel]
+CPU = torch.device("cpu")
 
 
-def ffn_on_disk(store: Store, checkpoint: Path) -> PreTrainedModel:
-    """accelerate's disk offload of the FFNs; embeddings and attention stay in DRAM, as in stage 1."""
+def ffn_on_disk(store: Store, checkpoint: Path, device: torch.device = CPU) -> PreTrainedModel:
+    """accelerate's disk offload of the FFNs; embeddings and attention stay in DRAM, or on the device, as in stage 1."""
     family = store.family
     matrices = tuple(f".{name}" for name in (family.first, family.down, family.second) if name)
-    return _offloaded(store, checkpoint, lambda name: name.endswith(matrices))
+    return _offloaded(store, checkpoint, device, lambda name: name.endswith(matrices))
 
 
-def layers_on_disk(store: Store, checkpoint: Path) -> PreTrainedModel:
-    """accelerate's disk offload of whole layers; only the embeddings stay in DRAM."""
-    return _offloaded(store, checkpoint, lambda name: name.startswith(store.family.layers + "."))
+def layers_on_disk(store: Store, checkpoint: Path, device: torch.device = CPU) -> PreTrainedModel:
+    """accelerate's disk offload of whole layers; only the embeddings stay in DRAM, or on the device."""
+    return _offloaded(store, checkpoint, device, lambda name: name.startswith(store.family.layers + "."))
 
 
-def mapped(store: Store, checkpoint: Path) -> PreTrainedModel:
-    """The checkpoint mapped into memory: the system reads pages when they are touched, and drops them when it must."""
+def mapped(store: Store, checkpoint: Path, device: torch.device = CPU) -> PreTrainedModel:
+    """The checkpoint mapped into memory: the system reads pages when they are touched, and drops them when it must.
+    There is no such way to a device."""
     return dense_model(store, load_file(checkpoint / WEIGHTS))
 
 
@@ -50,17 +53,23 @@ PEERS: dict[str, Peer] = {
 }
 
 
+def peers_on(device: str) -> list[str]:
+    """The names of the peers of somebody whose model runs on this device."""
+    return [name for name, peer in PEERS.items() if device == "cpu" or peer is not mapped]
+
+
 def check_installed() -> None:
     """Raise FlashliteError where a peer's own package is missing."""
     if importlib.util.find_spec("accelerate") is None:
         raise FlashliteError("--peers measures accelerate, which is not installed: pip install accelerate")
 
 
-def _offloaded(store: Store, checkpoint: Path, on_disk: Callable[[str], bool]) -> PreTrainedModel:
+def _offloaded(store: Store, checkpoint: Path, device: torch.device, on_disk: Callable[[str], bool]) -> PreTrainedModel:
     """A model some of whose modules are read from the checkpoint's file when they are called, and dropped again."""
     modules = dict(empty_model(store.config, store.family).named_modules())
     names = [name for name, module in modules.items() if next(module.parameters(recurse=False), None) is not None]
-    places = {name: "disk" if on_disk(name) else "cpu" for name in names}
+    here = "cpu" if device == CPU else device.index or 0
+    places = {name: "disk" if on_disk(name) else here for name in names}
     return MODEL_FOR_CAUSAL_LM_MAPPING[type(store.config)].from_pretrained(
         checkpoint, dtype="auto", device_map=places, offload_folder=checkpoint / "offload"
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from flashlite.bench.cap import Base, CapReport
 from flashlite.bench.machine import Ceiling, Disturbance, Drive, Host
-from flashlite.bench.row import DenseCost, MeasuredStage, PeerRow, Record, StageRun
+from flashlite.bench.row import DenseCost, DeviceInfo, MeasuredStage, PeerRow, Record, StageRun
 from flashlite.drive.probe import Curve
 from flashlite.errors import FlashliteError
 
@@ -19,6 +19,7 @@ class Result(Record):
     budget_bytes, memory_cap: the DRAM that stages were given, and what the system enforced
     prompt_tokens, new_tokens, window, rounds: the text, the window, and how many processes each stage had
     host, drive, ceiling, curve: where it was measured
+    device, gpu: where weights lay and were multiplied, as `load` takes it, and which GPU that is
     disturbance: what else kept the machine busy; None in results that lack it
     dense, base: the dense model, and what a process needs beyond the budget
     stages, peers: the rows
@@ -47,11 +48,18 @@ class Result(Record):
     impl: str = "ref"
     plugged: list[str] = field(default_factory=list)
     calls: dict[str, int] = field(default_factory=dict)
+    device: str = "cpu"
+    gpu: DeviceInfo | None = None
 
     @property
     def title(self) -> str:
         """The model's name; a model of made-up weights is called planted."""
         return f"{self.model} (planted)" if self.planted else self.model
+
+    @property
+    def memory(self) -> str:
+        """The memory that a budget is of, as it is called in tables."""
+        return "DRAM" if self.device == "cpu" else "device memory"
 
     @property
     def budget_share(self) -> float:

@@ -77,7 +77,8 @@ class TokenCost(Record):
     wasted_bytes: those of them that the layer then didn't need
     batches_per_token: how often a token waits for reads
     rows_moved: rows of neurons copied inside DRAM
-    dram_bytes: the DRAM that the budget accounts for, as it was spent
+    dram_bytes: the DRAM that the budget accounts for, as it was spent; with a device, of the device's memory
+    copy_ms: waiting for copies to a device, which counts to total_ms as well
     """
 
     tokens: int
@@ -94,6 +95,7 @@ class TokenCost(Record):
     batches_per_token: int
     rows_moved: float
     dram_bytes: int
+    copy_ms: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,9 @@ class StageRun(StageRow):
     base_rss_bytes, peak_rss_bytes: memory of the process before it loads the model, and the most that it takes
     product_bytes: FFN weights that a token is multiplied with
     product_bytes_a_second, copy_bytes_a_second: this processor's speed at such products and copies
+    host_bytes: with a device, what the budget names of the host's memory: buffers on the way there
+    device_peak_bytes: with a GPU, the most that was in use of its memory
+    bus_bytes_a_second: with a device, the speed of copies to it
     """
 
     prompt_ms: float
@@ -143,6 +148,9 @@ class StageRun(StageRow):
     product_bytes: float
     product_bytes_a_second: float
     copy_bytes_a_second: float
+    host_bytes: int = 0
+    device_peak_bytes: int | None = None
+    bus_bytes_a_second: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,11 +164,20 @@ class MeasuredStage(StageRun):
 
 
 @dataclass(frozen=True)
+class DeviceInfo(Record):
+    """A GPU by name, and the size of its memory."""
+
+    name: str
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
 class IdleCost(Record):
-    """The memory of a process that has loaded no model: now, and at most."""
+    """The memory of a process that has loaded no model: now, and at most, and what torch held of a GPU's."""
 
     base_rss_bytes: int
     peak_rss_bytes: int
+    device_peak_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +188,7 @@ class DenseCost(Record):
     rest_ms: time of a token without its FFNs
     dram_bytes, base_rss_bytes: what the model takes, and what the process took before
     scatter: width of the middle half of the tokens' times, as a share of their median; None in results that lack it
+    device_peak_bytes: with a GPU, the most that was in use of its memory
     """
 
     total_ms: float
@@ -179,16 +197,22 @@ class DenseCost(Record):
     dram_bytes: int
     base_rss_bytes: int
     scatter: float | None = None
+    device_peak_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class PeerCost(Exactness):
-    """What people use today, on the same weights. bytes_per_token: what the drive gave for each token."""
+    """What people use today, on the same weights.
+
+    bytes_per_token: what the drive gave for each token
+    device_peak_bytes: with a GPU, the most that was in use of its memory
+    """
 
     prompt_ms: float
     total_ms: float
     bytes_per_token: float
     peak_rss_bytes: int
+    device_peak_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -122,16 +122,19 @@ def check_exercises(store: Store, plugged: Plugged) -> None:
 
 
 def check_stages(
-    store: Store, stages: Sequence[int], dram_budget: int | str, predictor: str = "trained", window: int | str = 5
-) -> None:
+    store: Store, stages: Sequence[int], dram_budget: int | str, predictor: str = "trained", window: int | str = 5,
+    device: str = "cpu",
+) -> None:  # fmt: skip
     """Raise FlashliteError if a stage can't be loaded so; of budgets, for the stage that needs most. No weights are
     read, but the store is open, so torch is imported."""
+    from flashlite.engine.device.place import place_of
     from flashlite.engine.model import choose_stage, plan
 
+    place = place_of(device)
     too_small: list[BudgetError] = []
     for stage in stages:
         try:
-            plan(store, choose_stage(store, stage, window, dram_budget), dram_budget, predictor)
+            plan(store, choose_stage(store, stage, window, dram_budget, place), dram_budget, predictor, place)
         except BudgetError as error:
             too_small.append(error)
     if too_small:

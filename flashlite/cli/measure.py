@@ -14,6 +14,7 @@ from flashlite.cli import unsolved
 from flashlite.cli.checks import check_exercises, check_stages
 from flashlite.cli.options import (
     BudgetOption,
+    DeviceOption,
     DtypeOption,
     FolderArgument,
     ImplOption,
@@ -89,6 +90,7 @@ def bench(
         int | None, typer.Option(help="to compare with the oracle; --tokens if not given", min=1)
     ] = None,
     verify_reads: VerifyOption = False,
+    device: DeviceOption = "cpu",
     wide: Annotated[bool, typer.Option("--wide", help="show all columns, in more than 80 characters")] = False,
     impl: ImplOption = "ref",
     json_file: JsonOption = None,
@@ -103,19 +105,21 @@ def bench(
     unsolved.check_solved(impl, unsolved.of_stages(numbers) | unsolved.COST_MODEL)
     plugged = plug.plug_in(impl, model, dtype, revision)
     from flashlite.bench import ladder
+    from flashlite.engine.device.place import place_of
     from flashlite.engine.predictors.choice import automatic
 
+    place_of(device)  # before anything is packed
     store = open_store(plugged.model, dtype, plugged.revision)
     check_exercises(store, plugged)
     if predictor == "auto" and max(numbers) >= stage_number("predictor"):
         predictor = automatic(store)
-    check_stages(store, numbers, dram_budget, predictor, window_tokens)
+    check_stages(store, numbers, dram_budget, predictor, window_tokens, device)
     try:
         result = ladder.bench(
             store, stages=numbers, tokens=tokens, prompt_tokens=prompt_tokens, budget=dram_budget, window=window_tokens,
             predictor=predictor, rounds=rounds, capped=memory_cap, peers=peers, slow_tokens=slow_tokens,
-            check_tokens=check_tokens, verify_reads=verify_reads, progress=show_progress,
-            worker=plugged.command("flashlite.bench.measure_one"),
+            check_tokens=check_tokens, verify_reads=verify_reads, device=device,
+            progress=show_progress, worker=plugged.command("flashlite.bench.measure_one"),
         )  # fmt: skip
     except ladder.Interrupted as interrupted:
         _show_complete(interrupted.result, len(set(numbers)), wide)

@@ -94,6 +94,9 @@ PredictorOption = Annotated[
     PredictorKind,
     typer.Option("--predictor", help="what says which neurons will fire; auto: trained if there is one, else copy"),
 ]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="where weights lie and are multiplied: cpu, cuda, or cuda:1")
+]
 ImplOption = Annotated[str, typer.Option("--impl", help="whose code runs: ref, mine, solutions, or ref,ex03=mine")]
 
 

@@ -11,6 +11,7 @@ from flashlite.arguments import parse_window
 from flashlite.cli.checks import check_exercises, check_stages
 from flashlite.cli.options import (
     BudgetOption,
+    DeviceOption,
     DtypeOption,
     ImplOption,
     ModelArgument,
@@ -36,6 +37,7 @@ def run(
     dtype: DtypeOption = None,
     revision: RevisionOption = None,
     verify_reads: VerifyOption = False,
+    device: DeviceOption = "cpu",
     impl: ImplOption = "ref",
 ) -> None:
     """Continue a prompt, token by token, with the weights on flash.
@@ -51,21 +53,24 @@ def run(
 
     from flashlite.bench import tables
     from flashlite.bench.ladder import check_stage
+    from flashlite.engine.device.place import place_of
     from flashlite.engine.model import load
     from flashlite.storage.tokenizer import encode, load_tokenizer, settings_named
 
+    place = place_of(device)  # before anything is packed
     store = open_store(plugged.model, dtype, plugged.revision)
     check_exercises(store, plugged)
     tokenizer = load_tokenizer(store)
-    ids = encode(tokenizer, prompt, store)
+    ids = encode(tokenizer, prompt, store).to(place.device)
     if plugged.plugs:
         check_stages(store, [stage], dram_budget, predictor, tokens)
         check_stage(store, stage, dram_budget, tokens, plugged.command("flashlite.bench.measure_one"))
     positions = store.config.max_position_embeddings
     longest = positions - ids.shape[1]
     flash_model = load(
-        store, dram_budget=dram_budget, stage=stage, predictor=predictor, window=tokens, verify_reads=verify_reads
-    )
+        store, dram_budget=dram_budget, stage=stage, predictor=predictor, window=tokens, verify_reads=verify_reads,
+        device=device,
+    )  # fmt: skip
     began, streamer = time.perf_counter(), TextStreamer(tokenizer)
     try:
         with settings_named(store):

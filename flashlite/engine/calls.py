@@ -204,8 +204,12 @@ def check_process() -> None:
         )
 
 
-def refuse_copies(model: nn.Module, dtype: torch.dtype) -> None:
-    """Make a model raise FlashliteError where it would be saved, copied or converted: its FFNs are not in it."""
+def refuse_copies(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    """Make a model raise FlashliteError where it would be saved, copied or converted: its FFNs are not in it.
+
+    dtype, device: those that it keeps
+    """
+    name, here = {"cpu": "the CPU"}, torch.empty(0, dtype=dtype, device=device)
 
     def save(*_: Any, **__: Any) -> None:
         raise FlashliteError("a streaming model holds no FFN weights to save: copy its store or its checkpoint instead")
@@ -216,11 +220,12 @@ def refuse_copies(model: nn.Module, dtype: torch.dtype) -> None:
         )
 
     def convert(change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        changed = change(torch.zeros(1, dtype=dtype))
-        if (changed.dtype, changed.device.type) != (dtype, "cpu"):
+        changed = change(here)
+        if (changed.dtype, changed.device) != (dtype, here.device):
+            stays, becomes = (name.get(where.type, str(where)) for where in (here.device, changed.device))
             raise FlashliteError(
-                f"a streaming model stays {dtype} on the CPU, as it was packed, and can't become {changed.dtype} on "
-                f"{changed.device.type}: load it with another dtype, such as load(..., dtype='bf16')"
+                f"a streaming model stays {dtype} on {stays}, as it was loaded, and can't become {changed.dtype} on "
+                f"{becomes}: load it with another dtype or device, such as load(..., dtype='bf16')"
             )
         return model
 

@@ -54,7 +54,7 @@ class StreamedFFN(nn.Module):
         For a prompt, the next part is read while one is multiplied. For a single token, a part is read and then
         multiplied, as at every stage of the paper: the latency is I/O + memory + compute.
         """
-        if x.requires_grad or torch.is_autocast_enabled("cpu"):
+        if x.requires_grad or torch.is_autocast_enabled(x.device.type):
             return unlike_training(self, x, keep, copy_out)
         passes = self.stream.begin(self.layer, np.arange(len(self.up_bias)), at_once=2 if len(x) > 1 else 1)
         return self.stream.product(x, passes, self.bias, keep, copy_out).add_(self.down_bias)
@@ -98,7 +98,7 @@ class FlashFFN(nn.Module):
 
         x: [sequences * tokens, d_model], the normed input of the FFN
         """
-        if x.requires_grad or torch.is_autocast_enabled("cpu"):
+        if x.requires_grad or torch.is_autocast_enabled(x.device.type):
             return unlike_training(self, x)
         try:
             if self._calls.tokens > max(1, self.window.tokens):
@@ -189,8 +189,8 @@ def unlike_training(ffn: StreamedFFN | FlashFFN, x: Tensor, *args: object) -> Te
         )
     kind = ffn.streamed.down_bias.dtype if isinstance(ffn, FlashFFN) else ffn.down_bias.dtype
     _say_once(f"flashlite: under torch.autocast the FFNs compute in {kind}, as they were packed")
-    with torch.autocast("cpu", enabled=False):
-        return ffn(x.to(kind), *args).to(torch.get_autocast_dtype("cpu"))
+    with torch.autocast(x.device.type, enabled=False):
+        return ffn(x.to(kind), *args).to(torch.get_autocast_dtype(x.device.type))
 
 
 _said: set[str] = set()

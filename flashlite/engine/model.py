@@ -18,16 +18,15 @@ from flashlite.arguments import check_window, stage_number
 from flashlite.drive.flash import Counters
 from flashlite.engine.budget import Budget, longest_window, plan_budget
 from flashlite.engine.calls import Calls, check_process, refuse_copies
+from flashlite.engine.device.place import HERE, Place, place_of
 from flashlite.engine.ffn import FlashFFN, StreamedFFN
 from flashlite.engine.predictor import Predictor
 from flashlite.engine.predictors.choice import Choice, Chosen, choose
-from flashlite.engine.resident import ResidentWeights
 from flashlite.engine.stages import LADDER, NAMES, Stage, stage_for
-from flashlite.engine.stream import Stream
-from flashlite.engine.timing import IO, REST, CallCost, Clock, Meter
+from flashlite.engine.timing import IO, REST, CallCost, Meter
 from flashlite.engine.window import Window
 from flashlite.errors import FlashliteError
-from flashlite.families.configured import empty_model, install
+from flashlite.families.configured import empty_model, install, move_buffers
 from flashlite.storage.find import open_model
 from flashlite.storage.neurons import NeuronFile
 from flashlite.storage.safetensors_file import DTYPES
@@ -41,7 +40,8 @@ class Engine:
 
     store: the packed model
     stage: of the ladder
-    budget: how its DRAM is spent
+    budget: how its DRAM is spent, or with a device the device's memory
+    place: where its weights lie and are multiplied
     file: the neurons on flash
     early_file: the same for early reads; None at the stages that read nothing early
     stream: the buffer through which whole layers pass
@@ -53,12 +53,13 @@ class Engine:
     Threads may share the model: their calls take turns.
     """
 
-    def __init__(self, store: Store, stage: Stage, budget: Budget, predictors: Choice) -> None:
-        self.store, self.stage, self.budget = store, stage, budget
-        self.clock = Clock()
-        self.resident = ResidentWeights(store, stage.resident)
+    def __init__(self, store: Store, stage: Stage, budget: Budget, predictors: Choice, place: Place) -> None:
+        self.store, self.stage, self.budget, self.place = store, stage, budget, place
+        self._parts = place.parts(store, stage, budget)
+        self.clock = self._parts.clock
+        self.resident = self._parts.resident()
         self.file = NeuronFile(store, stage.layout)
-        self.stream = Stream(self.file, budget.stream_rows, store.dtype, self.clock, store.activation)
+        self.stream = self._parts.stream(self.file)
         self.way_in = Calls(self.clock, self.meter, self._forget, None if stage.resident else self._read_group)
         tensors = self.resident.tensors()
         patterns = (*store.family.biases, store.family.down_bias)
@@ -77,15 +78,15 @@ class Engine:
 
         def bias(pattern: str, size: int) -> Tensor:
             found = tensors.get(pattern.format(i))
-            return torch.zeros(size, dtype=self.store.dtype) if found is None else found
+            return torch.zeros(size, dtype=self.store.dtype, device=self.place.device) if found is None else found
 
         up_bias, *second = (bias(pattern, shape.neurons) for pattern in family.biases)
         return StreamedFFN(i, self.stream, up_bias, bias(family.down_bias, shape.d_model), *second)
 
     def _flash_ffn(self, streamed: StreamedFFN, predictor: Predictor) -> FlashFFN:
-        store, rows = self.store, self.budget.layer_rows[streamed.layer]
-        window = Window(store.shape.neurons, self.stage.window, rows)
-        memory = self.stage.memory(rows, store.shape, store.dtype, streamed.bias, store.activation)
+        rows = self.budget.layer_rows[streamed.layer]
+        window = Window(self.store.shape.neurons, self.stage.window, rows)
+        memory = self._parts.neurons(streamed.layer, streamed.bias)
         return self.stage.ffn(streamed, predictor, window, self.file, memory, self.way_in, self.clock)
 
     @property
@@ -133,11 +134,12 @@ class Engine:
         model.load_state_dict(self.weights, strict=False, assign=True)
         model.tie_weights()
         model.requires_grad_(False).eval()
+        move_buffers(model, self.place.device)
         self.way_in.intercept(model, family)
         if (norm := family.early_norm(self.store.config)) is not None:
             for layer, ffn in zip(layers, self.sparse, strict=False):  # stages without a predictor have none
                 ffn.hear(layer.get_submodule(norm))
-        refuse_copies(model, self.store.dtype)
+        refuse_copies(model, self.store.dtype, self.place.device)
 
     def _read_group(self, name: str) -> None:
         self.clock.switch(IO)
@@ -149,6 +151,7 @@ class Engine:
         for file in (self.file, self.early_file, self.resident):
             if file is not None:
                 file.file.finish_reads()
+        self._parts.finish()
         for ffn in self.sparse:
             ffn.forget()
 
@@ -163,12 +166,14 @@ def load(
     dtype: str | torch.dtype | None = None,
     verify_reads: bool = False,
     revision: str | None = None,
+    device: str | torch.device = "cpu",
 ) -> PreTrainedModel:
     """A transformers model whose FFN weights stay on flash.
 
     model: `opt-mini`, a hub id, a checkpoint folder or a store; anything but a store is packed first, under
         `storage.find.home()`
-    dram_budget: bytes, "4GiB", "50%" or 0.5 of the weights, for all but the KV cache and the interpreter
+    dram_budget: bytes, "4GiB", "50%" or 0.5 of the weights, for all but the KV cache and the interpreter; with a device
+        it is the device's memory, and `model.flash.budget.host` says what the host needs beside it
     stage: of the ladder, by name or number
     predictor: "trained", "copy" (a rounded copy of the weights that decide, which needs no training), "oracle", or one
         Predictor a layer; "auto" is "trained" where the store has a trained one, else "copy"
@@ -176,6 +181,8 @@ def load(
     dtype: fp32, bf16 or fp16
     verify_reads: compare everything with its checksum when it is read; see VerifiedStore for what that costs
     revision: of a hub model, a branch, a tag or a commit
+    device: "cpu", or "cuda" or "cuda:1" for a GPU in whose memory weights lie and are multiplied; generate() then takes
+        ids that are there too
 
     Raises FlashliteError if anything is wrong.
     """
@@ -186,19 +193,23 @@ def load(
     if isinstance(dtype, torch.dtype):
         dtype = next((name for name, kind in DTYPES.items() if kind == dtype), str(dtype))
     stage_number(stage), check_window(window)  # so that what can't work is refused before anything is packed
+    place = place_of(device)
     store = open_model(model, dtype, revision)
     if verify_reads:
         store = VerifiedStore(store.path)
-    return build(store, choose_stage(store, stage, window, dram_budget), dram_budget, predictor)
+    return build(store, choose_stage(store, stage, window, dram_budget, place), dram_budget, predictor, place)
 
 
-def choose_stage(store: Store, stage: int | str, window: int | str, dram_budget: int | float | str) -> Stage:
+def choose_stage(
+    store: Store, stage: int | str, window: int | str, dram_budget: int | float | str, place: Place = HERE
+) -> Stage:
     """The stage that `load` is asked for, with its window if it has one.
 
     store: the packed model
     stage: of the ladder, by name or number
     window: tokens, or "auto" for as many as the budget has room for
     dram_budget: see `load`
+    place: where the model will run
 
     Raises FlashliteError if there is no such stage or window.
     """
@@ -206,15 +217,17 @@ def choose_stage(store: Store, stage: int | str, window: int | str, dram_budget:
     window = check_window(window)
     if not chosen.window:
         return chosen
-    tokens = longest_window(store, chosen, dram_budget) if isinstance(window, str) else window
+    tokens = longest_window(store, chosen, dram_budget, place.int8_bytes) if isinstance(window, str) else window
     return replace(chosen, window=tokens)
 
 
-def build(store: Store, stage: Stage, dram_budget: int | float | str, predictor: Chosen) -> PreTrainedModel:
+def build(
+    store: Store, stage: Stage, dram_budget: int | float | str, predictor: Chosen, place: Place = HERE
+) -> PreTrainedModel:
     """The same as `load`, of a store that is open and a stage that may be put together by hand."""
     stage = stage_for(stage, store.family.early_norm(store.config) is not None)
-    predictors, budget = plan(store, stage, dram_budget, predictor)
-    engine = Engine(store, stage, budget, predictors)
+    predictors, budget = plan(store, stage, dram_budget, predictor, place)
+    engine = Engine(store, stage, budget, predictors, place)
     model = empty_model(store.config, store.family)
     engine.install(model)
     if (generation := generation_config(store)) is not None:
@@ -224,11 +237,14 @@ def build(store: Store, stage: Stage, dram_budget: int | float | str, predictor:
     return model
 
 
-def plan(store: Store, stage: Stage, dram_budget: int | float | str, predictor: Chosen) -> tuple[Choice, Budget]:
+def plan(
+    store: Store, stage: Stage, dram_budget: int | float | str, predictor: Chosen, place: Place = HERE
+) -> tuple[Choice, Budget]:
     """The predictors of a model that is to be loaded, and the split of its budget.
 
     No weights are read to find out. Raises FlashliteError if the model can't be loaded so.
     """
     store.check_layout(stage.layout)
-    predictors = choose(store, stage, predictor)
-    return predictors, plan_budget(store, stage, dram_budget, predictors.nbytes, predictors.needs, predictors.advice)
+    chosen = place.predictors(choose(store, stage, predictor))
+    budget = plan_budget(store, stage, dram_budget, chosen.nbytes, chosen.needs, chosen.advice)
+    return chosen, place.budget(budget, store, stage)

@@ -96,6 +96,7 @@ class OverlappedFFN(FlashFFN):
         under_way, self._under_way = self._under_way, None
         self._clock.switch(IO)
         wait_all(under_way)
+        self.memory.commit()
         self._clock.switch(REST)
         step = self.window.amend(active)
         self.wasted += int(np.isin(self._guessed, step.drop).sum())
@@ -111,6 +112,7 @@ class OverlappedFFN(FlashFFN):
             clock.switch(IO)
             wait_all(tickets)
             clock.switch(REST)
+        memory.commit()
         if self.tell_next is not None:
             self.tell_next(x)
         clock.switch(PRODUCT)

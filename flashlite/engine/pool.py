@@ -1,7 +1,8 @@
 """Where neurons live in DRAM: the preallocated pool, and the rebuilt matrix that it replaces. (Paper: section 3.3)
 
 Both hold one neuron a row, as bundle.py lays it out, and multiply the rows in use where they lie. Reads land in the
-rows that `place` names; `commit` says that they have landed.
+rows that `place` names; `commit` says that they have landed. On a device, the rows lie in its memory, and
+device/staged.py sends there what was read.
 """
 
 from __future__ import annotations
@@ -13,15 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flashlite.drive.direct import aligned_buffer
+from flashlite.engine.device.memory import HOST, Memory
 from flashlite.engine.product import BLOCK, OfRows, any_product_of, down_product, ffn_product, values_of
 from flashlite.families.activation import RELU, Activation
 from flashlite.storage.bundle import FFNShape, round_up
-
-
-def _bits(weights: Tensor) -> np.ndarray:
-    """The same memory as integers: NumPy has no bf16, and copies a few elements faster than torch."""
-    return weights.view({2: torch.int16, 4: torch.int32}[weights.itemsize]).numpy()
 
 
 def product_of(activation: Activation, gated: bool) -> OfRows:
@@ -46,12 +42,19 @@ class NeuronMemory(Protocol):
     """
 
     spare: int
-    moved: int
-    num_used: int
 
     def __init__(
-        self, capacity: int, shape: FFNShape, dtype: torch.dtype, bias: Tensor, activation: Activation = RELU
-    ) -> None: ...
+        self, capacity: int, shape: FFNShape, dtype: torch.dtype, bias: Tensor, activation: Activation = RELU,
+        memory: Memory = HOST,
+    ) -> None: ...  # fmt: skip
+
+    @property
+    def moved(self) -> int:
+        """See above."""
+
+    @property
+    def num_used(self) -> int:
+        """See above."""
 
     def place(self, load: np.ndarray, drop: np.ndarray) -> Landing:
         """Drop neurons and make room for others. load, drop: [n] int64."""
@@ -77,21 +80,23 @@ class Pool:
     dtype: of the weights
     bias: [neurons], the up projection's, or [2, neurons] of gated neurons
     activation: what the neurons compute
+    memory: where the rows lie
     """
 
     spare = 0
 
     def __init__(
-        self, capacity: int, shape: FFNShape, dtype: torch.dtype, bias: Tensor, activation: Activation = RELU
-    ) -> None:
+        self, capacity: int, shape: FFNShape, dtype: torch.dtype, bias: Tensor, activation: Activation = RELU,
+        memory: Memory = HOST,
+    ) -> None:  # fmt: skip
         self.capacity, self._d_model = capacity, shape.d_model
         self._values, self._product = values_of(activation), product_of(activation, bias.ndim > 1)
         self._decisive = shape.d_model * (1 if bias.ndim == 1 else 3)  # columns of a row that its value follows from
-        self._buffer = aligned_buffer(capacity, shape.record_bytes)
-        self._buffer.fill(0)  # takes the memory now: otherwise the first prompt would wait for every page of it
-        self._matrix = torch.from_numpy(self._buffer).view(dtype)  # the same memory as weights
-        self._bias = torch.zeros(*bias.shape[:-1], capacity, dtype=dtype)  # by row
-        self._bias_of_row, self._bias_of_neuron = _bits(self._bias), _bits(bias)
+        self._buffer = memory.rows(capacity, shape.record_bytes)
+        self._buffer[:] = 0  # takes the memory now: otherwise the first prompt would wait for every page of it
+        self._matrix = torch.as_tensor(self._buffer).view(dtype)  # the same memory as weights
+        self._bias = torch.zeros(*bias.shape[:-1], capacity, dtype=dtype, device=memory.device)  # by row
+        self._bias_of_row, self._bias_of_neuron = memory.whole(self._bias), memory.whole(bias)
         self._neuron_of_row = np.full(capacity, -1, np.int64)  # valid for rows below num_used
         self._row_of_neuron = np.full(shape.neurons, -1, np.int64)  # -1: not in the pool
         self.num_used = self.moved = 0
@@ -183,9 +188,10 @@ class RebuiltMatrix:
     spare = 2  # during a rebuild the new matrix and the buffer of new rows exist beside the old matrix
 
     def __init__(
-        self, capacity: int, shape: FFNShape, dtype: torch.dtype, bias: Tensor, activation: Activation = RELU
-    ) -> None:
-        self._product = product_of(activation, bias.ndim > 1)
+        self, capacity: int, shape: FFNShape, dtype: torch.dtype, bias: Tensor, activation: Activation = RELU,
+        memory: Memory = HOST,
+    ) -> None:  # fmt: skip
+        self._product, self._memory = product_of(activation, bias.ndim > 1), memory
         self.capacity, self._shape, self._dtype, self._layer_bias = capacity, shape, dtype, bias
         self.moved = self.num_used = 0
         self._neurons: np.ndarray
@@ -198,21 +204,21 @@ class RebuiltMatrix:
             raise ValueError(f"{len(load)} neurons don't fit {self.capacity} rows")
         self._kept = np.flatnonzero(~np.isin(self._neurons, drop))
         self._loaded = load
-        self._landing = aligned_buffer(len(load), self._shape.record_bytes)
+        self._landing = self._memory.rows(len(load), self._shape.record_bytes)
         return Landing(self._landing, np.arange(len(load)))
 
     def commit(self) -> None:
         """Build the new matrix out of the rows that stay and those that were read."""
         kept = len(self._kept)
-        new = aligned_buffer(kept + len(self._loaded), self._shape.record_bytes)
-        np.take(self._buffer, self._kept, axis=0, out=new[:kept], mode="clip")
+        new = self._memory.rows(kept + len(self._loaded), self._shape.record_bytes)
+        self._memory.take(self._buffer, self._kept, out=new[:kept])
         new[kept:] = self._landing
-        self._buffer, self._matrix = new, torch.from_numpy(new).view(self._dtype)
+        self._buffer, self._matrix = new, torch.as_tensor(new).view(self._dtype)
         self._neurons = np.concatenate([self._neurons[self._kept], self._loaded])
         self._bias = self._layer_bias[..., torch.from_numpy(self._neurons)]
         self.num_used = len(self._neurons)
         self.moved += self.num_used
-        self._landing = aligned_buffer(0, self._shape.record_bytes)
+        self._landing = self._memory.rows(0, self._shape.record_bytes)
 
     def product(self, x: Tensor) -> Tensor:
         """See NeuronMemory."""
@@ -221,8 +227,8 @@ class RebuiltMatrix:
     def clear(self) -> None:
         """See NeuronMemory."""
         self._neurons, self.num_used = np.zeros(0, np.int64), 0
-        self._buffer = aligned_buffer(0, self._shape.record_bytes)
-        self._matrix = torch.from_numpy(self._buffer).view(self._dtype)
+        self._buffer = self._memory.rows(0, self._shape.record_bytes)
+        self._matrix = torch.as_tensor(self._buffer).view(self._dtype)
         self._bias = self._layer_bias[..., :0]
 
     def neurons(self) -> np.ndarray:

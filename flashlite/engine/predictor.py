@@ -99,6 +99,11 @@ class LowRankPredictor:
         """The width of the bottleneck."""
         return len(self.a.values)
 
+    @property
+    def int8_weights(self) -> int:
+        """How many of its weights are int8."""
+        return self.a.values.numel() + self.b.values.numel()
+
     def scores(self, x: Tensor) -> Tensor:
         """Scores [tokens, ffn] bfloat16, positive where a neuron should fire. x: [tokens, d_model]."""
         return self.b(self.a(x.bfloat16())).add_(self.bias)

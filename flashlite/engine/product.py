@@ -1,6 +1,7 @@
 """The sparse product: an FFN's output from the rows of the neurons that are in DRAM. (Paper: section 3.3)
 
-Its two halves use the fastest products that torch has where the number of rows differs from token to token.
+Its two halves use the fastest products that torch has where the number of rows differs from token to token. A GPU
+multiplies all rows at once: it compiles nothing for their number, and choosing among them would make the host wait.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def up_product(x: Tensor, up: Tensor, bias: Tensor) -> Tensor:
     as many wide blocks as fit, then as many blocks as fit, and one last block that overlaps the rows before it.
     """
     n = len(up)
-    if n < BLOCK or x.dtype == torch.float32:
+    if n < BLOCK or x.dtype == torch.float32 or x.is_cuda:
         return torch.addmm(bias, x, up.T)
     wide, whole = n // WIDE * WIDE, n // BLOCK * BLOCK
     parts = [torch.addmm(bias[part], x, up[part].T) for part in (slice(wide), slice(wide, whole), slice(n - BLOCK, n))]
@@ -56,7 +57,7 @@ def down_product(h: Tensor, rows: Tensor, d_model: int) -> Tensor:
     embedding_bag sums some rows with weights, but it takes whole rows. So each row is seen as several units, whose
     length divides both d_model and the padded row, and each unit of the output is a bag of its own.
     """
-    if h.dtype == torch.float32 and len(rows) * d_model <= FEW:
+    if h.is_cuda or (h.dtype == torch.float32 and len(rows) * d_model <= FEW):
         return h @ rows[:, d_model : 2 * d_model]
     unit = gcd(rows.shape[1], d_model)
     first, units = d_model // unit, rows.shape[1] // unit

@@ -19,6 +19,25 @@ from flashlite.storage.store import RESIDENT, Group, Store
 CHUNK = 64 * 1024  # bytes in which a group is read
 
 
+def tensors_in(flat: Tensor, group: Group, begin: int) -> dict[str, Tensor]:
+    """A group's tensors as views of the memory that holds it.
+
+    flat: [bytes] uint8
+    begin: where in the file the memory begins, in bytes
+    """
+    return {
+        name: flat[e.begin - begin : e.begin - begin + e.nbytes].view(e.dtype).view(e.shape)
+        for name, e in group.tensors.items()
+    }
+
+
+def turns(store: Store, persistent: bool) -> list[list[Group]]:
+    """Which groups share memory: none where all weights are persistent, else all layers."""
+    layers = [group for group in store.groups if group.name != EMBEDDINGS]
+    embeddings = [group for group in store.groups if group.name == EMBEDDINGS]
+    return [embeddings, *([group] for group in layers)] if persistent else [embeddings, layers]
+
+
 class GroupBuffer:
     """Memory for one group of resident tensors at a time, read from flash to where the model uses them.
 
@@ -36,11 +55,7 @@ class GroupBuffer:
 
     def views(self, group: Group) -> dict[str, Tensor]:
         """The group's tensors as views of the buffer; they hold its weights after `read(group)`."""
-        begin = self._begins[group.name]
-        return {
-            name: torch.from_numpy(self._flat[e.begin - begin : e.begin - begin + e.nbytes]).view(e.dtype).view(e.shape)
-            for name, e in group.tensors.items()
-        }
+        return tensors_in(torch.from_numpy(self._flat), group, self._begins[group.name])
 
     def read(self, group: Group) -> None:
         """Fill the buffer from flash. Raises ReadError."""
@@ -66,9 +81,7 @@ class ResidentWeights:
     def __init__(self, store: Store, persistent: bool) -> None:
         self.file, self._check = store.open_resident(), store.check_read
         self._groups = {g.name: g for g in store.groups}
-        layers = [g for g in store.groups if g.name != EMBEDDINGS]
-        turns = [[g] for g in layers] if persistent else [layers]
-        buffers = [GroupBuffer(self.file, groups) for groups in ([self._groups[EMBEDDINGS]], *turns)]
+        buffers = [GroupBuffer(self.file, groups) for groups in turns(store, persistent)]
         self._buffer_of = {g.name: b for b in buffers for g in store.groups if g.name in b._begins}
         self.nbytes = sum(buffer.nbytes for buffer in buffers)
         for group in store.groups:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from flashlite.drive.flash import Counters
 
-REST, IO, MEMORY, PRODUCT = range(4)  # parts of a call; REST is the time in none of the others
+REST, IO, MEMORY, PRODUCT, COPY = range(5)  # parts of a call; REST is the time in none of the others
 
 
 class Clock:
     """Sums the seconds of each part: `switch(part)` ends the part before, and charges it the time since its beginning.
 
-    IO is the wait for flash, MEMORY the management of neurons in DRAM, PRODUCT the FFNs' multiplications.
+    IO is the wait for flash, MEMORY the management of neurons in DRAM, PRODUCT the FFNs' multiplications, COPY the wait
+    for a device's bus.
     """
 
     def __init__(self) -> None:
-        self.seconds = [0.0] * 4
+        self.seconds = [0.0] * 5
         self._part, self._since = REST, 0.0
 
     def start(self) -> None:
@@ -29,6 +31,27 @@ class Clock:
         now = time.perf_counter()
         self.seconds[self._part] += now - self._since
         self._part, self._since = part, now
+
+
+class DeviceClock(Clock):
+    """A Clock for a device that computes on while the host goes on.
+
+    finish: waits until the device has computed all that it was given
+
+    The clock waits for the device where REST begins and ends, so that what the device computes is charged to the part
+    that gave it the work. It waits nowhere else, because copies, reads and products may go on together. That is hardly
+    slower: a layer's predictor is asked at about the same time, and its answer must come back to the host anyway.
+    """
+
+    def __init__(self, finish: Callable[[], None]) -> None:
+        super().__init__()
+        self._finish = finish
+
+    def switch(self, part: int) -> None:
+        """See Clock."""
+        if part == REST or self._part == REST:
+            self._finish()
+        super().switch(part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +82,7 @@ class CallCost:
     product_ms: the part of compute_ms that the FFNs' products took
     records, reads, bytes: as Counters has them
     prefetched, wasted: as Meter has them
+    copy_ms: the wait for copies to a device
     """
 
     tokens: int
@@ -72,15 +96,16 @@ class CallCost:
     bytes: int
     prefetched: int
     wasted: int
+    copy_ms: float = 0.0
 
     @classmethod
     def between(cls, before: Meter, after: Meter, tokens: int) -> CallCost:
         """The cost of a call of this many tokens, from the meter before it and after it."""
-        rest, io, memory, product = [1e3 * (b - a) for a, b in zip(before.seconds, after.seconds, strict=True)]
+        rest, io, memory, product, copy = [1e3 * (b - a) for a, b in zip(before.seconds, after.seconds, strict=True)]
         read = after.read - before.read
         return cls(
             tokens=tokens, io_ms=io, memory_ms=memory, compute_ms=rest + product,
-            total_ms=rest + io + memory + product, product_ms=product,
+            total_ms=rest + io + memory + product + copy, product_ms=product,
             records=read.records, reads=read.reads, bytes=read.bytes,
-            prefetched=after.prefetched - before.prefetched, wasted=after.wasted - before.wasted,
+            prefetched=after.prefetched - before.prefetched, wasted=after.wasted - before.wasted, copy_ms=copy,
         )  # fmt: skip

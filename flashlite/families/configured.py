@@ -108,6 +108,13 @@ def install(family: Family, layer: nn.Module, ffn: nn.Module) -> None:
         setattr(layer, name, nn.Identity())
 
 
+def move_buffers(model: nn.Module, device: torch.device) -> None:
+    """Put what modules compute once, such as the frequencies of rotary positions, on a device."""
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+
+
 class Flattened(nn.Module):
     """An FFN of [sequences * tokens, d_model] where a layer gives [sequences, tokens, d_model]."""
 

@@ -44,6 +44,8 @@ def run_worker(task: Task[Answer], command: Sequence[str] = WORKER) -> Answer:
         if process.returncode == -signal.SIGKILL:
             raise KilledError(f"{ended}: the system killed it because memory ran out")
         raise FlashliteError(f"{ended}: {_last_words(stderr)}")
+    if "out_of_memory" in answer:
+        raise KilledError(f"the measuring process ended because the device's memory ran out: {answer['out_of_memory']}")
     if "error" in answer:
         raise FlashliteError(answer["error"])
     return task.read(answer)

@@ -21,12 +21,16 @@ class Setup(Record):
     folder: the benchmark's own, for the dense model's logits and for the peers' checkpoint
     prompt: token ids
     tokens: how many to generate
+    device: where the weights lie and are multiplied, as `load` takes it
+    device_bytes: the most that the process may take of the device's memory; None for no limit
     """
 
     store: str
     folder: str
     prompt: list[int]
     tokens: int
+    device: str = "cpu"
+    device_bytes: int | None = None
 
 
 @dataclass(frozen=True)

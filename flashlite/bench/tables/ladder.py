@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from flashlite.bench.tables.summary import summary_lines
-from flashlite.bench.tables.table import BAD, GOOD, NEARLY, Table, numbers, sign
+from flashlite.bench.tables.table import BAD, GOOD, NEARLY, Table, number, numbers, sign
 
 if TYPE_CHECKING:  # so that tables need no torch
     from flashlite.bench.result import Result
@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # so that tables need no torch
 
 SHOWN = ("stage", "I/O ms", "memory ms", "total ms", "MB/token", "same tokens")  # in 80 characters
 PUBLISHED = ("stage", "I/O ms", "memory ms", "compute ms", "total ms", "MB/token", "same tokens")
+OF_DEVICES = ("copy ms", "device MB")  # columns
 PEERS_SHOWN = ("beside", "one token, ms", "of dense", "MB/token", "peak RSS MB", "same tokens")
 
 
@@ -29,6 +30,7 @@ def _ladder_columns(stages: Sequence[MeasuredStage]) -> dict[str, list[str]]:
         "stage": [row.title for row in stages],
         "I/O ms": numbers((row.io_ms for row in stages), most),
         "memory ms": numbers((row.memory_ms for row in stages), most),
+        "copy ms": numbers((row.copy_ms for row in stages), most),
         "compute ms": numbers((row.compute_ms for row in stages), most),
         "total ms": numbers((row.total_ms for row in stages), most),
         "predicted ms": numbers((row.predicted_ms for row in stages), most),
@@ -37,6 +39,7 @@ def _ladder_columns(stages: Sequence[MeasuredStage]) -> dict[str, list[str]]:
         "MB/s": numbers(row.read_mb_s for row in stages),
         "DRAM MB": numbers(row.dram_bytes / 1e6 for row in stages),
         "peak RSS MB": numbers(row.peak_rss_bytes / 1e6 for row in stages),
+        "device MB": [_device_mb(row.device_peak_bytes) for row in stages],
         "same tokens": [_same_tokens(row) for row in stages],
     }
 
@@ -47,15 +50,30 @@ def _same_tokens(row: StageRow) -> str:
     return f"{GOOD if row.tokens_equal else BAD} {nearly}{row.agreement:.0%}"
 
 
+def _device_mb(nbytes: int | None) -> str:
+    return "–" if nbytes is None else number(nbytes / 1e6)
+
+
+def _here(columns: dict[str, list[str]], result: Result) -> dict[str, list[str]]:
+    """The columns that say something where the weights lay: a device has some of its own."""
+    return {name: cells for name, cells in columns.items() if result.device != "cpu" or name not in OF_DEVICES}
+
+
+def _names(names: Sequence[str], result: Result) -> list[str]:
+    """Columns to show, with the copies beside the reads where there is a bus."""
+    at = names.index("I/O ms") + 1
+    return [*names[:at], *(["copy ms"] if result.device != "cpu" else []), *names[at:]]
+
+
 def ladder_table(result: Result, wide: bool = False) -> Table:
-    """The ladder for the terminal, times of one token: six columns, or with `wide` all of them."""
-    return _chosen(_ladder_columns(result.stages), None if wide else SHOWN)
+    """The ladder for the terminal, times of one token: few columns, or with `wide` all of them."""
+    return _chosen(_here(_ladder_columns(result.stages), result), None if wide else _names(SHOWN, result))
 
 
 def ladder_markdown(result: Result) -> str:
     """The ladder in Markdown, with the lines around it."""
     first, *rest = summary_lines(result)
-    table = _chosen(_ladder_columns(result.stages), PUBLISHED).markdown()
+    table = _chosen(_ladder_columns(result.stages), _names(PUBLISHED, result)).markdown()
     return "\n".join([f"{first}.", "", table, "", *(f"- {line}" for line in rest)])
 
 
@@ -66,7 +84,7 @@ def _peer_columns(result: Result) -> dict[str, list[str]]:
     measured += [(peer.name, peer.cost) for peer in result.peers if peer.cost]
     ms = [dense.total_ms, *(row.total_ms for _, row in measured)]
     columns = {
-        "beside": ["transformers in DRAM, no cap", *(name for name, _ in measured)],
+        "beside": [f"transformers in {result.memory}, no cap", *(name for name, _ in measured)],
         "one token, ms": numbers(ms),
         "of dense": numbers(each / dense.total_ms for each in ms),
         "prompt, s": numbers(each / 1e3 for each in (dense.prompt_ms, *(row.prompt_ms for _, row in measured))),
@@ -74,6 +92,7 @@ def _peer_columns(result: Result) -> dict[str, list[str]]:
         "peak RSS MB": numbers(
             each / 1e6 for each in (dense.dram_bytes, *(row.peak_rss_bytes for _, row in measured))
         ),
+        "device MB": [_device_mb(row.device_peak_bytes) for row in (dense, *(row for _, row in measured))],
         "same tokens": [sign(True), *(sign(row.tokens_equal) for _, row in measured)],
     }  # fmt: skip
     killed = [peer.name for peer in result.peers if not peer.cost]
@@ -85,12 +104,12 @@ def _peer_columns(result: Result) -> dict[str, list[str]]:
 
 def peer_table(result: Result, wide: bool = False) -> Table:
     """What people use today beside the ladder, for the terminal: six columns, or with `wide` all of them."""
-    return _chosen(_peer_columns(result), None if wide else PEERS_SHOWN)
+    return _chosen(_here(_peer_columns(result), result), None if wide else PEERS_SHOWN)
 
 
 def peer_markdown(result: Result) -> str:
     """`peer_table` in Markdown, all columns of it."""
-    return _chosen(_peer_columns(result), None).markdown()
+    return _chosen(_here(_peer_columns(result), result), None).markdown()
 
 
 def gain_markdown(rows: Sequence[StageRow], names: Sequence[str] | None = None) -> str:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from flashlite.bench.tables.table import BAD, GOOD, NEARLY, number
 
 if TYPE_CHECKING:  # so that tables need no torch
-    from flashlite.bench.cap import CapReport
     from flashlite.bench.machine import Ceiling
     from flashlite.bench.result import Result
     from flashlite.bench.row import MeasuredStage
@@ -28,11 +27,12 @@ def summary_lines(result: Result) -> list[str]:
         f"{host.processor}, {host.cores} cores, {host.memory_bytes / 2**30:.0f} GiB; drive {result.drive.device}: "
         f"{ceiling.random_mb_s:.0f} MB/s in random reads of {ceiling.record_bytes} bytes, {ceiling.depth} in flight, "
         f"{ceiling.sequential_mb_s:.0f} MB/s sequential",
-        f"dense, all weights in DRAM: {number(dense.total_ms)} ms a token in {_mb(dense.dram_bytes)}",
-        _memory_line(result),
-        *[_work_line(stage, ceiling) for stage in result.stages if stage.name == "pool"],
+        f"dense, all weights in {result.memory}: {number(dense.total_ms)} ms a token in {_mb(dense.dram_bytes)}",
+        *_device_lines(result),
+        *([_memory_line(result)] if result.device == "cpu" else []),
+        *[_work_line(stage, ceiling) for stage in result.stages if stage.name == "pool" and result.device == "cpu"],
         *[_ahead_line(stage) for stage in result.stages if stage.prefetched_bytes],
-        *_cap_lines(result.memory_cap),
+        *_cap_lines(result),
     ]
 
 
@@ -62,6 +62,27 @@ def _memory_line(result: Result) -> str:
     )
 
 
+def _device_lines(result: Result) -> list[str]:
+    """What ran on which device, and the memory of the device and of the host; none where there is no device."""
+    if result.device == "cpu":
+        return []
+    name = f"{result.gpu.name}, {result.gpu.memory_bytes / 2**30:.0f} GiB" if result.gpu else "the CPU, taken for one"
+    host, grown = (max(stage.host_bytes for stage in result.stages), max(map(_grown, result.stages)))
+    bus = max(stage.bus_bytes_a_second or 0.0 for stage in result.stages)
+    line = f"device {result.device}: {name}; copies to it reach {number(bus / 1e6)} MB/s"
+    most = max(stage.device_peak_bytes or 0 for stage in result.stages)
+    return [
+        line,
+        *([f"at most {_mb(most)} of the device's memory were in use"] if most else []),
+        f"on the host, buffers beside the budget take {_mb(host)}; processes grew by at most {_mb(grown)}",
+    ]
+
+
+def _grown(stage: MeasuredStage) -> int:
+    """Bytes of the host's memory that loading and running a model took."""
+    return stage.peak_rss_bytes - stage.base_rss_bytes
+
+
 def _work_line(stage: MeasuredStage, ceiling: Ceiling) -> str:
     """How much of a token is the work that it must be: reads, and products with weights, attention's and the head's."""
     work = stage.io_ms + stage.product_ms + stage.linear_ms
@@ -79,14 +100,17 @@ def _ahead_line(stage: MeasuredStage) -> str:
     )
 
 
-def _cap_lines(cap: CapReport) -> list[str]:
+def _cap_lines(result: Result) -> list[str]:
     """What the cap was and whether it meant something, none where no cap was asked for."""
+    cap, on_device = result.memory_cap, result.device != "cpu"
     if cap.bytes is None or cap.base_bytes is None:
         return []
     size = f"memory cap of {_mb(cap.bytes)}, the budget and {_mb(cap.base_bytes)} for the process"
     if not cap.enforced:
-        return [f"{size}: NOT enforced, because the system grants no control group here"]
+        reason = "the device is not a GPU" if on_device else "the system grants no control group here"
+        return [f"{size}: NOT enforced, because {reason}"]
     most = f"; at most {_mb(cap.peak_bytes)} were used" if cap.peak_bytes else ""
     states = {True: "runs as well", False: "is killed", None: "was not tried"}
     dense = f"under it the dense model {states[cap.dense_fits]}"
-    return [f"{size}, page cache included, enforced by {cap.how}{most}; {dense}"]
+    cache = "" if on_device else ", page cache included"
+    return [f"{size}{cache}, enforced by {cap.how}{most}; {dense}"]

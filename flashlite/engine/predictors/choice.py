@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from flashlite.arguments import PredictorKind
-from flashlite.engine.predictor import OraclePredictor, Predictor
+from flashlite.engine.predictor import LowRankPredictor, OraclePredictor, Predictor
 from flashlite.engine.predictor_file import PredictorSet
 from flashlite.engine.predictors.copy_predictor import CopyPredictor
 from flashlite.engine.stages import Stage
@@ -29,12 +29,14 @@ class Choice:
     needs: how many rows each layer's window would like, in any unit
     make: one layer's, from its number and the bias [ffn] of its deciding matrix; it may read weights
     advice: what to do where the budget is too small for them
+    int8_weights: how many of their weights are int8, which take two bytes on a device
     """
 
     nbytes: int
     needs: Sequence[float]
     make: Callable[[int, Tensor], Predictor]
     advice: str = ""
+    int8_weights: int = 0
 
 
 def automatic(store: Store) -> PredictorKind:
@@ -61,7 +63,8 @@ def choose(store: Store, stage: Stage, predictor: Chosen) -> Choice:
     if predictor == "copy":
         nbytes = store.layers * CopyPredictor.bytes_needed(store.shape)
         advice = f"; a trained predictor is smaller: run `flashlite train-predictor {store.path} --text FILES`"
-        return Choice(nbytes, equal, _from_flash(store, CopyPredictor.read), advice)
+        weights = store.layers * CopyPredictor.int8_weights(store.shape)
+        return Choice(nbytes, equal, _from_flash(store, CopyPredictor.read), advice, weights)
     if predictor == "trained":
         trained = PredictorSet.load(store)
         k = max(1, stage.window)
@@ -81,4 +84,6 @@ def _from_flash(store: Store, kind: Callable[..., Predictor]) -> Callable[[int, 
 
 
 def _given(predictors: Sequence[Predictor], needs: Sequence[float]) -> Choice:
-    return Choice(sum(predictor.nbytes for predictor in predictors), needs, lambda i, bias: predictors[i])
+    nbytes = sum(predictor.nbytes for predictor in predictors)
+    weights = sum(predictor.int8_weights for predictor in predictors if isinstance(predictor, LowRankPredictor))
+    return Choice(nbytes, needs, lambda i, bias: predictors[i], int8_weights=weights)
