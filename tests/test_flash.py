@@ -122,11 +122,21 @@ class Request:
 
     def counted(self, grid: int) -> tuple[int, int, int]:
         """Records, reads and bytes that these must take, by a plain loop."""
-        whole = 1 if self.on_grid(grid) else grid
-        spans = [(o - o % whole, -(-(o + s) // whole) * whole) for o, s in self.records]
+        spans = [(o, o + s) for o, s in self.records]
+        if not self.on_grid(grid):  # then the blocks around neighbours are read, those that stand side by side in order
+            spans = [(begin - begin % grid, -(-end // grid) * grid) for begin, end in joined(spans)]
         spans.sort(key=lambda span: span[0])
-        reads = sum(i == 0 or spans[i - 1][1] != spans[i][0] for i in range(len(spans)))
-        return len(spans), reads, sum(min(end, SIZE) - begin for begin, end in spans)
+        return len(self.records), len(joined(spans)), sum(min(end, SIZE) - begin for begin, end in spans)
+
+
+def joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Begins and ends, with each that begins where the one before it ends made one with it."""
+    all_: list[tuple[int, int]] = []
+    for begin, end in spans:
+        if all_ and all_[-1][1] == begin:
+            begin = all_.pop()[0]
+        all_.append((begin, end))
+    return all_
 
 
 UNITS = st.sampled_from([1, 512, 4096])

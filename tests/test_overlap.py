@@ -73,6 +73,31 @@ def test_rows_under_way_take_no_part_until_they_have_landed() -> None:
     torch.testing.assert_close(found, pool.product(x), atol=1e-4, rtol=1e-4)
 
 
+def test_rows_that_have_landed_are_copied_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of gated neurons all that land in a layer are tens of megabytes, which no budget counts."""
+    shape, rng = FFNShape(2000, 32, 4, 512, matrices=3), np.random.default_rng(0)
+    bias = torch.from_numpy(rng.standard_normal((2, 2000)).astype(np.float32))
+    pool = Pool(2000, shape, torch.float32, bias)
+    landing = pool.place(np.arange(2000), np.zeros(0, np.int64))
+    landing.buffer[:] = rng.standard_normal((2000, 128)).astype(np.float32).view(np.uint8)
+    x = torch.from_numpy(rng.standard_normal((1, 32)).astype(np.float32))
+    copied, values = [], pool._values
+
+    def counted(x: torch.Tensor, rows: torch.Tensor, *others: Any) -> torch.Tensor:
+        copied.append(rows.nbytes)
+        return values(x, rows, *others)
+
+    monkeypatch.setattr(pool, "_values", counted)
+    monkeypatch.setattr("flashlite.engine.pool.COPIED_BYTES", 200 * 384)
+    h, rows = torch.zeros(1, 2000), np.arange(100, 1100)
+    pool.product_after(h, x, rows)
+    assert max(copied) <= 200 * 384
+    expected = values(x, pool._matrix, bias, 32)
+    torch.testing.assert_close(h[:, 100:1100], expected[:, 100:1100], atol=1e-4, rtol=1e-4)
+    assert not h[:, :100].any()
+    assert not h[:, 1100:].any()
+
+
 def load(store: Store, stage: str, predictor: str = "trained") -> OPTForCausalLM:
     return flashlite.load(store, stage=stage, predictor=predictor, dram_budget=AMPLE)
 

@@ -26,7 +26,7 @@ from flashlite.drive.aio import NativeAio
 from flashlite.drive.backends import Backend, Batch, Threads
 from flashlite.drive.background import Background
 from flashlite.drive.direct import Descriptor, aligned_buffer, direct_alignment, open_direct
-from flashlite.drive.reads import Reads, plan_reads
+from flashlite.drive.reads import LARGEST_READ, Reads, merge_adjacent, plan_reads
 from flashlite.errors import ReadError
 
 log = logging.getLogger("flashlite")
@@ -218,25 +218,27 @@ class Ticket:
 
 
 class _BouncedTicket(Ticket):
-    """Reads of records off the drive's grid: a buffer takes the whole blocks around each, and the record is copied."""
+    """Reads of records off the drive's grid: a buffer takes the whole blocks around neighbours, and each is copied."""
 
     def __init__(
         self, file: FlashFile, offsets: np.ndarray, sizes: np.ndarray, out: np.ndarray, rows: np.ndarray
     ) -> None:
-        grid = file.alignment
-        self._shift = offsets % grid
-        begin = offsets - self._shift
-        span = -(-(self._shift + sizes) // grid) * grid
-        self._bounce = aligned_buffer(len(offsets), int(span.max(initial=0)))
+        most = max(1, LARGEST_READ // int(sizes.max(initial=1)))
+        first = merge_adjacent(offsets, sizes, most)
+        count = np.diff(first, append=len(offsets))
+        begin = offsets[first] // file.alignment * file.alignment
+        last = first + count - 1
+        span = -(-(offsets + sizes)[last] // file.alignment) * file.alignment - begin
+        base = np.cumsum(span) - span  # where the blocks of each read begin in the buffer
+        self._bounce = aligned_buffer(1, int(span.sum()))[0]
+        self._begin = offsets - np.repeat(begin - base, count)  # of each record in the buffer
         self._sizes, self._destination, self._rows = sizes, out, rows
-        addresses = self._bounce.ctypes.data + np.arange(len(offsets)) * self._bounce.strides[0]
-        super().__init__(file, plan_reads(begin, span, addresses), len(offsets), self._bounce)
+        super().__init__(file, plan_reads(begin, span, self._bounce.ctypes.data + base), len(offsets), self._bounce)
 
     def _land(self, done: np.ndarray) -> None:
         # The last block of a file may be cut by its end; the records in it were checked to lie inside the file.
         reaches_end = (done >= 0) & (self._reads.offset + done == self._file.size)
         super()._land(np.where(reaches_end, self._reads.nbytes, done))
-        for size in np.unique(self._sizes):
-            these = np.flatnonzero(self._sizes == size)
-            columns = self._shift[these, None] + np.arange(size)
-            self._destination[self._rows[these], :size] = self._bounce[these[:, None], columns]
+        parts = zip(self._rows.tolist(), self._begin.tolist(), self._sizes.tolist(), strict=True)
+        for row, begin, size in parts:
+            self._destination[row, :size] = self._bounce[begin : begin + size]
