@@ -21,6 +21,8 @@ from flashlite.engine.product import BLOCK, OfRows, any_product_of, down_product
 from flashlite.families.activation import RELU, Activation
 from flashlite.storage.bundle import FFNShape, round_up
 
+COPIED_BYTES = 4 * 2**20  # of scattered rows that are copied at a time to be multiplied: no budget counts the copy
+
 
 def product_of(activation: Activation, gated: bool) -> OfRows:
     """How such neurons are multiplied where they lie: OPT's by ffn_product. For rows and bias see `values_of`."""
@@ -203,8 +205,12 @@ class Pool:
 
         Returns [tokens, d_model], as `product` does.
         """
-        rows = torch.from_numpy(np.resize(landed, round_up(len(landed), BLOCK)))  # some twice: few shapes
-        h[:, rows] = self._values(x, self._matrix[rows, : self._decisive], self._bias[..., rows], self._d_model)
+        row_bytes = self._decisive * self._matrix.itemsize
+        most = max(BLOCK, COPIED_BYTES // row_bytes // BLOCK * BLOCK)
+        for begin in range(0, len(landed), most):
+            part = landed[begin : begin + most]
+            rows = torch.from_numpy(np.resize(part, round_up(len(part), BLOCK)))  # some twice: few shapes
+            h[:, rows] = self._values(x, self._matrix[rows, : self._decisive], self._bias[..., rows], self._d_model)
         return down_product(h, self._matrix[: self.num_used], self._d_model)
 
     def clear(self) -> None:
