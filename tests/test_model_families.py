@@ -25,11 +25,13 @@ from transformers import (
 
 import flashlite
 from flashlite.bench.dense import load_dense
+from flashlite.drive.direct import PAGE
 from flashlite.engine.early import EarlyFFN
 from flashlite.engine.overlap import OverlappedFFN
 from flashlite.engine.predictor import LowRankPredictor
+from flashlite.engine.resident import FlashEmbedding, ResidentWeights
 from flashlite.engine.stages import LADDER
-from flashlite.errors import BudgetError, CheckpointError, PredictorError
+from flashlite.errors import BudgetError, CheckpointError, FlashliteError, PredictorError
 from flashlite.families.activation import Activation
 from flashlite.families.known import FAMILIES
 from flashlite.storage.pack import pack
@@ -245,6 +247,44 @@ def test_gated_neurons_are_read_with_their_checksums(store_of: Callable[..., Sto
     assert (forced(model, ids_of(12)) - in_float32("llama")).abs().max() <= 1e-4
 
 
+@pytest.mark.parametrize("kind", ["phi", "persimmon", "llama"])
+def test_an_embedding_that_is_not_the_head_stays_on_flash(kind: str, store_of: Callable[..., Store]) -> None:
+    store, weights = store_of(kind), original(kind).get_input_embeddings().weight
+    resident = load(store, 1)
+    embedding, file = resident.get_input_embeddings(), resident.flash.resident.file
+    assert isinstance(embedding, FlashEmbedding)
+    before = file.counters.records
+    ids = torch.tensor([[7, 7], [9, 7]])
+    assert torch.equal(embedding(ids), weights[ids])
+    assert file.counters.records - before == 2  # each row once
+    assert weights.shape == (embedding.num_embeddings, weights.shape[1])
+    with pytest.raises(FlashliteError, match="is not one of the model's"):
+        resident(torch.tensor([[len(weights)]]))
+
+
+def test_dram_without_the_embedding_is_as_much_smaller(
+    store_of: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = store_of("persimmon")
+    size, pages = original("persimmon").get_input_embeddings().weight.nbytes, 3 * PAGE
+    needed, kept = ResidentWeights.bytes_needed(store, True), ResidentWeights(store, True)
+    assert store.family.embedding_weight not in kept.tensors()
+    assert kept.nbytes <= needed
+    monkeypatch.setattr(Store, "looked_up", None)
+    assert abs(ResidentWeights.bytes_needed(store, True) - needed - size) <= pages
+    assert store.family.embedding_weight in ResidentWeights(store, True).tensors()
+
+
+def test_an_embedding_stays_in_dram_where_it_is_the_head_is_verified_or_read_for_each_token(
+    store_of: Callable[..., Store],
+) -> None:
+    untied, tied = store_of("persimmon"), store_of(next(k for k, c in KINDS.items() if c.get("tie_word_embeddings")))
+    verified = flashlite.load(untied, stage=5, predictor="oracle", dram_budget=AMPLE, verify_reads=True)
+    for model in (verified, load(untied, 0), load(tied, 5)):
+        assert isinstance(model.get_input_embeddings(), nn.Embedding)
+    assert (forced(verified, ids_of(12)) - in_float32("persimmon")).abs().max() <= 1e-4
+
+
 @pytest.mark.parametrize("kind", ["falcon-40b", "mistral", "persimmon"])
 def test_what_save_pretrained_wrote_runs_on_the_command_line(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -266,7 +306,10 @@ def test_what_save_pretrained_wrote_runs_on_the_command_line(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_known_is_read_early_and_nothing_is_wasted(kind: str, store_of: Callable[..., Store]) -> None:
+def test_what_is_known_is_read_early_and_nothing_is_wasted(
+    kind: str, store_of: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Store, "looked_up", None)  # so that all reads are neurons
     pool, early = load(store_of(kind), 5), load(store_of(kind), 6)
     for model in (pool, early):
         forced(model, ids_of(12))

@@ -22,6 +22,7 @@ from flashlite.engine.device.place import HERE, Place, place_of
 from flashlite.engine.ffn import FlashFFN, StreamedFFN
 from flashlite.engine.predictor import Predictor
 from flashlite.engine.predictors.choice import Choice, Chosen, choose
+from flashlite.engine.resident import leave_embedding
 from flashlite.engine.stages import LADDER, NAMES, Stage, stage_for
 from flashlite.engine.timing import IO, REST, CallCost, Meter
 from flashlite.engine.window import Window
@@ -131,6 +132,8 @@ class Engine:
         layers = model.get_submodule(family.layers)
         for layer, ffn in zip(layers, self.ffns, strict=True):
             install(family, layer, ffn)
+        if self.stage.resident:
+            leave_embedding(model, self.store, self.resident.file, self.clock, self.place.device)
         model.load_state_dict(self.weights, strict=False, assign=True)
         model.tie_weights()
         model.requires_grad_(False).eval()

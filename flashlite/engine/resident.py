@@ -1,19 +1,23 @@
 """The resident weights, all but the FFNs': kept in DRAM, or at stage 0 read again for every token.
 
-To keep them is the paper's selective persistence. (Paper: section 3.1)
+To keep them is the paper's selective persistence. Beyond the paper, a token embedding that isn't the head as well stays
+on flash: a token needs one row of it. (Paper: section 3.1)
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from flashlite.drive.direct import PAGE, aligned_buffer, direct_alignment
 from flashlite.drive.flash import FlashFile
+from flashlite.engine.timing import IO, REST, Clock
 from flashlite.families.family import EMBEDDINGS
 from flashlite.storage.bundle import round_up
 from flashlite.storage.neurons import wait_all
+from flashlite.storage.safetensors_file import Extent
 from flashlite.storage.store import RESIDENT, Group, Store
 
 CHUNK = 64 * 1024  # bytes in which a group is read
@@ -32,10 +36,26 @@ def tensors_in(flat: Tensor, group: Group, begin: int) -> dict[str, Tensor]:
 
 
 def turns(store: Store, persistent: bool) -> list[list[Group]]:
-    """Which groups share memory: none where all weights are persistent, else all layers."""
+    """Which groups share memory: none where all weights are persistent, else all layers.
+
+    An embedding of which a token needs one row is in none of them where weights are persistent; see FlashEmbedding.
+    """
     layers = [group for group in store.groups if group.name != EMBEDDINGS]
     embeddings = [group for group in store.groups if group.name == EMBEDDINGS]
-    return [embeddings, *([group] for group in layers)] if persistent else [embeddings, layers]
+    if not persistent:
+        return [embeddings, layers]
+    kept = [part for group in embeddings for part in _without(group, store.looked_up)]
+    return [[group] for group in (*kept, *layers)]
+
+
+def _without(group: Group, name: str | None) -> list[Group]:
+    """A group without one of its tensors: what lies before it on flash, and what lies behind it."""
+    if name is None:
+        return [group]
+    at = group.tensors[name].begin
+    before = {other: extent for other, extent in group.tensors.items() if extent.begin < at}
+    behind = {other: extent for other, extent in group.tensors.items() if extent.begin > at}
+    return [Group.of(f"{group.name} {i}", part) for i, part in enumerate((before, behind)) if part]
 
 
 class GroupBuffer:
@@ -80,12 +100,13 @@ class ResidentWeights:
 
     def __init__(self, store: Store, persistent: bool) -> None:
         self.file, self._check = store.open_resident(), store.check_read
-        self._groups = {g.name: g for g in store.groups}
-        buffers = [GroupBuffer(self.file, groups) for groups in turns(store, persistent)]
-        self._buffer_of = {g.name: b for b in buffers for g in store.groups if g.name in b._begins}
+        shared = turns(store, persistent)
+        self._groups = {group.name: group for groups in shared for group in groups}
+        buffers = [GroupBuffer(self.file, groups) for groups in shared]
+        self._buffer_of = {name: buffer for buffer in buffers for name in buffer._begins}
         self.nbytes = sum(buffer.nbytes for buffer in buffers)
-        for group in store.groups:
-            self.read(group.name)
+        for name in self._groups:
+            self.read(name)
 
     def read(self, name: str) -> None:
         """Read a group's weights from flash. Raises ReadError."""
@@ -104,6 +125,42 @@ class ResidentWeights:
     def bytes_needed(store: Store, persistent: bool) -> int:
         """The DRAM that the resident weights of a store take, at most."""
         grid = max(PAGE, direct_alignment(store.path / RESIDENT))
-        sizes = {g.name: round_up(g.end - g.begin + grid, PAGE) for g in store.groups}
-        embeddings = sizes.pop(EMBEDDINGS)
-        return embeddings + (sum(sizes.values()) if persistent else max(sizes.values()))
+        sizes = [[round_up(g.end - g.begin + grid, PAGE) for g in groups] for groups in turns(store, persistent)]
+        return sum(max(of_groups) for of_groups in sizes)
+
+
+class FlashEmbedding(nn.Module):
+    """A token embedding whose rows are read when a text needs them.
+
+    file: the resident weights on flash
+    extent: where the embedding lies there
+    clock: the engine's
+    device: where its rows are needed
+
+    num_embeddings: how many rows it has
+    """
+
+    def __init__(self, file: FlashFile, extent: Extent, clock: Clock, device: torch.device) -> None:
+        super().__init__()
+        self._file, self._extent, self._clock, self._device = file, extent, clock, device
+        self.num_embeddings = extent.shape[0]
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """The rows of tokens. ids: [sequences, tokens] int64. Returns [sequences, tokens, width]. Raises ReadError."""
+        tokens, place = ids.cpu().unique(return_inverse=True)
+        row_bytes = self._extent.nbytes // self.num_embeddings
+        rows = aligned_buffer(len(tokens), row_bytes)
+        self._clock.switch(IO)
+        begins = self._extent.begin + tokens.numpy() * row_bytes
+        self._file.read(begins, row_bytes, rows, torch.arange(len(tokens)).numpy())
+        self._clock.switch(REST)
+        return torch.from_numpy(rows).view(self._extent.dtype)[place].to(self._device)
+
+
+def leave_embedding(model: PreTrainedModel, store: Store, file: FlashFile, clock: Clock, device: torch.device) -> None:
+    """Put a FlashEmbedding into a model whose token embedding may stay on flash."""
+    family, name = store.family, store.looked_up
+    if name is None:
+        return
+    extent = next(group.tensors[name] for group in store.groups if name in group.tensors)
+    model.set_submodule(f"{family.body}.{family.embedding}", FlashEmbedding(file, extent, clock, device))

@@ -42,6 +42,11 @@ class Extent:
         """Size in bytes."""
         return self.dtype.itemsize * math.prod(self.shape)
 
+    @property
+    def end(self) -> int:
+        """Where it ends in its file, in bytes."""
+        return self.begin + self.nbytes
+
 
 @contextlib.contextmanager
 def new_safetensors(path: Path, specs: Specs) -> Iterator[SafetensorsWriter]:

@@ -72,6 +72,11 @@ class Group:
     end: int
     tensors: dict[str, Extent]
 
+    @classmethod
+    def of(cls, name: str, tensors: dict[str, Extent]) -> Group:
+        """The group of some tensors, from the first byte of them to the last."""
+        return cls(name, min(e.begin for e in tensors.values()), max(e.end for e in tensors.values()), tensors)
+
 
 class Store:
     """A packed model. Opening checks the manifest, every file's structure and size, and raises StoreError.
@@ -177,8 +182,12 @@ class Store:
         groups: dict[str, dict[str, Extent]] = {}
         for name, extent in sorted(self._extents[RESIDENT].items(), key=lambda item: item[1].begin):
             groups.setdefault(self.family.group_of(name), {})[name] = extent
-        ends = {name: max(e.begin + e.nbytes for e in group.values()) for name, group in groups.items()}
-        return [Group(n, min(e.begin for e in g.values()), ends[n], g) for n, g in groups.items()]
+        return [Group.of(name, tensors) for name, tensors in groups.items()]
+
+    @property
+    def looked_up(self) -> str | None:
+        """The name of the token embedding if a token needs only its row, because the head is another matrix."""
+        return self.family.embedding_weight if self.family.head in self._extents[RESIDENT] else None
 
     @property
     def weight_bytes(self) -> int:

@@ -58,13 +58,14 @@ class DeviceResident:
 
     def __init__(self, store: Store, persistent: bool, memory: Memory, bus: Bus, clock: Clock) -> None:
         self.file, self._check, self._bus, self._clock = store.open_resident(), store.check_read, bus, clock
-        self._groups = {g.name: g for g in store.groups}
-        places = [DeviceGroup(memory, self.file, groups) for groups in turns(store, persistent)]
-        self._place_of = {g.name: place for place in places for g in store.groups if g.name in place._begins}
+        shared = turns(store, persistent)
+        self._groups = {group.name: group for groups in shared for group in groups}
+        places = [DeviceGroup(memory, self.file, groups) for groups in shared]
+        self._place_of = {name: place for place in places for name in place._begins}
         self.nbytes = sum(place.nbytes for place in places)
         self._buffer = bus.buffer(2, HALF)
-        for group in store.groups:
-            self.read(group.name)
+        for name in self._groups:
+            self.read(name)
         if persistent:
             del self._buffer
 
