@@ -390,21 +390,40 @@ class FakeStream:
 
 
 class FakeRuntime:
-    """CUDA's runtime, as far as memory is pinned. refuses: whether it has no room for that."""
+    """CUDA's runtime, as far as memory is pinned. refuses: whether it has no room for that.
+
+    current: the device that it is asked about
+    kept: whether it keeps the error of a call, as CUDA does until it is asked for it, which torch does at each kernel
+    """
 
     def __init__(self, refuses: bool = False) -> None:
         self.pinned: dict[int, int] = {}
-        self._refuses = refuses
+        self.current: torch.device | None = None
+        self.kept, self._refuses = False, refuses
+
+    @contextlib.contextmanager
+    def device(self, device: torch.device) -> Iterator[None]:
+        before, self.current = self.current, device
+        yield
+        self.current = before
 
     def cudaHostRegister(self, where: int, nbytes: int, flags: int) -> int:
-        assert (where % 4096, flags) == (0, 0)
+        assert (where % 4096, flags, self.current) == (0, 0, CPU)
         if not self._refuses:
             self.pinned[where] = nbytes
+        self.kept = self._refuses
         return 2 * self._refuses
 
     def cudaHostUnregister(self, where: int) -> int:
+        assert self.current == CPU
         del self.pinned[where]
         return 0
+
+    def zeros(self, *size: int, device: torch.device) -> Tensor:
+        if self.kept:
+            self.kept = False
+            raise RuntimeError("CUDA error: out of memory")
+        return torch.empty(*size, device=device).zero_()
 
 
 @pytest.fixture
@@ -415,6 +434,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRuntime]:
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
     monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(torch.cuda, "device", runtime.device)
     monkeypatch.setattr(place, "bus_to", CudaBus)
     return runtime
 
@@ -437,8 +457,13 @@ def test_the_way_to_a_gpu(tiny_store: Store, tiny_model: OPTForCausalLM, stage: 
 def test_memory_that_cannot_be_pinned_is_one_line(
     fake_cuda: FakeRuntime, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "cudart", lambda: FakeRuntime(refuses=True))
+    """And torch doesn't take the refusal for an error of the next kernel."""
+    refusing = FakeRuntime(refuses=True)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: refusing)
+    monkeypatch.setattr(torch.cuda, "device", refusing.device)
+    monkeypatch.setattr(torch, "zeros", refusing.zeros)
     buffer = CudaBus(CPU).buffer(2, 4096)
+    assert not refusing.kept
     assert buffer.shape == (2, 4096)
     assert [record.message for record in caplog.records] == [
         "flashlite: 8192 bytes of the host's memory could not be pinned: copies are slower"

@@ -6,6 +6,7 @@ that they come from is read into again, and before the device multiplies what ha
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import weakref
 from typing import Any
@@ -60,7 +61,7 @@ class CudaBus(Bus):
     def buffer(self, rows: int, row_bytes: int) -> np.ndarray:
         """See Bus. The memory is pinned where the driver allows it; where it doesn't, copies are slower."""
         buffer = aligned_buffer(rows, row_bytes)
-        if buffer.nbytes and not _pin(buffer):
+        if buffer.nbytes and not _pin(buffer, self.device):
             log.warning(
                 "flashlite: %d bytes of the host's memory could not be pinned: copies are slower", buffer.nbytes
             )
@@ -98,17 +99,26 @@ def _words(rows: Tensor) -> Tensor:
     return rows.view(torch.int64) if rows.shape[1] % 8 == 0 else rows
 
 
-def _pin(buffer: np.ndarray) -> bool:
+def _pin(buffer: np.ndarray, device: torch.device) -> bool:
     """Register memory with CUDA until no array lies in it any more. Returns whether the driver took it.
 
     torch's own pinned memory is not used, because direct reads want memory on their grid, on huge pages if possible.
     """
     runtime, where = torch.cuda.cudart(), buffer.ctypes.data
-    if int(runtime.cudaHostRegister(where, buffer.nbytes, 0)) != 0:
+    with torch.cuda.device(device):  # otherwise the first GPU would be woken, and the memory would be pinned for it
+        taken = int(runtime.cudaHostRegister(where, buffer.nbytes, 0)) == 0
+    if not taken:
+        with contextlib.suppress(RuntimeError):  # CUDA keeps the error, and torch would raise it at the next kernel
+            torch.zeros(1, device=device)
         return False
     owner = buffer if buffer.base is None else buffer.base  # which every view of the memory keeps alive
-    weakref.finalize(owner, runtime.cudaHostUnregister, where).atexit = False
+    weakref.finalize(owner, _unpin, runtime, where, device).atexit = False
     return True
+
+
+def _unpin(runtime: Any, where: int, device: torch.device) -> None:
+    with torch.cuda.device(device):
+        runtime.cudaHostUnregister(where)
 
 
 def bus_to(device: torch.device) -> Bus:
