@@ -24,6 +24,7 @@ from transformers import (
 )
 
 import flashlite
+from flashlite.bench import decoding
 from flashlite.bench.dense import load_dense
 from flashlite.drive.direct import PAGE
 from flashlite.engine.early import EarlyFFN
@@ -245,6 +246,15 @@ def test_gated_neurons_stream_from_one_layout(layout: str, store_of: Callable[..
 def test_gated_neurons_are_read_with_their_checksums(store_of: Callable[..., Store]) -> None:
     model = flashlite.load(store_of("llama"), stage=5, predictor="oracle", dram_budget=AMPLE, verify_reads=True)
     assert (forced(model, ids_of(12)) - in_float32("llama")).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_benchmark_decodes_every_family(kind: str, store_of: Callable[..., Store]) -> None:
+    """It allocates the cache of keys and values once, which not every family can do."""
+    logits, _ = expected(kind, store_of(kind))
+    ids = ids_of(12)[0].tolist()
+    found = decoding.forced(load(store_of(kind), 5), ids[:9], [*ids[9:], 5])
+    assert (found.logits - logits[0, 8:]).abs().max() <= 1e-4
 
 
 @pytest.mark.parametrize("kind", ["phi", "persimmon", "llama"])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, StaticCache
+from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 from flashlite.bench.row import Exactness, TokenCost
 from flashlite.engine.model import Engine
@@ -57,7 +57,8 @@ def feed(model: PreTrainedModel, prompt: list[int], tokens: list[int]) -> Iterat
     The cache of keys and values is allocated once, because one that grows leaves several times its size in holes of the
     process's memory.
     """
-    cache = StaticCache(config=model.config, max_cache_len=len(prompt) + len(tokens))
+    alibi = getattr(model.config, "alibi", False)  # then transformers counts the positions of a cache that grows alone
+    cache = DynamicCache() if alibi else StaticCache(config=model.config, max_cache_len=len(prompt) + len(tokens))
     for ids in [prompt, *([token] for token in tokens[:-1])]:
         began = time.perf_counter()
         given = torch.tensor([ids], device=model.device)
