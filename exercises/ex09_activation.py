@@ -41,6 +41,8 @@ class Activation:
         # self.power is 1 or 2, self.threshold is 0 or above. Write the values into the memory of first and return
         # first: a prompt has thousands of tokens, and a second matrix of this size would take DRAM that was meant for
         # neurons. You may change second. Both are float32, bfloat16 or float16.
+        # The command that runs yours in the engine measures the small gated model that chapter 9's cells write: run the
+        # notebook's cells down to its gated bundles first.
         # Example: first = [[-1 0.5 1 2]], second = [[5 5 5 -5]]
         #   ReLU, not gated                  -> [[0 0.5 1 2]]
         #   squared ReLU, not gated          -> [[0 0.25 1 4]]

@@ -152,6 +152,7 @@ def relufy(
     checks.check_new_folder(out, False, "choose another name")
     check_outputs(json_file, plot)
     from flashlite.bench import tables
+    from flashlite.families.known import ACTIVATIONS
     from flashlite.storage.hub import find_checkpoint
     from flashlite.training import relufy as training
     from flashlite.training.distributed import joined
@@ -160,6 +161,10 @@ def relufy(
     opened = training.open_to_relufy(find_checkpoint(checkpoint, revision))
     windows, test = _windows(texts, held_out, training.Speaker(opened.folder, opened.settings), tokens)
     recipe = Recipe(steps, batch, windows.shape[1], lr, zeros=zeros, seed=seed, every=every)
+    if training.state_of(out).exists():
+        show_progress(f"going on from what {training.state_of(out)} holds")
+    if training.activation_of(opened) in ACTIVATIONS:
+        show_progress(f"{training.activation_of(opened)} streams already, so nothing is replaced: training on alone")
     with joined() as group, _progress(group.first, steps) as (tell, measured):
         result = training.relufy(opened, out, windows.flatten(), test, recipe, group, tell, measured)
     if not group.first:

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 
+from flashlite.arguments import is_store
 from flashlite.errors import CheckpointError
 from flashlite.families.configured import empty_model
 from flashlite.families.known import ACTIVATIONS
@@ -65,6 +66,8 @@ class Speaker(NamedTuple):
 
 def open_to_relufy(folder: Path) -> Checkpoint:
     """A checkpoint whose activation can be replaced. Raises CheckpointError, before any weights are read."""
+    if is_store(folder):
+        raise CheckpointError(f"{folder} is a store: name the checkpoint that it was packed from")
     checkpoint = Checkpoint(folder, any_activation=True)
     if checkpoint.config["model_type"] != checkpoint.family.model_type:
         raise CheckpointError(f"{folder} computes by code of its own, which is never run: only transformers' own train")
@@ -89,6 +92,11 @@ def with_activation(checkpoint: Checkpoint, name: str) -> PreTrainedModel:
     return model.eval()
 
 
+def state_of(out: Path) -> Path:
+    """The file that holds a training's state until its checkpoint `out` is complete."""
+    return out.with_name(out.name + ".training.safetensors")
+
+
 def relufy(
     checkpoint: Checkpoint, out: Path, stream: Tensor, held_out: Tensor, recipe: Recipe, group: Group = ALONE,
     tell: Callable[[int, float], None] = lambda step, loss: None,
@@ -107,7 +115,7 @@ def relufy(
     A training that was broken off goes on where it was: its state is in a file beside `out` until `out` is complete.
     Raises FlashliteError if that file is of another training.
     """
-    state = out.with_name(out.name + ".training.safetensors")
+    state = state_of(out)
     family, activation = checkpoint.family, activation_of(checkpoint)
     streams = activation in ACTIVATIONS  # then the model keeps it, and is only trained on
     model = with_activation(checkpoint, activation if streams else "relu")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -27,6 +28,8 @@ from flashlite.errors import FlashliteError, one_line
 from flashlite.storage.atomic import new_file
 from flashlite.training.distributed import Group
 from flashlite.training.firing import Firing
+
+LARGEST_LOSS = 700.0  # nats; a perplexity above it is no float
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def measure(model: PreTrainedModel, firing: Firing, held_out: Tensor, group: Gro
         seen.append(torch.cat([loss[None], firing.zeros()]))
     share = len(mine) * group.size / len(held_out)  # processes may have one text more or less
     loss, *zeros = group.mean(share * torch.stack(seen).mean(0)).tolist()
-    return float(np.exp(loss)), tuple(zeros)
+    return math.exp(loss) if loss < LARGEST_LOSS else math.inf, tuple(zeros)
 
 
 class Training:
@@ -169,6 +172,8 @@ class Training:
 
     def _measure(self, step: int, measured: Callable[[Point], None]) -> None:
         perplexity, zeros = measure(self.model, self.firing, self._held_out, self.group)
+        if not math.isfinite(perplexity):
+            raise FlashliteError(f"the training has diverged by step {step}: choose a lower learning rate, --lr")
         self.log.append(Point(step, perplexity, zeros, self._before + time.monotonic() - self._began))
         measured(self.log[-1])
         if self.group.first:
@@ -185,6 +190,8 @@ class Training:
     def _save(self) -> None:
         said = {"settings": json.dumps(self._settings), "log": json.dumps([asdict(point) for point in self.log])}
         tensors = {name: tensor.detach().contiguous() for name, tensor in self._tensors().items()}
+        with one_line(self._state, FlashliteError, "cannot be written"):
+            self._state.parent.mkdir(parents=True, exist_ok=True)
         with one_line(self._state, FlashliteError, "cannot be written"), new_file(self._state) as unfinished:
             save_file(tensors, unfinished, said)
 

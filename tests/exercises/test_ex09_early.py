@@ -156,11 +156,15 @@ def test_after_a_call_that_was_broken_off_nothing_stale_is_used() -> None:
     layer.ffn.begin(first)
     layer.ffn(first)
     layer.ffn.begin(broken)  # and attention is interrupted
+    before = list[set[int]]()
     for t, x in enumerate([broken, *others]):
+        active = layer.needs(x)
         layer.ffn.begin(x)
+        stale = len(layer.early.under_way) - 1
+        require(stale <= 0, f"{stale} batches that a broken-off call began are still under way", "0", FORGET)
+        check_begun(layer, t + 2, active - set().union(*before[-K:]))
+        before.append(active)
         out = layer.ffn(x)
-        stale = len(layer.early.under_way)
-        require(not stale, f"{stale} batches that a broken-off call began are still under way", "0", FORGET)
         require(bool(out.isfinite().all()), f"token {t} after it uses neurons that never landed", "none", FORGET)
         expect(out, layer.right(x), f"the FFN's output, token {t} after it", tolerance=1e-4)
 

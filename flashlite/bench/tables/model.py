@@ -60,7 +60,8 @@ def zeros_table(log: Sequence[Point]) -> Table:
 def relufied_line(result: Relufied) -> str:
     """One line: held-out perplexity as the model was born, with ReLU, and trained on."""
     born, before, after = (point.perplexity for point in (result.born, result.log[0], result.log[-1]))
+    replaced = f", {before:.3f} with relu" if result.born.zeros != result.log[0].zeros else ""
     return (
-        f"held-out perplexity: {born:.3f} with {result.activation}, {before:.3f} with relu, {after:.3f} after "
-        f"{result.log[-1].step} steps ({after / born - 1:+.2%})"
+        f"held-out perplexity: {born:.3f} with {result.activation}{replaced}, {after:.3f} after "
+        f"{result.log[-1].step} steps ({after / born - 1:+.2%} of the born model's)"
     )
