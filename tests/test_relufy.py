@@ -74,7 +74,7 @@ def weights_of(folder: Path) -> dict[str, Tensor]:
 def test_the_command_makes_a_checkpoint_that_streams(
     checkpoint: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "relufied"
+    out = tmp_path / "new/relufied"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FLASHLITE_HOME", str(tmp_path / "home"))
     with pytest.raises(CheckpointError, match="flashlite relufy"):
@@ -88,7 +88,8 @@ def test_the_command_makes_a_checkpoint_that_streams(
     assert result.items() <= json.loads((out / RECORD).read_text()).items()
     assert [point["step"] for point in result["log"]] == [0, 3, 6]
     assert result["log"][-1]["perplexity"] < result["log"][0]["perplexity"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.json", "r.png", "relufied"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "r.json", "r.png"]
+    assert [path.name for path in out.parent.iterdir()] == ["relufied"]
     assert len({path.stat().st_mode for path in out.iterdir()}) == 1
     assert all(tensor.dtype == torch.bfloat16 for tensor in weights_of(out).values())
     model = flashlite.load(out, stage="pool", dram_budget="2MB", predictor="oracle")
@@ -105,6 +106,20 @@ def test_the_model_before_training_is_transformers_own(checkpoint: Path, data: t
     with torch.no_grad():
         assert torch.equal(born(data[1]).logits, own(data[1]).logits)
         assert not torch.equal(with_activation(opened, "relu")(data[1]).logits, own(data[1]).logits)
+
+
+def test_a_training_that_diverges_is_one_line_and_goes_on_with_what_was_before(
+    checkpoint: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ("relufy", checkpoint, tmp_path / "out", "--text", text, "--steps", 6, "--batch", 4, "--every", 3)
+    code, _, err = call(monkeypatch, capsys, *args, "--lr", 1e30)
+    assert code == 1
+    assert err.splitlines()[-1].startswith("flashlite: the training has diverged by step 3: choose a lower")
+    assert "Warning" not in err
+    assert [path.name for path in tmp_path.iterdir()] == ["out.training.safetensors"]
+    code, _, err = call(monkeypatch, capsys, *args, "--lr", 1e30)
+    assert code == 1
+    assert "going on from what" in err
 
 
 class Broken(Exception):
@@ -245,8 +260,11 @@ def test_what_cannot_be_relufied_is_one_line_before_anything_is_trained(
     config = json.loads((checkpoint / "config.json").read_text())
     key = "activation" if config["model_type"] == "falcon" else "hidden_act"
     (odd / "config.json").write_text(json.dumps(config | {key: "bent"}))
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store/manifest.json").touch()
     for args, said in (
         ((checkpoint, "there", "--text", text), "exists already"),
+        (("store", "out", "--text", text), "is a store: name the checkpoint that it was packed from"),
         ((checkpoint, "out", "--text", "nowhere.txt"), "nowhere.txt cannot be read"),
         ((odd, "out", "--text", text), "no activation 'bent'"),
         ((checkpoint, "out", "--text", text, "--tokens", 64), "too few to train and to measure on"),
