@@ -152,7 +152,7 @@ class FlashEmbedding(nn.Module):
         rows = aligned_buffer(len(tokens), row_bytes)
         self._clock.switch(IO)
         begins = self._extent.begin + tokens.numpy() * row_bytes
-        self._file.read(begins, row_bytes, rows, torch.arange(len(tokens)).numpy())
+        self._file.read(begins, row_bytes, rows, np.arange(len(tokens)))
         self._clock.switch(REST)
         return torch.from_numpy(rows).view(self._extent.dtype)[place].to(self._device)
 
