@@ -48,7 +48,7 @@ def stage_number(stage: int | str) -> int:
 
 
 def parse_stages(text: str) -> list[int]:
-    """The numbers of the stages in "0-6", "0,3,5" or "naive,pool". Raises FlashliteError if the text is malformed."""
+    """The numbers of the stages in "0-6" or "0,3,5"; each may be named too. Raises FlashliteError if there are none."""
     first, dash, last = text.partition("-")
     parts = [part.strip() for part in ([first, last] if dash else text.split(","))]
     if not all(part in STAGES or part.isdecimal() for part in parts):

@@ -103,7 +103,6 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     (("run", "--prompt", "-"), "standard input, which --prompt - reads, is empty"),
     (("run", "--max-new-tokens", "0"), "--max-new-tokens"),
     (("bench", "--stage", "9"), "unknown stage 9"), (("bench", "--stages", "x"), "are not understood"),
-    (("bench", "--stages", "naive-pool"), "are not understood"),
     (("bench", "--stages", "pool,x"), "are not understood"),
     (("bench", "--stages", "5-3"), "write the lower number first"), (("bench", "--stages=-1"), "are not understood"),
     (("bench", "--stages", "0-99999999999"), "unknown stage 99999999999"),
@@ -215,7 +214,8 @@ def test_refused_before_torch_is_imported(
 
 def test_stages_may_be_named() -> None:
     assert parse_stages("naive,5, overlap") == [0, 5, 6]
-    assert parse_stages("pool") == [5]
+    assert parse_stages("pool") == parse_stages("5") == [5]
+    assert parse_stages("window-overlap") == parse_stages("3-6") == [3, 4, 5, 6]
 
 
 def test_names_that_need_no_torch_are_those_of_the_code_behind_them() -> None:

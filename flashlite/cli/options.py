@@ -87,7 +87,10 @@ StageOption = Annotated[
 StagesOption = Annotated[
     str,
     typer.Option(
-        "--stages", "--stage", help="a range or a list: 0-6, or 0,3,5, or naive,pool", callback=checked(parse_stages)
+        "--stages",
+        "--stage",
+        help="a range or a list, by number or by name: 0-6, or 0,3,pool",
+        callback=checked(parse_stages),
     ),
 ]
 WindowOption = Annotated[

@@ -19,9 +19,7 @@ Tell, Measured = Callable[[int, float], None], Callable[["Point"], None]
 
 
 @contextmanager
-def training_progress(
-    shown: bool, steps: int
-) -> Iterator[tuple[Callable[[int, float], None], Callable[[Point], None]]]:
+def training_progress(shown: bool, steps: int) -> Iterator[tuple[Tell, Measured]]:
     """What is to be told of each step, which moves a bar or becomes a line, and of each measurement, a line.
 
     shown: whether this process tells it

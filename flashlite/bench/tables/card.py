@@ -65,11 +65,9 @@ def _origin(store: Store) -> tuple[str, str] | None:
 def _facts(store: Store) -> Table:
     config, family, shape, manifest = store.config, store.family, store.shape, store.manifest
     origin, streamed = _origin(store), store.layers * shape.layer_bytes
-    base = (
-        f"{_plain(origin[0])} at commit {_plain(origin[1])}"
-        if origin
-        else f"{_plain(manifest['name'])}, a local checkpoint"
-    )
+    base = f"{_plain(manifest['name'])}, a local checkpoint"
+    if origin:
+        base = f"{_plain(origin[0])} at commit {_plain(origin[1])}"
     rows = {
         "base model": "none: its weights are planted" if "planted" in manifest else base,
         "kind": f"{config.model_type} with {_plain(getattr(config, family.activation))}",
@@ -79,10 +77,9 @@ def _facts(store: Store) -> Table:
         "layouts": ", ".join(store.layouts),
         "records": f"{shape.record_bytes} bytes a neuron, on a grid of {manifest['alignment']} bytes",
         "store's format": str(manifest["format"]),
-        **(
-            {"packed by": f"{_plain(manifest['packed_by'])}, in place of the engine"} if "packed_by" in manifest else {}
-        ),
     }
+    if "packed_by" in manifest:
+        rows["packed by"] = f"{_plain(manifest['packed_by'])}, in place of the engine"
     return Table(("of the model", ""), [[key, value] for key, value in rows.items()])
 
 
@@ -91,9 +88,8 @@ def _files(store: Store) -> Table:
     copied = {name: (store.path / name).stat().st_size for name in store.manifest["copied"]}
     rows = [[f"`{name}`", HOLDS[name], f"{size:,}"] for name, size in sizes.items()]
     rows += [[f"`{_plain(name)}`", "the checkpoint's own", f"{size:,}"] for name, size in copied.items()]
-    return Table(
-        ("file", "holds", "bytes"), [*rows, ["together", "", f"{sum(sizes.values()) + sum(copied.values()):,}"]]
-    )
+    total = sum(sizes.values()) + sum(copied.values())
+    return Table(("file", "holds", "bytes"), [*rows, ["together", "", f"{total:,}"]])
 
 
 def _checksums(store: Store) -> str:
