@@ -58,7 +58,7 @@ def test_the_command_writes_what_the_store_is(
     assert said["kind"] == "opt with relu"
     assert said["layers"] == "3, each of 256 neurons; width 64"
     streamed = 3 * 2 * 64 * 256 * 2 / 1e6
-    assert said["weights"] == f"bf16, {store.weight_bytes / 1e6:.1f} MB, of which {streamed:.1f} MB are on flash"
+    assert said["weights"] == f"bf16, {store.weight_bytes / 1e6:.1f} MB, of which {streamed:.1f} MB stream"
     assert said["checkpoint's dtype"] == "fp32"
     assert said["layouts"] == ", ".join(store.layouts)
     assert said["records"].startswith(f"{store.shape.record_bytes} bytes a neuron")

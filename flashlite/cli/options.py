@@ -89,7 +89,7 @@ StagesOption = Annotated[
     typer.Option(
         "--stages",
         "--stage",
-        help="a range or a list, by number or by name: 0-6, or 0,3,pool",
+        help="a range or a list: 0-6, or 0,3,pool",
         callback=checked(parse_stages),
     ),
 ]

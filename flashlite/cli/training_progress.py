@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from flashlite.training.train_model import Point
 
 SILENCE = 30  # seconds
-Tell, Measured = Callable[[int, float], None], Callable[["Point"], None]
+Tell = Callable[[int, float], None]
+Measured = Callable[["Point"], None]
 
 
 @contextmanager

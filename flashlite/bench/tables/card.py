@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from flashlite.bench.tables.model import planted_line, predictor_table
@@ -15,7 +16,7 @@ if TYPE_CHECKING:  # so that tables need no torch
 BEGIN = "---\nlibrary_name: flashlite\n"
 HOLDS = {
     "manifest.json": "what the model is, and the checksums of all else",
-    "resident.safetensors": "embeddings, attention, norms and biases, which stay in DRAM",
+    "resident.safetensors": "embeddings, attention, norms and biases",
     "ffn-bundled.safetensors": "the FFN, a neuron's weights one after the other",
     "ffn-split.safetensors": "the FFN, matrix by matrix",
     "checksums.safetensors": "the CRC-32 of each record",
@@ -72,7 +73,7 @@ def _facts(store: Store) -> Table:
         "base model": "none: its weights are planted" if "planted" in manifest else base,
         "kind": f"{config.model_type} with {_plain(getattr(config, family.activation))}",
         "layers": f"{store.layers}, each of {shape.neurons} neurons; width {config.hidden_size}",
-        "weights": f"{store.dtype_name}, {_mb(store.weight_bytes)} MB, of which {_mb(streamed)} MB are on flash",
+        "weights": f"{store.dtype_name}, {_mb(store.weight_bytes)} MB, of which {_mb(streamed)} MB stream",
         "checkpoint's dtype": _plain(manifest.get("own_dtype") or "not known"),
         "layouts": ", ".join(store.layouts),
         "records": f"{shape.record_bytes} bytes a neuron, on a grid of {manifest['alignment']} bytes",
@@ -87,7 +88,7 @@ def _files(store: Store) -> Table:
     sizes = {name: (store.path / name).stat().st_size for name in HOLDS if (store.path / name).is_file()}
     copied = {name: (store.path / name).stat().st_size for name in store.manifest["copied"]}
     rows = [[f"`{name}`", HOLDS[name], f"{size:,}"] for name, size in sizes.items()]
-    rows += [[f"`{_plain(name)}`", "the checkpoint's own", f"{size:,}"] for name, size in copied.items()]
+    rows += [[f"`{re.sub(r'[^\w./-]', '?', name)}`", "the checkpoint's own", f"{size:,}"] for name, size in copied.items()]
     total = sum(sizes.values()) + sum(copied.values())
     return Table(("file", "holds", "bytes"), [*rows, ["together", "", f"{total:,}"]])
 
