@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # so that tables need no torch
     from flashlite.storage.store import Store
 
 BEGIN = "---\nlibrary_name: flashlite\n"
+_STRANGE = re.compile(r"[^\w./-]")  # signs that no file of a store need have in its name
 HOLDS = {
     "manifest.json": "what the model is, and the checksums of all else",
     "resident.safetensors": "embeddings, attention, norms and biases",
@@ -88,7 +89,7 @@ def _files(store: Store) -> Table:
     sizes = {name: (store.path / name).stat().st_size for name in HOLDS if (store.path / name).is_file()}
     copied = {name: (store.path / name).stat().st_size for name in store.manifest["copied"]}
     rows = [[f"`{name}`", HOLDS[name], f"{size:,}"] for name, size in sizes.items()]
-    rows += [[f"`{re.sub(r'[^\w./-]', '?', name)}`", "the checkpoint's own", f"{size:,}"] for name, size in copied.items()]
+    rows += [[f"`{_STRANGE.sub('?', name)}`", "the checkpoint's own", f"{size:,}"] for name, size in copied.items()]
     total = sum(sizes.values()) + sum(copied.values())
     return Table(("file", "holds", "bytes"), [*rows, ["together", "", f"{total:,}"]])
 
