@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
+from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import OPTForCausalLM
 from typer.testing import CliRunner
@@ -37,6 +41,7 @@ from flashlite.families.configured import read_config
 from flashlite.families.known import family_of
 from flashlite.storage.bundle import FFNShape
 from flashlite.storage.checkpoint import Checkpoint
+from flashlite.storage.hub import BUNDLED
 from flashlite.storage.store import Store
 from flashlite.training.planted import PlantedModel, write_planted
 from flashlite.training.planted_figures import figures_of

@@ -86,12 +86,7 @@ StageOption = Annotated[
 ]
 StagesOption = Annotated[
     str,
-    typer.Option(
-        "--stages",
-        "--stage",
-        help="a range or a list: 0-6, or 0,3,pool",
-        callback=checked(parse_stages),
-    ),
+    typer.Option("--stages", "--stage", help="a range or a list: 0-6, or 0,3,pool", callback=checked(parse_stages)),
 ]
 WindowOption = Annotated[
     str,
