@@ -91,9 +91,19 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     *((("pack", model, "out"), words) for model, words in MODELS.values()),
     *((("run", *arguments), words) for arguments, words in SHARED),
     *((("bench", *arguments), words) for arguments, words in SHARED),
-    (("run", "--stage", "9"), "--stage"), (("run", "--stage", "-1"), "--stage"), (("run", "--stage", "x"), "--stage"),
+    (("run", "--stage", "9"), "unknown stage 9"), (("run", "--stage", "-1"), "unknown stage '-1'"),
+    (("run", "--stage", "x"), "unknown stage 'x': choose 0 to 6, or naive, resident"),
+    (("run", "--prompt", "x", "--prompt-file", "a file"), "--prompt and --prompt-file both give a prompt"),
+    (("run", "--prompt-file", "nowhere"), "--prompt-file nowhere cannot be read: No such file"),
+    (("run", "--prompt-file", "empty"), "--prompt-file empty cannot be read: it is a folder"),
+    (("run", "--prompt-file", "nothing"), "nothing is empty: to begin a new text, write --prompt"),
+    (("run", "--prompt-file", "latin"), "latin is not UTF-8 at byte 2"),
+    (("run", "--prompt-file", "zeros"), "zeros holds a zero byte"),
+    (("run", "--prompt-file", "/dev/zero"), "has more than 16 MiB"),
+    (("run", "--prompt", "-"), "standard input, which --prompt - reads, is empty"),
     (("run", "--max-new-tokens", "0"), "--max-new-tokens"),
     (("bench", "--stage", "9"), "unknown stage 9"), (("bench", "--stages", "x"), "are not understood"),
+    (("bench", "--stages", "pool,x"), "are not understood"),
     (("bench", "--stages", "5-3"), "write the lower number first"), (("bench", "--stages=-1"), "are not understood"),
     (("bench", "--stages", "0-99999999999"), "unknown stage 99999999999"),
     *((("bench", option, "-1"), option) for option in ("--tokens", "--prompt-tokens", "--rounds", "--slow-tokens",
@@ -129,6 +139,13 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     (("synth", "opt-125m", "out", "--seed", "-1"), "--seed"),
     (("synth", "opt-125m", "out", "--layout", "bundled,x"), "layout 'bundled,x' is not known"),
     *((("verify", folder), "is not a store") for folder in ("nowhere", "empty", "a file")),
+    (("verify", "nowhere"), "make one with `flashlite pack MODEL nowhere`"),
+    *(((command, "falcon-mini"), "falcon-mini is not a store: make one with `flashlite pack falcon-mini OUT`")
+      for command in ("verify", "card")),
+    (("card", "nowhere"), "is not a store"), (("card", "a/b"), "is not a store"),
+    (("card", "store", "--repo", "tiny"), "'tiny' is not the hub id of a repository: write OWNER/NAME"),
+    (("card", "store", "--repo", "a/b/c"), "'a/b/c' is not the hub id"),
+    (("stores", "--yes", "--remove", "no such store"), "there is nothing called 'no such store'"),
     *((("train-predictor", folder, "--text", "a file"), "is not a store") for folder in ("nowhere", "empty")),
     (("train-predictor", "store", "--text", "nowhere"), "nowhere cannot be read"),
     (("train-predictor", "store", "--text", "a file", "nowhere"), "nowhere cannot be read"),
@@ -167,6 +184,8 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], t
     (folder / "store").mkdir()
     (folder / "store/manifest.json").write_text("{}")
     (folder / "a file").write_text("text")
+    for name, content in {"nothing": b"", "latin": b"na\xefve", "zeros": b"a\0b"}.items():
+        (folder / name).write_bytes(content)
     (folder / "other.json").write_text("[]")
     result = json.loads((ROOT / "results/bench-opt-6.7b-bf16.json").read_text())
     (folder / "curveless.json").write_text(json.dumps(result | {"curve": {}}))
@@ -191,6 +210,12 @@ def test_refused_before_torch_is_imported(
     assert err.startswith("flashlite: ")
     assert words in err
     assert out == ""
+
+
+def test_stages_may_be_named() -> None:
+    assert parse_stages("naive,5, overlap") == [0, 5, 6]
+    assert parse_stages("pool") == parse_stages("5") == [5]
+    assert parse_stages("window-overlap") == parse_stages("3-6") == [3, 4, 5, 6]
 
 
 def test_names_that_need_no_torch_are_those_of_the_code_behind_them() -> None:

@@ -24,7 +24,7 @@ from flashlite.engine.predictor import Predictor
 from flashlite.engine.predictors.choice import Choice, Chosen, choose
 from flashlite.engine.resident import leave_embedding
 from flashlite.engine.stages import LADDER, NAMES, Stage, stage_for
-from flashlite.engine.timing import IO, REST, CallCost, Meter
+from flashlite.engine.timing import IO, REST, CallCost, Meter, spent
 from flashlite.engine.window import Window
 from flashlite.errors import FlashliteError
 from flashlite.families.configured import empty_model, install, move_buffers
@@ -102,6 +102,10 @@ class Engine:
             raise FlashliteError("the model has not been called yet")
         return self.calls[-1]
 
+    def __repr__(self) -> str:
+        """What its calls cost so far: the line with which `flashlite run` ends."""
+        return spent(self.calls, self.budget.total)
+
     @property
     def counters(self) -> Counters:
         """All reads since the model was loaded, of neurons and resident weights together."""
@@ -173,8 +177,8 @@ def load(
 ) -> PreTrainedModel:
     """A transformers model whose FFN weights stay on flash.
 
-    model: `opt-mini`, a hub id, a checkpoint folder or a store; anything but a store is packed first, under
-        `storage.find.home()`
+    model: `opt-mini`, a checkpoint folder, a store, or the hub id of either; anything but a store is packed first,
+        under `storage.shelf.home()`
     dram_budget: bytes, "4GiB", "50%" or 0.5 of the weights, for all but the KV cache and the interpreter; with a device
         it is the device's memory, and `model.flash.budget.host` says what the host needs beside it
     stage: of the ladder, by name or number

@@ -1,4 +1,4 @@
-"""What a model is and does, in tables and lines: its predictors, its tokens, and what was planted in it."""
+"""What a model is, in tables and lines: its predictors, its zeros, and what was planted in it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from flashlite.bench.tables.table import Table
 
 if TYPE_CHECKING:  # so that tables need no torch
     from flashlite.engine.predictor_file import LayerReport
-    from flashlite.engine.timing import CallCost
     from flashlite.training.relufy import Relufied
     from flashlite.training.train_model import Point
 
@@ -23,20 +22,6 @@ def predictor_table(reports: list[LayerReport]) -> Table:
         rows.append([str(i), str(r.rank or "-"), f"{r.active:.2%}", f"{r.predicted:.2%}", f"{ratio:.2f}", *shares])
     columns = "layer", "rank", "active", "predicted", "ratio", "recall", "false negatives", "false positives"
     return Table(columns, rows)
-
-
-def token_line(calls: Sequence[CallCost], budget_bytes: int, seconds: float) -> str:
-    """One line: what the tokens after the prompt cost on average."""
-    decoded = [call for call in calls if call.tokens == 1] or calls
-
-    def mean(field: str) -> float:
-        return sum(getattr(call, field) for call in decoded) / len(decoded)
-
-    split = f"I/O {mean('io_ms'):.1f} + memory {mean('memory_ms'):.1f} + compute {mean('compute_ms'):.1f} ms"
-    return (
-        f"[{len(calls)} calls in {seconds:.1f} s; a token: {split}, {mean('bytes') / 1e6:.2f} MB in "
-        f"{mean('reads'):.0f} reads; budget {budget_bytes / 1e6:.1f} MB]"
-    )
 
 
 def planted_line(planted: dict[str, Any]) -> str:
