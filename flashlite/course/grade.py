@@ -6,14 +6,16 @@ import contextlib
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from flashlite.course.classroom.hints import hints_before
 from flashlite.course.limits import Limits, environment, missing
 from flashlite.course.manifest import Course, Exercise
 from flashlite.course.plug import Plug, command
@@ -21,13 +23,22 @@ from flashlite.course.plug import Plug, command
 log = logging.getLogger("flashlite")
 
 TIME_LIMIT = 60.0  # seconds for one exercise
+JOBS = min(8, os.cpu_count() or 1)  # grading processes at a time: each may take LIMITS.memory
 LIMITS = Limits()
 WORST_FIRST = ("ERROR", "FAIL", "TODO", "PASS")
+LITTER = {"lost+found", "System Volume Information", "node_modules", "venv"}  # folders of systems and tools
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+ENDINGS = re.compile(rf"({'|'.join(map(re.escape, ARCHIVES))})+$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Grade:
-    """How one exercise did. status: PASS, FAIL, TODO (nothing written yet) or ERROR (it could not be judged)."""
+    """How one exercise did.
+
+    status: PASS, FAIL, TODO (nothing written yet) or ERROR (it could not be judged)
+    message: lines that say what is wrong: what the mistake looks like, if that is known, and where it shows
+    hints: the numbers of the hints that were shown before it passed
+    """
 
     id: str
     title: str
@@ -35,6 +46,7 @@ class Grade:
     max: int
     status: str
     message: str
+    hints: tuple[int, ...] = ()
 
 
 def exercise_tests(course: Course, exercise: Exercise) -> Path:
@@ -44,21 +56,43 @@ def exercise_tests(course: Course, exercise: Exercise) -> Path:
 
 def grade(
     course: Course, folder: Path, exercises: Sequence[Exercise], seed: int, time_limit: float = TIME_LIMIT,
-    done: Callable[[Exercise, Grade], None] = lambda exercise, grade: None,
+    done: Callable[[Exercise, Grade], None] = lambda exercise, grade: None, jobs: int = JOBS,
 ) -> list[Grade]:  # fmt: skip
-    """Grade the files in a folder, a few exercises at a time. done: called with each grade, in order.
+    """Grade the files in a folder, `jobs` processes at a time. done: called with each grade, in order.
 
     What this system can't limit of a student's code is announced in one line.
     """
+    grades = []
+    for found in grade_each(course, [(folder, exercise) for exercise in exercises], seed, time_limit, jobs):
+        grades.append(found)
+        done(exercises[len(grades) - 1], found)
+    return grades
+
+
+def grade_folders(
+    course: Course, folders: Sequence[Path], exercises: Sequence[Exercise], seed: int,
+    time_limit: float = TIME_LIMIT, jobs: int = JOBS,
+) -> Iterator[list[Grade]]:  # fmt: skip
+    """The grades of the files in each of these folders, in order; `jobs` processes at a time, of several folders."""
+    tasks = [(folder, exercise) for folder in folders for exercise in exercises]
+    with contextlib.closing(grade_each(course, tasks, seed, time_limit, jobs)) as grades:
+        for _ in folders:
+            yield [next(grades) for _ in exercises]
+
+
+def grade_each(
+    course: Course, tasks: Sequence[tuple[Path, Exercise]], seed: int, time_limit: float, jobs: int
+) -> Generator[Grade]:
+    """The grade of each exercise in its folder, in order; whoever stops asking for more ends the grading."""
     if (line := missing()) is not None:
         log.warning("flashlite: %s", line)
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        waiting = [pool.submit(grade_one, course, folder, exercise, seed, time_limit) for exercise in exercises]
-        grades = []
-        for exercise, future in zip(exercises, waiting, strict=True):
-            grades.append(future.result())
-            done(exercise, grades[-1])
-    return grades
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        waiting = [pool.submit(grade_one, course, folder, exercise, seed, time_limit) for folder, exercise in tasks]
+        for (folder, exercise), future in zip(tasks, waiting, strict=True):
+            yield replace(future.result(), hints=hints_before(folder, exercise))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def grade_one(course: Course, folder: Path, exercise: Exercise, seed: int, time_limit: float = TIME_LIMIT) -> Grade:
@@ -178,7 +212,19 @@ def visible_folders(folder: Path) -> list[Path]:
 
     A folder that can't be read holds none.
     """
+    return [path for path in _visible(folder) if path.is_dir() and path.name not in LITTER]
+
+
+def packed_archives(folder: Path) -> list[Path]:
+    """The archives in a folder that nobody has unpacked beside them, sorted."""
+    visible = _visible(folder)
+    unpacked = {path.name for path in visible if path.is_dir()}
+    files = [path for path in visible if path.name.lower().endswith(ARCHIVES) and path.is_file()]
+    return [path for path in files if ENDINGS.sub("", path.name) not in unpacked]
+
+
+def _visible(folder: Path) -> list[Path]:
     try:
-        return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
+        return sorted(path for path in folder.iterdir() if not path.name.startswith((".", "__", "$", "@", "~")))
     except OSError:
         return []
