@@ -8,17 +8,20 @@ import logging
 import os
 import re
 import signal
-import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from queue import SimpleQueue
 
+from flashlite.course.classroom.cold import Run, run_cold
 from flashlite.course.classroom.hints import hints_before
+from flashlite.course.classroom.warm import Warm
 from flashlite.course.limits import Limits, environment, missing
 from flashlite.course.manifest import Course, Exercise
-from flashlite.course.plug import Plug, command
+from flashlite.course.plug import Plug
 
 log = logging.getLogger("flashlite")
 
@@ -86,40 +89,71 @@ def grade_each(
     """The grade of each exercise in its folder, in order; whoever stops asking for more ends the grading."""
     if (line := missing()) is not None:
         log.warning("flashlite: %s", line)
-    pool = ThreadPoolExecutor(jobs)
+    pool, processes = ThreadPoolExecutor(jobs), _warm_processes(course, len(tasks), jobs)
+    idle = SimpleQueue[Warm]()
+    for process in processes:
+        idle.put(process)
+
+    def judge(folder: Path, exercise: Exercise) -> Grade:
+        if not processes:
+            return grade_one(course, folder, exercise, seed, time_limit)
+        process = idle.get()
+        try:
+            return grade_one(course, folder, exercise, seed, time_limit, process.run)
+        finally:
+            idle.put(process)
+
     try:
-        waiting = [pool.submit(grade_one, course, folder, exercise, seed, time_limit) for folder, exercise in tasks]
+        waiting = [pool.submit(judge, folder, exercise) for folder, exercise in tasks]
         for (folder, exercise), future in zip(tasks, waiting, strict=True):
             yield replace(future.result(), hints=hints_before(folder, exercise))
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.close()
+        pool.shutdown()
 
 
-def grade_one(course: Course, folder: Path, exercise: Exercise, seed: int, time_limit: float = TIME_LIMIT) -> Grade:
-    """Grade one exercise of the file in a folder."""
+def _warm_processes(course: Course, tasks: int, jobs: int) -> list[Warm]:
+    """As many warm processes as there are jobs, where there are more tasks than jobs and children can be forked."""
+    if sys.platform != "linux" or tasks <= jobs:
+        return []
+    return [Warm(course.root, expected=-(-tasks // jobs)) for _ in range(jobs)]
+
+
+def grade_one(
+    course: Course, folder: Path, exercise: Exercise, seed: int, time_limit: float = TIME_LIMIT,
+    run: Run = run_cold,
+) -> Grade:  # fmt: skip
+    """Grade one exercise of the file in a folder. run: has a process run its tests."""
     path = folder / exercise.file
     if not path.is_file():
         return _grade(exercise, 0, "ERROR", f"{path} is missing")
     if not course.is_edited(path):
         return _grade(exercise, 0, "TODO", "")
     others = [e.qualname for e in course.files[exercise.file] if e is not exercise]
-    limits, plug = replace(LIMITS, seconds=time_limit), Plug(str(path.resolve()), others)
+    limits, plugs = replace(LIMITS, seconds=time_limit), {exercise.module: Plug(str(path.resolve()), others)}
     with tempfile.TemporaryDirectory(prefix="flashlite-grade-", ignore_cleanup_errors=True) as scratch:
         result, work = Path(scratch) / "result.json", Path(scratch) / "work"
         work.mkdir()
-        run = command({exercise.module: plug}, "flashlite.course.run_tests")
-        run += [exercise.id, str(exercise_tests(course, exercise)), str(seed), str(result), limits.to_json()]
-        ended = _run(run, work, environment(os.environ, str(course.root), str(work)), time_limit)
-        if ended is None:
-            return _grade(exercise, 0, "FAIL", f"still running after {time_limit:g} s: is there an endless loop?")
-        if (limit := limits.ended(ended)) is not None:
-            return _grade(exercise, 0, "FAIL", limit)
-        if not result.is_file():
-            return _grade(exercise, 0, "ERROR", f"the file ended the grading process: {_exit(ended)}")
-        try:
-            return summarize(exercise, json.loads(result.read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
-            return _grade(exercise, 0, "ERROR", "the file wrote over the result of its grading")
+        tests = str(exercise_tests(course, exercise))
+        arguments = [exercise.id, tests, str(seed), str(result), limits.to_json()]
+        variables = environment(os.environ, str(course.root), str(work))
+        return _judged(exercise, limits, run(plugs, arguments, work, variables, time_limit), result)
+
+
+def _judged(exercise: Exercise, limits: Limits, ended: int | None, result: Path) -> Grade:
+    """The grade of an exercise whose process ended with this code, or was still running, and left a result or none."""
+    if ended is None:
+        return _grade(exercise, 0, "FAIL", f"still running after {limits.seconds:g} s: is there an endless loop?")
+    if (limit := limits.ended(ended)) is not None:
+        return _grade(exercise, 0, "FAIL", limit)
+    if not result.is_file():
+        return _grade(exercise, 0, "ERROR", f"the file ended the grading process: {_exit(ended)}")
+    try:
+        return summarize(exercise, json.loads(result.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
+        return _grade(exercise, 0, "ERROR", "the file wrote over the result of its grading")
 
 
 def summarize(exercise: Exercise, results: list[dict[str, str | int]]) -> Grade:
@@ -138,30 +172,6 @@ def summarize(exercise: Exercise, results: list[dict[str, str | int]]) -> Grade:
 
 def _grade(exercise: Exercise, points: int, status: str, message: str) -> Grade:
     return Grade(exercise.id, exercise.title, points, exercise.points, status, message)
-
-
-def _run(arguments: list[str], folder: Path, variables: dict[str, str], time_limit: float) -> int | None:
-    """The exit code of a process, or None if the time limit killed it; all that it started ends with it."""
-    process = subprocess.Popen(
-        arguments, cwd=folder, env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    try:
-        return process.wait(time_limit)
-    except subprocess.TimeoutExpired:
-        return None
-    finally:
-        _end(process)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process and what it left running."""
-    if hasattr(os, "killpg"):
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # nothing runs any more
-            os.killpg(process.pid, signal.SIGKILL)
-    else:
-        process.kill()
-    process.wait()
 
 
 def _exit(code: int) -> str:
