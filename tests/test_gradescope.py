@@ -173,9 +173,8 @@ def submit(root: Path, *files: Path) -> None:
 def test_a_submission_is_graded_as_gradescope_runs_it(autograder: Path, course: Course, tmp_path: Path) -> None:
     wrong = tmp_path / "ex07_speculative.py"
     solved = (ROOT / "solutions/ex07_speculative.py").read_text()
-    wrong.write_text(
-        f"import my_helper\n{solved}\n\ndef expected_tokens(acceptance, draft):\n    return my_helper.ONE\n"
-    )
+    mine = "def expected_tokens(acceptance, draft):\n    return my_helper.ONE\n"
+    wrong.write_text(solved.replace("import annotations", "import annotations\nimport my_helper") + f"\n\n{mine}")
     (tmp_path / "my_helper.py").write_text("ONE = 1\n")
     submit(autograder, ROOT / "solutions/ex04_bundle.py", wrong, tmp_path / "my_helper.py")
     result = run_autograder(autograder)

@@ -108,11 +108,10 @@ def test_a_whole_report_has_the_students_figures(clone: Course, monkeypatch: pyt
     assert "`--impl mine`: `exercises/ex03_window.py`." in text
     assert f"{theirs.host.processor}, {theirs.host.cores} cores" in text
     assert "3.2 `Window.step` 1,234." in text
-    three, six = clone.find("3.1").points, clone.find("3.2").points
-    most = sum(e.points for e in clone.exercises if e.chapter == 3)
-    assert f"| 3 Windowing | {three + 2}/{most} | 3.1: {three}/{three} · 3.2: 2/{six}, 2 hints |" in text.replace(
-        f"{three + 2}/{three + six}", f"{three + 2}/{most}"
-    )
+    worth = {e.id: e.points for e in clone.exercises if e.chapter == 3}
+    first, second = worth["3.1"], worth["3.2"]
+    exercises = f"3.1: {first}/{first} · 3.2: 2/{second}, 2 hints"
+    assert f"| 3 Windowing | {first + 2}/{sum(worth.values())} | {exercises} |" in text
     assert "- policy: 37.25 points\n- order: 12.00 points" in text
     missing = [line for line in text.splitlines() if line.startswith(known.MISSING)]
     assert len(missing) == 1
@@ -120,6 +119,9 @@ def test_a_whole_report_has_the_students_figures(clone: Course, monkeypatch: pyt
     assert "not graded yet. Run `flashlite grade`." in missing[0]
     assert "{{" not in text
     assert "<!--" not in text
+
+
+VOID = {"meta", "img", "br", "hr"}  # tags that nothing closes
 
 
 class Page(HTMLParser):
@@ -135,11 +137,11 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.sources += [value or "" for name, value in attrs if name in {"src", "href", "srcset"}]
-        if tag not in {"meta", "img", "br", "hr"}:
+        if tag not in VOID:
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
+        assert tag in VOID or self.open.pop() == tag
 
 
 def test_the_page_needs_nothing_beside_it(clone: Course, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,10 +90,11 @@ def grades(course: Course) -> str:
         return f"{MISSING} nothing was graded yet. Run `flashlite grade`."
     rows = []
     for chapter, title in course.chapters.items():
-        exercises = [e for e in course.exercises if e.chapter == chapter and e.id in last]
-        if exercises:
-            earned, most = sum(last[e.id].points for e in exercises), sum(e.points for e in exercises)
-            rows.append([f"{chapter} {title}", f"{earned}/{most}", _exercises(course, exercises)])
+        of_chapter = [e for e in course.exercises if e.chapter == chapter]
+        graded = [e for e in of_chapter if e.id in last]
+        if graded:
+            earned, most = sum(last[e.id].points for e in graded), sum(e.points for e in of_chapter)
+            rows.append([f"{chapter} {title}", f"{earned}/{most}", _exercises(course, graded)])
     todo = [e.id for e in course.exercises if e.id not in last and not course.is_elective(e.id)]
     note = f"\n\n{MISSING} {', '.join(todo)} not graded yet. Run `flashlite grade`." if todo else ""
     columns = Table(["chapter", "points", "exercises"], rows).markdown().replace("---: | ---:", "---: | ---", 1)
