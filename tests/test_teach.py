@@ -95,18 +95,18 @@ def test_whoever_stops_asking_ends_the_grading(course: Course, monkeypatch: pyte
 def test_a_class_is_the_same_table_with_any_number_of_jobs(
     clone: Course, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    hand_in(tmp_path / "class/ada", "ex04_bundle.py")
-    wrong = hand_in(tmp_path / "class/bob", "ex04_bundle.py") / "ex04_bundle.py"
-    wrong.write_text(f"{wrong.read_text()}\n\ndef {clone.find('4.1').qualname}(*args, **kwargs):\n    return None\n")
+    hand_in(tmp_path / "class/ada", "ex07_speculative.py")
+    wrong = hand_in(tmp_path / "class/bob", "ex07_speculative.py") / "ex07_speculative.py"
+    wrong.write_text(f"{wrong.read_text()}\n\ndef {clone.find('7.1').qualname}(*args, **kwargs):\n    return None\n")
     tables = []
     for jobs in (1, 3):
-        args = ("grade", "4.1", "--class", tmp_path / "class", "--csv", tmp_path / "out.csv", "--seed", 3)
+        args = ("grade", "7.1", "--class", tmp_path / "class", "--csv", tmp_path / "out.csv", "--seed", 3)
         done = run(clone, monkeypatch, *args, "--jobs", jobs)
         assert done.exit_code == 0, done.output
         tables.append(((tmp_path / "out.csv").read_text(), done.output))
     assert tables[0] == tables[1]
-    assert tables[0][0].splitlines()[1] == "ada,4,4,0"
-    assert tables[0][0].splitlines()[2] != "bob,4,4,0"
+    assert tables[0][0].splitlines()[1] == "ada,2,2,0"
+    assert tables[0][0].splitlines()[2] != "bob,2,2,0"
 
 
 @pytest.mark.parametrize("option", ["--json", "--gradescope", "--submission"])
@@ -160,7 +160,7 @@ def test_an_archive_that_nobody_unpacked_is_named(
     assert packed_archives(classroom) == [classroom / "bob.tar.gz"]
     monkeypatch.setattr("flashlite.cli.teach.grade_folders", judged)
     done = run(clone, monkeypatch, "grade", "4", "--class", classroom, "--csv", tmp_path / "grades.csv")
-    assert f"{classroom / 'bob.tar.gz'} is not graded: unpack it into a folder of its own" in done.output
+    assert "class/bob.tar.gz is not graded: unpack it into a folder of its own" in done.output
     assert done.output.count("not graded") == 1
     (classroom / "ada" / "work.zip").touch()
     done = run(clone, monkeypatch, "grade", "--submission", classroom / "ada")
@@ -178,29 +178,29 @@ def judged(course: Course, folders: list[Path], exercises: Any, *_: object) -> l
 def test_hints_before_a_pass_are_in_the_grade_and_later_ones_are_not(
     clone: Course, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copyfile(ROOT / "solutions/ex04_bundle.py", clone.root / "exercises/ex04_bundle.py")
+    shutil.copyfile(ROOT / "solutions/ex07_speculative.py", clone.root / "exercises/ex07_speculative.py")
     for _ in range(2):
-        run(clone, monkeypatch, "hint", "4.1")
-    done = run(clone, monkeypatch, "grade", "4.1", "--json", "out.json")
-    assert "PASS  4/4  2 hints" in done.output
-    run(clone, monkeypatch, "hint", "4.1")
-    run(clone, monkeypatch, "hint", "4.2")
-    done = run(clone, monkeypatch, "grade", "4.1", "4.2", "--json", "out.json")
+        run(clone, monkeypatch, "hint", "7.1")
+    done = run(clone, monkeypatch, "grade", "7.1", "--json", "out.json")
+    assert "PASS  2/2  2 hints" in done.output
+    run(clone, monkeypatch, "hint", "7.1")
+    run(clone, monkeypatch, "hint", "7.2")
+    done = run(clone, monkeypatch, "grade", "7.1", "7.2", "--json", "out.json")
     hints = {e["id"]: e["hints"] for e in json.loads((clone.root / "out.json").read_text())["exercises"]}
-    assert hints == {"4.1": [1, 2], "4.2": [1]}
-    assert "hints: 2 of 4.1, 1 of 4.2" in run(clone, monkeypatch, "progress").output
+    assert hints == {"7.1": [1, 2], "7.2": [1]}
+    assert "hints: 2 of 7.1, 1 of 7.2" in run(clone, monkeypatch, "progress").output
 
 
 def test_hints_come_with_a_submission_and_into_the_table(
     clone: Course, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    folder = hand_in(tmp_path / "class/ada/exercises", "ex04_bundle.py")
-    exercise = clone.find("4.1")
+    folder = hand_in(tmp_path / "class/ada/exercises", "ex07_speculative.py")
+    exercise = clone.find("7.1")
     assert [next_hint(folder, exercise, passed=False) for _ in range(4)] == [1, 2, 3, 1]
     assert hints_before(folder, exercise) == (1, 2, 3)
-    done = run(clone, monkeypatch, "grade", "4.1", "--class", tmp_path / "class", "--csv", tmp_path / "out.csv")
-    assert (tmp_path / "out.csv").read_text().splitlines() == ["student,4.1,total,hints", "ada,4,4,3"]
-    assert "4/4  3 hints" in done.output
+    done = run(clone, monkeypatch, "grade", "7.1", "--class", tmp_path / "class", "--csv", tmp_path / "out.csv")
+    assert (tmp_path / "out.csv").read_text().splitlines() == ["student,7.1,total,hints", "ada,2,2,3"]
+    assert "2/2  3 hints" in done.output
 
 
 # Several exercises
