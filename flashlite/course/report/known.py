@@ -55,12 +55,11 @@ def machine(result: Result | None) -> str:
     """The machine and the drive that the ladder was measured on."""
     if result is None:
         return NO_BENCH
-    host, drive, ceiling = result.host, result.drive, result.ceiling
+    host, drive = result.host, result.drive
     return (
         f"{host.processor}, {host.cores} cores, {host.memory_bytes / 2**30:.0f} GiB; {host.system}, Python "
-        f"{host.python}, torch {host.torch}, transformers {host.transformers}. Drive {drive.device}, read directly on "
-        f"a grid of {drive.alignment} bytes: {number(ceiling.random_mb_s)} MB/s in random reads of "
-        f"{ceiling.record_bytes} bytes, {ceiling.depth} in flight, {number(ceiling.sequential_mb_s)} MB/s in order."
+        f"{host.python}, torch {host.torch}, transformers {host.transformers}. The model lies on the drive "
+        f"{drive.device}, read directly on a grid of {drive.alignment} bytes."
     )
 
 

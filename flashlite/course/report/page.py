@@ -24,7 +24,7 @@ h1 {{ font-size: 1.6rem; margin: 0 0 1rem; }}
 h2 {{ font-size: 1.15rem; margin: 1.6rem 0 0.4rem; border-bottom: 1px solid #bbb; }}
 h3 {{ font-size: 1rem; margin: 1rem 0 0.2rem; }}
 p, ul {{ margin: 0.4rem 0; }}
-img {{ max-width: 100%; }}
+img {{ max-width: 100%; max-height: 19rem; }}
 table {{ border-collapse: collapse; font-size: 0.87rem; display: block; overflow-x: auto; }}
 th, td {{ padding: 0.12rem 0.6rem; border-bottom: 1px solid #ddd; }}
 blockquote {{ margin: 0.2rem 0; padding: 0.2rem 0.8rem; min-height: 3rem; border-left: 3px solid #999;
