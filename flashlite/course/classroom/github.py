@@ -18,8 +18,8 @@ HEAD = """\
 # {place} of the assignment's template repository.
 name: Autograding Tests
 on:
-  - push
-  - repository_dispatch
+  push:
+  repository_dispatch:
 permissions:
   checks: write
   actions: read
