@@ -155,7 +155,7 @@ def graded(
     request: pytest.FixtureRequest, clone: Course, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Grade]]:
     """Every student's file graded, two at a time or by one warm process, with a secret in this process's variables."""
-    warm = Warm(clone.root, expected=2) if request.param == "warm" else None
+    warm = Warm(clone.root) if request.param == "warm" else None
     run: Run = warm.run if warm else run_cold
     solved = (ROOT / "solutions/ex03_window.py").read_text()
     assert MARK in solved

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,7 @@ FILE, MARK = "ex07_speculative.py", "def expected_tokens"
 
 @pytest.fixture(scope="module")
 def warm(course: Course) -> Iterator[Warm]:
-    process = Warm(course.root, expected=2)
+    process = Warm(course.root)
     yield process
     process.close()
 
@@ -68,6 +69,15 @@ def test_a_child_takes_no_more_memory_and_imports_nothing_of_the_engine_before(
     size, engine, young = found.removeprefix("ValueError: ").split()
     assert int(size) < 400_000, "kB"
     assert (engine, young) == ("[]", "True")
+
+
+def test_a_library_is_imported_once_a_child_has_needed_it(warm: Warm, course: Course, tmp_path: Path) -> None:
+    """And no sooner: an exercise that needs NumPy alone doesn't wait for torch."""
+    warm.close()
+    warm._folder = tempfile.TemporaryDirectory()
+    told = "raise ValueError('torch' in sys.modules)"
+    found = [judged(warm, course, tmp_path, code).message for code in (told, "import torch", told)]
+    assert [text.rpartition(" ")[2] for text in found] == ["False", "", "True"]
 
 
 def test_the_grading_of_many_is_that_of_each(course: Course, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

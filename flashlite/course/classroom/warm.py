@@ -1,5 +1,5 @@
-"""Processes that begin warm: `python -m flashlite.course.classroom.warm LIBRARY...` imports libraries once, and forks a
-child for each exercise that it is to grade, instead of importing them anew for each.
+"""Processes that begin warm: `python -m flashlite.course.classroom.warm` forks a child for each exercise that it is to
+grade, and imports torch and transformers itself once a child has needed them, so that the next ones have them already.
 
 It imports nothing of the engine and nothing of a student's: a child has what it would have imported itself, counts its
 own processor time from 0 and its memory with that of the libraries, and is limited before the student's file is read.
@@ -27,19 +27,14 @@ from flashlite.course.classroom.cold import kill_group
 from flashlite.course.limits import environment
 from flashlite.course.plug import Plug, install
 
-MANY = 4  # exercises, from which on it pays to import transformers before, which some of them need
+LIBRARIES = ("torch", "transformers.modeling_utils")  # which take a second or two to import
 
 
 class Warm:
-    """A warm process, which begins when it is first needed. One thread at a time may use it.
+    """A warm process, which begins when it is first needed. One thread at a time may use it. root: of the course."""
 
-    root: of the course
-    expected: how many exercises it will probably grade
-    """
-
-    def __init__(self, root: Path, expected: int) -> None:
+    def __init__(self, root: Path) -> None:
         self._root = root
-        self._libraries = ["torch", *(["transformers.modeling_utils"] if expected > MANY else [])]
         self._folder = tempfile.TemporaryDirectory(prefix="flashlite-warm-", ignore_cleanup_errors=True)
         self._process: subprocess.Popen[str] | None = None
         self._child: int | None = None
@@ -66,7 +61,7 @@ class Warm:
     def _begun(self) -> subprocess.Popen[str]:
         if self._process is None:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "flashlite.course.classroom.warm", *self._libraries], cwd=self._folder.name,
+                [sys.executable, "-m", "flashlite.course.classroom.warm"], cwd=self._folder.name,
                 env=environment(os.environ, str(self._root), self._folder.name), stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
             )  # fmt: skip
@@ -101,23 +96,26 @@ def _number(line: str) -> int | None:
 
 
 def main() -> None:
-    """Import libraries and fork a child for each task, as the text at the top says."""
-    for name in ("flashlite.course.run_tests", *sys.argv[1:]):
-        importlib.import_module(name)
-    gc.collect()
-    gc.freeze()  # else a child's first collection would copy all that it shares with this process
+    """Fork a child for each task, as the text at the top says."""
+    importlib.import_module("flashlite.course.run_tests")
+    needed = Path.cwd()
     while line := sys.stdin.readline():
+        gc.freeze()  # else a child's first collection would copy all that it shares with this process
         child = os.fork()
         if child == 0:
-            _become(json.loads(line))
+            _become(json.loads(line), needed)
         print(child, flush=True)
         os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # its number stays its own until it is waited for
         kill_group(child)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        for name in LIBRARIES:
+            if (needed / name).exists():
+                importlib.import_module(name)
 
 
-def _become(task: dict[str, Any]) -> None:
-    """Be the process that grades one exercise, and end with it."""
+def _become(task: dict[str, Any], needed: Path) -> None:
+    """Be the process that grades one exercise, and end with it. needed: the folder to note in which libraries were
+    imported."""
     code = 1
     try:
         os.setsid()
@@ -134,6 +132,8 @@ def _become(task: dict[str, Any]) -> None:
 
         sys.argv = ["run_tests", *task["arguments"]]
         run_tests.main()
+        for name in set(LIBRARIES) & sys.modules.keys():
+            (needed / name).touch()
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
