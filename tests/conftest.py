@@ -155,7 +155,9 @@ def course() -> Course:
 def copy_course(folder: Path) -> Course:
     """A copy of the course with untouched exercises, which a test may change."""
     for name in ("exercises", "solutions", "flashlite", "tests/exercises"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "opt_mini"))
+        shutil.copytree(
+            ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "opt_mini", "hints.json")
+        )
     for name in ("course.toml", "pyproject.toml"):
         shutil.copyfile(ROOT / name, folder / name)
     copied = read_course(folder)

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +21,6 @@ from typer.testing import CliRunner
 
 from flashlite.cli.main import app, main
 from flashlite.course import chapter
-from flashlite.course import grade as grading
 from flashlite.course.generate import find_function, generated_files
 from flashlite.course.grade import Grade, exercise_tests, grade, grade_one, totals
 from flashlite.course.manifest import STUBS, Course, find_course, read_course
@@ -204,7 +203,7 @@ def crlf_clone(clone: Course) -> Course:
 def test_in_a_clone_with_crlf_untouched_stubs_are_to_do_and_none_is_run(
     crlf_clone: Course, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grading, "_run", None)  # running one would take as long as grading it
+    monkeypatch.setattr(subprocess, "Popen", None)  # running one would take as long as grading it
     grades = grade(crlf_clone, crlf_clone.root / "exercises", crlf_clone.exercises, seed=1)
     assert {(g.status, g.points) for g in grades} == {("TODO", 0)}
 
@@ -322,7 +321,7 @@ def test_grade_reports_writes_json_and_remembers(clone: Course, monkeypatch: pyt
     assert "exercises/ex04_bundle.py (edited)  seed=5" in done.output
     result = json.loads((clone.root / "out.json").read_text())
     assert (result["impl"], result["seed"], result["total"], result["max"]) == ("mine", 5, 12, 12)
-    assert set(result["exercises"][0]) == {"id", "title", "points", "max", "status", "message"}
+    assert set(result["exercises"][0]) == {"id", "title", "points", "max", "status", "message", "hints"}
     progress = run(clone, monkeypatch, "progress")
     assert "12/100" in progress.output
     assert "next: 0.1" in progress.output
@@ -374,21 +373,21 @@ def judged_by_what_is_written(course: Course, folder: Path, exercises: Any, *_: 
 
 def test_a_class_has_a_column_for_an_elective(clone: Course, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     hand_in(tmp_path / "class" / "ada", "ex04_bundle.py", "ex09_early.py")
-    monkeypatch.setattr("flashlite.cli.course.grade", judged_all)
+    monkeypatch.setattr("flashlite.cli.teach.grade_folders", judged_all)
     done = run(clone, monkeypatch, "grade", "--class", tmp_path / "class", "--csv", tmp_path / "grades.csv")
     first, ada = ((tmp_path / "grades.csv").read_text()).splitlines()
-    assert first.endswith(",9.1,9.2,9.3,total,elective 9")
-    assert ada.endswith(",0,0,7,12,7")
+    assert first.endswith(",9.1,9.2,9.3,total,elective 9,hints")
+    assert ada.endswith(",0,0,7,12,7,0")
     assert "12/100  elective 9 7/15" in done.output
 
 
-def judged_all(course: Course, folder: Path, exercises: Any, *_: object) -> list[Grade]:
-    """The same where nothing is handed in for some exercises."""
-    return [
-        Grade(e.id, e.title, e.points * there, e.points, "PASS" if there else "ERROR", "")
-        for e in exercises
-        for there in [(folder / e.file).is_file()]
-    ]
+def judged_all(course: Course, folders: list[Path], exercises: Any, *_: object) -> Iterator[list[Grade]]:
+    """The same of a class, where nothing is handed in for some exercises."""
+    for folder in folders:
+        handed_in = [(e, (folder / e.file).is_file()) for e in exercises]
+        yield [
+            Grade(e.id, e.title, e.points * there, e.points, "PASS" if there else "ERROR", "") for e, there in handed_in
+        ]
 
 
 def test_a_class_is_graded_to_a_table(clone: Course, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -399,7 +398,9 @@ def test_a_class_is_graded_to_a_table(clone: Course, monkeypatch: pytest.MonkeyP
     shutil.copyfile(ROOT / "solutions/ex04_bundle.py", tmp_path / "class/ada/ex04_bundle.py")
     done = run(clone, monkeypatch, "grade", "4", "--class", tmp_path / "class", "--csv", tmp_path / "grades.csv")
     assert done.exit_code == 0
-    assert (tmp_path / "grades.csv").read_text().split() == ["student,4.1,4.2,4.3,total", "ada,4,3,5,12", "bob,0,0,0,0"]
+    assert (tmp_path / "grades.csv").read_text().split() == [
+        "student,4.1,4.2,4.3,total,hints", "ada,4,3,5,12,0", "bob,0,0,0,0,0"
+    ]  # fmt: skip
 
 
 def hand_in(folder: Path, *names: str) -> None:
@@ -426,7 +427,7 @@ def test_a_class_holds_what_students_handed_in_and_nothing_else(
     done = run(clone, monkeypatch, "grade", "4.1", "--class", classroom, "--csv", tmp_path / "grades.csv")
     assert done.exit_code == 0
     lines = (tmp_path / "grades.csv").read_text().split()
-    assert lines == ["student,4.1,total", "ada,4,4", "bob,0,0", "cleo,0,0", "dora,4,4"]
+    assert lines == ["student,4.1,total,hints", "ada,4,4,0", "bob,0,0,0", "cleo,0,0,0", "dora,4,4,0"]
     assert [line.split("  ")[-1] for line in done.output.splitlines() if "no exercise files" in line] == [
         "no exercise files found in it"
     ]
@@ -490,13 +491,19 @@ def test_progress_never_passes_what_an_exercise_is_worth(clone: Course, monkeypa
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("noted", [b"{", b'{"3.2": "x"}', b'{"3.2": null}', b'{"3.2": -7}', b'{"3.2": [1]}', b"[3]"])
+@pytest.mark.parametrize(
+    "noted",
+    [
+        b"{", b'{"3.2": "x"}', b'{"3.2": null}', b'{"3.2": {"shown": -7, "before": 3}}', b'{"3.2": [1]}', b"[3]",
+        b'{"3.2": {"shown": true, "before": [0, 9, "1", 1.0, true]}}',
+    ],
+)  # fmt: skip
 def test_hints_begin_anew_where_their_state_is_damaged(
     noted: bytes, clone: Course, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (clone.root / ".flashlite").mkdir()
-    (clone.root / ".flashlite/hints.json").write_bytes(noted)
-    assert re.search(r"hint \d of 3", run(clone, monkeypatch, "hint", "3.2").output)
+    (clone.root / "exercises/hints.json").write_bytes(noted)
+    assert "hint 1 of 3" in run(clone, monkeypatch, "hint", "3.2").output
+    assert json.loads((clone.root / "exercises/hints.json").read_text())["3.2"] == {"shown": 1, "before": [1]}
 
 
 def test_hints_come_one_at_a_time(clone: Course, monkeypatch: pytest.MonkeyPatch) -> None:

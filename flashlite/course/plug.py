@@ -23,6 +23,7 @@ from pathlib import Path
 from types import ModuleType
 
 from flashlite.course import counting
+from flashlite.course.classroom.beside import forget_imports, let_import_from
 from flashlite.course.generate import find_function
 from flashlite.course.manifest import Course, Exercise, find_course
 from flashlite.course.open_clean import open_clean
@@ -54,6 +55,8 @@ def install(plugs: dict[str, Plug]) -> None:
         raise FlashliteError(f"{', '.join(late)} was imported before the exercises were plugged in")
     sys.meta_path.insert(0, _Finder(plugs))
     _installed.update(plugs)
+    for plug in plugs.values():
+        let_import_from(Path(plug.file).parent)
     counting.leave_counts()
 
 
@@ -83,8 +86,10 @@ class _Loader(importlib.abc.Loader):
 
 
 def load(plug: Plug) -> ModuleType:
-    """The file as a module of its own, beside the engine's."""
-    name = Path(plug.file).stem
+    """The file as a module of its own, beside the engine's; what it imports from its folder is imported anew."""
+    name, folder = Path(plug.file).stem, Path(plug.file).parent
+    let_import_from(folder)
+    forget_imports(folder)
     spec = importlib.util.spec_from_file_location(name, plug.file, loader=_Loader(name, plug))
     assert spec is not None
     assert spec.loader is not None

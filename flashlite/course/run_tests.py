@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from flashlite.course.checks import SEED, Wrong
+from flashlite.course.classroom.beside import hidden
 from flashlite.course.limits import Limits
 from flashlite.course.plug import own_line
 from flashlite.course.uninitialized import spoil_empty_memory
@@ -67,7 +68,7 @@ class Collector:
 
 
 def outcome(error: BaseException | None, limits: Limits) -> dict[str, str]:
-    """What an exception says of an exercise: status PASS, TODO, FAIL or ERROR, and one or two lines."""
+    """What an exception says of an exercise: status PASS, TODO, FAIL or ERROR, and lines that say why."""
     while error is not None and error.__cause__ is not None:
         error = error.__cause__  # pytest wraps what an import raised
     if error is None:
@@ -77,11 +78,17 @@ def outcome(error: BaseException | None, limits: Limits) -> dict[str, str]:
     if isinstance(error, Wrong):
         return {"status": "FAIL", "message": str(error)}
     if (limit := limits.exceeded(error)) is not None:
-        return {"status": "FAIL", "message": f"{own_line(error)}{limit}"}
+        return {"status": "FAIL", "message": _told(error, limit)}
     if isinstance(error, FlashliteError):
-        return {"status": "ERROR", "message": f"{own_line(error)}{error}"}
+        return {"status": "ERROR", "message": _told(error, str(error))}
     first_line = (str(error).strip().splitlines() or ["no message"])[0]
-    return {"status": "ERROR", "message": f"{own_line(error)}{type(error).__name__}: {first_line}"}
+    return {"status": "ERROR", "message": _told(error, f"{type(error).__name__}: {first_line}")}
+
+
+def _told(error: BaseException, what: str) -> str:
+    """The student's line that an exception comes from, then what it says, and what explains it."""
+    lines = [own_line(error).removesuffix("  → "), what, hidden(error)]
+    return "\n".join(filter(None, lines))
 
 
 def main() -> None:
@@ -92,7 +99,7 @@ def main() -> None:
     limits.apply()
     collector = Collector(exercise, limits)
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # whatever else is installed here has no say in a grade
-    options = ["-q", "--tb=no", "--noconftest", "-p", "no:cacheprovider"]
+    options = ["-q", "--tb=no", "--noconftest", "-p", "no:cacheprovider", "-o", "pythonpath="]  # tools/ is not theirs
     try:
         pytest.main([tests, *options], plugins=[collector])
     except MemoryError as error:  # pytest had none left for its own report
