@@ -118,7 +118,7 @@ class _Printer:
         first, *rest = grade.message.splitlines() or [""]
         status = f"[{STYLES[grade.status]}]{grade.status:5}[/]"
         said = escape(first) if grade.status in {"FAIL", "ERROR"} else ""
-        screen.print(f"{grade.id} {grade.title:52} {status} {grade.points}/{grade.max}  {said}".rstrip())
+        screen.print(f"{grade.id} {grade.title:52} {status} {grade.earned}  {said}".rstrip())
         if grade.status in {"FAIL", "ERROR"}:
             screen.print(f"    {escape(' '.join(rest))}  → flashlite hint {grade.id}".replace("      →", "    →"))
         if grade.status == "PASS" and self._impl == "mine":

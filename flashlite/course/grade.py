@@ -36,6 +36,11 @@ class Grade:
     status: str
     message: str
 
+    @property
+    def earned(self) -> str:
+        """Its points as they are shown: "2/3", or "warm-up"."""
+        return f"{self.points}/{self.max}" if self.max else "warm-up"
+
 
 def exercise_tests(course: Course, exercise: Exercise) -> Path:
     """The tests of an exercise's file."""
@@ -68,7 +73,7 @@ def grade_one(course: Course, folder: Path, exercise: Exercise, seed: int, time_
         return _grade(exercise, 0, "ERROR", f"{path} is missing")
     if not course.is_edited(path):
         return _grade(exercise, 0, "TODO", "")
-    others = [e.qualname for e in course.files[exercise.file] if e is not exercise]
+    others = [e.qualname for e in course.files[exercise.file] if e is not exercise] + course.hidden(exercise.file)
     limits, plug = replace(LIMITS, seconds=time_limit), Plug(str(path.resolve()), others)
     with tempfile.TemporaryDirectory(prefix="flashlite-grade-", ignore_cleanup_errors=True) as scratch:
         result, work = Path(scratch) / "result.json", Path(scratch) / "work"
@@ -96,7 +101,7 @@ def summarize(exercise: Exercise, results: list[dict[str, str | int]]) -> Grade:
     earned = sum(int(result["points"]) for result in results if result["status"] == "PASS")
     points = min(earned, exercise.points)
     if worst["status"] != "PASS":
-        points = min(points, exercise.points - 1)  # a wrong answer always loses something
+        points = min(points, max(0, exercise.points - 1))  # a wrong answer always loses something
     if worst["status"] == "TODO":
         points = 0
     return _grade(exercise, points, str(worst["status"]), str(worst["message"]))

@@ -34,8 +34,8 @@ from flashlite.errors import FlashliteError
 class Plug:
     """A file that takes the place of a module.
 
-    from_reference: functions that are the engine's own all the same, so that one exercise can be judged without the
-        others of its file
+    from_reference: functions that are the engine's own all the same: the other exercises of its file, so that one can be
+        judged without them, and what the file has without its body
     counted: functions whose calls are counted, with their exercises' ids
     """
 
@@ -130,13 +130,13 @@ def choose(course: Course, impl: str) -> dict[str, Plug]:
     for name, exercises in course.files.items():
         folder = folders[chosen[exercises[0].slot]]
         if folder is not None:
-            plugs[exercises[0].module] = whole_file(existing(course.root / folder / name), exercises)
+            plugs[exercises[0].module] = whole_file(existing(course.root / folder / name), exercises, course.hidden(name))
     return plugs
 
 
-def whole_file(path: Path, exercises: Sequence[Exercise]) -> Plug:
-    """The plug of a file all of whose exercises run, each counted."""
-    return Plug(str(path), counted={exercise.qualname: exercise.id for exercise in exercises})
+def whole_file(path: Path, exercises: Sequence[Exercise], hidden: list[str]) -> Plug:
+    """The plug of a file all of whose exercises run, each counted. hidden: see `Course.hidden`."""
+    return Plug(str(path), hidden, {exercise.qualname: exercise.id for exercise in exercises})
 
 
 def existing(path: Path) -> Path:

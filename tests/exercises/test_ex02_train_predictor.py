@@ -46,7 +46,7 @@ def loss_mistakes(scores: np.ndarray, fired: np.ndarray, weight: float) -> dict[
     }
 
 
-@pytest.mark.points("2.3", 2)
+@pytest.mark.points("2.3", 1)
 def test_value_of_the_loss() -> None:
     scores, fired = rng().normal(-1, 2, (TOKENS, NEURONS)), sparse()
     tensors = torch.from_numpy(scores).float(), torch.from_numpy(fired)
@@ -126,7 +126,7 @@ def usual_mistake(threshold: float, lowest: float, mixed_up: float, of_all: floa
     return "That is too few for this recall." if too_high else "A higher threshold has this recall as well."
 
 
-@pytest.mark.points("2.4", 2)
+@pytest.mark.points("2.4", 1)
 def test_threshold_reaches_the_recall_and_no_more() -> None:
     fired = torch.from_numpy(sparse())
     scores = distinct_scores(fired)
