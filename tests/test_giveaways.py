@@ -17,7 +17,9 @@ from flashlite.course.manifest import Exercise, read_course
 
 COURSE = read_course(ROOT)
 EXERCISES = pytest.mark.parametrize("exercise", COURSE.exercises, ids=lambda exercise: exercise.id)
-GRADED = pytest.mark.parametrize("exercise", [e for e in COURSE.exercises if e.points], ids=lambda exercise: exercise.id)
+GRADED = pytest.mark.parametrize(
+    "exercise", [e for e in COURSE.exercises if e.points], ids=lambda exercise: exercise.id
+)
 OPERATIONS = (ast.Call, ast.BinOp, ast.Compare, ast.BoolOp, ast.UnaryOp, ast.Subscript, ast.IfExp, ast.comprehension)
 STATEMENTS = (ast.Assign, ast.AugAssign, ast.Expr, ast.Return, ast.If, ast.While)
 UNKNOWN = "any_name"
@@ -62,7 +64,9 @@ def answers(exercise: str) -> tuple[ast.FunctionDef, ...]:
 
 def pieces(exercise: str, least: int) -> set[str]:
     """What right answers consist of, as patterns for a text without blanks: pieces of so many operations."""
-    found = {t: n for function in answers(exercise) for t, n in fragments(function).items() if not isinstance(n, ast.If)}
+    found = {
+        t: n for function in answers(exercise) for t, n in fragments(function).items() if not isinstance(n, ast.If)
+    }
     large = {text for text, node in found.items() if size(node) >= least and (size(node) > 1 or names_something(node))}
     return {rf"(?<!\w){re.escape(squeezed(text)).replace(UNKNOWN, WORD)}" for text in large}
 
@@ -100,7 +104,9 @@ def test_an_exercises_file_does_not_show_how_it_is_solved(exercise: Exercise) ->
     for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
         shown = fragments(function)
         for answer in answers(exercise.id):
-            own = {text: node for text, node in fragments(answer).items() if isinstance(node, (*OPERATIONS, *STATEMENTS))}
+            own = {
+                text: node for text, node in fragments(answer).items() if isinstance(node, (*OPERATIONS, *STATEMENTS))
+            }
             same = [text for text in own if text in shown]
             large = [text for text in same if size(own[text]) >= (2 if isinstance(own[text], STATEMENTS) else 4)]
             assert large == [], f"{function.name} shows a part of {exercise.id}"

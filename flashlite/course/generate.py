@@ -86,7 +86,7 @@ def _contract(exercise: Exercise, body: list[str], indent: str) -> list[str]:
 
 def _left_out(body: list[str], indent: str) -> list[str]:
     return [
-        f"{indent}# Left out, because it would show how to solve what this file asks for: the engine's own runs in its place.",
+        f"{indent}# Left out, because it would show how to solve an exercise. The engine's own code runs here.",
         f'{indent}raise NotImplementedError("left out here: flashlite runs its own code in place of this")',
     ]
 

@@ -34,8 +34,8 @@ from flashlite.errors import FlashliteError
 class Plug:
     """A file that takes the place of a module.
 
-    from_reference: functions that are the engine's own all the same: the other exercises of its file, so that one can be
-        judged without them, and what the file has without its body
+    from_reference: functions that are the engine's own all the same: other exercises of the file, so that one can be
+        judged without them, and those that the file has without their bodies
     counted: functions whose calls are counted, with their exercises' ids
     """
 
@@ -130,7 +130,9 @@ def choose(course: Course, impl: str) -> dict[str, Plug]:
     for name, exercises in course.files.items():
         folder = folders[chosen[exercises[0].slot]]
         if folder is not None:
-            plugs[exercises[0].module] = whole_file(existing(course.root / folder / name), exercises, course.hidden(name))
+            plugs[exercises[0].module] = whole_file(
+                existing(course.root / folder / name), exercises, course.hidden(name)
+            )
     return plugs
 
 

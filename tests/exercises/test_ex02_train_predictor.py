@@ -71,7 +71,15 @@ def test_gradient_of_the_loss() -> None:
     scores[:2] = rng().choice([-200.0, 200.0], (2, NEURONS))
     tensor = torch.from_numpy(scores).float().requires_grad_()
     loss = balanced_loss(tensor, torch.from_numpy(fired), weight)
-    require(loss.requires_grad, "the loss has no gradient", "one for scores", "It was computed outside of torch.")
+    require(
+        loss.shape == (), f"the loss has the shape {list(loss.shape)}", "one number", "Take the mean of all entries."
+    )
+    require(
+        loss.requires_grad,
+        "the loss has no gradient",
+        "one for scores",
+        "It was computed outside of torch, or detached.",
+    )
     loss.backward()
     probability = 1 / (1 + np.exp(-scores))
     gradient = np.where(fired, weight * (probability - 1), probability)

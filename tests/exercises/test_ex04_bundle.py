@@ -146,7 +146,8 @@ def friends_of(fired: np.ndarray) -> np.ndarray:
     inside = (friends >= 0) & (friends < fired.shape[1])
     require(inside.all(), f"friend {friends[~inside][:1]}", f"0 to {fired.shape[1] - 1}")
     own = np.flatnonzero(friends == np.arange(len(friends)))
-    require(not len(own), f"neurons {own[:4]} are each its own friend", "other neurons only", "Leave the diagonal out.")
+    require(not len(own), f"neurons {own[:4]} are each its own friend", "other neurons only",
+            "The diagonal must be below every other count, and these may be 0.")  # fmt: skip
     return friends
 
 

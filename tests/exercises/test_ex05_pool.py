@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from flashlite.course.checks import expect, require, rng
+from flashlite.course.checks import expect, require, rng, same
 from flashlite.engine.pool import Landing, Pool
 from flashlite.storage.bundle import FFNShape
 
@@ -102,9 +102,10 @@ def check_rows(pool: Pool, layer: Layer, held: np.ndarray, what: str, mistake: s
     text = "What is known of a row must change with its neuron: self._note(neurons, rows)."
     known = pool.neurons()
     expect(known, found, f"{what}: self._neuron_of_row of the used rows", {text: known})
-    known = pool._row_of_neuron[found]
-    expect(known, np.arange(len(held)), f"{what}: self._row_of_neuron of the neurons held", {text: known})
-    bias = pool._bias[: len(held)].clone()
+    bias, known = pool._bias[: len(held)].clone(), pool._row_of_neuron[found]
+    noted = same(bias, layer.bias[found])  # self._note does all three
+    where = f"{what}: self._row_of_neuron of the neurons held"
+    expect(known, np.arange(len(held)), where, {} if noted else {text: known})
     expect(bias, layer.bias[found], f"{what}: self._bias of the used rows", {text: bias})
 
 

@@ -60,7 +60,7 @@ def mistakes(x: Array, scale: Array, errors: float = ERRORS) -> dict[str, Array]
         * steps,
         "Each token has a norm of its own.": errors * STEP_ERROR * np.sqrt((x**2).sum()) * steps + 0 * norm,
         "The margin is `errors` standard deviations, not one.": found / errors,
-        "The margin is `errors` standard deviations: ERRORS is only what this is unless given.": ERRORS * found / errors,
+        "The margin is `errors` standard deviations; ERRORS is what it is unless given.": ERRORS * found / errors,
         "An error of a whole step was taken: STEP_ERROR is the standard deviation in steps.": found / STEP_ERROR,
         "The scale is missing: each row has steps of its own.": errors * STEP_ERROR * norm + 0 * steps,
         "The margin is a distance, so it is never below 0.": -found,
