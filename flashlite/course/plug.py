@@ -70,6 +70,8 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 class _Loader(importlib.abc.Loader):
+    """Loads the file of a plug in the place of the engine's module of this name."""
+
     def __init__(self, name: str, plug: Plug) -> None:
         self._name, self._plug = name, plug
 
@@ -82,10 +84,10 @@ class _Loader(importlib.abc.Loader):
         counting.count(module, self._plug.counted)
 
 
-def load(plug: Plug) -> ModuleType:
-    """The file as a module of its own, beside the engine's."""
+def load(plug: Plug, replaced: str) -> ModuleType:
+    """The file as a module of its own, beside the engine's. replaced: the engine's, by its name."""
     name = Path(plug.file).stem
-    spec = importlib.util.spec_from_file_location(name, plug.file, loader=_Loader(name, plug))
+    spec = importlib.util.spec_from_file_location(name, plug.file, loader=_Loader(replaced, plug))
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
