@@ -6,7 +6,6 @@ import ast
 import builtins
 import copy
 import re
-from functools import cache
 
 import pytest
 from answers import right_answers
@@ -16,6 +15,7 @@ from flashlite.course.generate import find_function, generated_files
 from flashlite.course.manifest import Exercise, read_course
 
 COURSE = read_course(ROOT)
+ANSWERS, FILES = right_answers(COURSE), generated_files(COURSE)
 EXERCISES = pytest.mark.parametrize("exercise", COURSE.exercises, ids=lambda exercise: exercise.id)
 GRADED = pytest.mark.parametrize(
     "exercise", [e for e in COURSE.exercises if e.points], ids=lambda exercise: exercise.id
@@ -56,10 +56,9 @@ def names_something(node: ast.AST) -> bool:
     return bool(names - set(dir(builtins))) or any(isinstance(part, ast.Attribute) for part in ast.walk(node))
 
 
-@cache
-def answers(exercise: str) -> tuple[ast.FunctionDef, ...]:
+def answers(exercise: str) -> list[ast.FunctionDef]:
     """The right answers: the engine's, and those of tests/alternatives.py."""
-    return tuple(case.function for case in right_answers(COURSE) if case.exercise.id == exercise)
+    return [case.function for case in ANSWERS if case.exercise.id == exercise]
 
 
 def pieces(exercise: str, least: int) -> set[str]:
@@ -86,7 +85,7 @@ def contract(exercise: Exercise) -> str:
 
 @EXERCISES
 def test_no_hint_is_the_answer(exercise: Exercise) -> None:
-    stub = find_function(ast.parse(generated_files(COURSE)[f"exercises/{exercise.file}"]), exercise.qualname)
+    stub = find_function(ast.parse(FILES[f"exercises/{exercise.file}"]), exercise.qualname)
     known = squeezed(contract(exercise) + (ast.get_docstring(stub) or ""))
     for hint in exercise.hints:
         given = [piece for piece in pieces(exercise.id, 1) if re.search(piece, squeezed(hint))]
@@ -100,7 +99,7 @@ def test_no_contract_is_the_answer(exercise: Exercise) -> None:
 
 @GRADED
 def test_an_exercises_file_does_not_show_how_it_is_solved(exercise: Exercise) -> None:
-    tree = ast.parse(generated_files(COURSE)[f"exercises/{exercise.file}"])
+    tree = ast.parse(FILES[f"exercises/{exercise.file}"])
     for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
         shown = fragments(function)
         for answer in answers(exercise.id):

@@ -122,6 +122,7 @@ def overview(course: Course) -> str:
         "The commands below run your code in the engine and say at the end how often it was called; so does each",
         "chapter's last code cell. `flashlite pack opt-mini my-store` makes the store that some of them name; those in",
         "`.flashlite/` are written by the first cells of the chapter whose exercises name them.",
+        "A warm-up is graded like any other exercise and earns no points.",
         "", "tools/sync.py makes this page from course.toml.",
     ]  # fmt: skip
     for number, title in course.chapters.items():

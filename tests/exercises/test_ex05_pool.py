@@ -176,6 +176,9 @@ def test_place_refuses_to_overflow_and_changes_nothing_then() -> None:
     now = (pool.neurons(), pool._buffer, pool._bias)
     expect(now, (before, content, bias), "neurons, rows and biases after the refusal", unchanged)
     expect(pool._row_of_neuron[before], np.arange(45), "self._row_of_neuron after the refusal")
+    full, held = filled(layer, 45)
+    others = np.setdiff1d(np.arange(NEURONS), held)[:5]
+    require(not refuses(full, others, NONE), "45 rows used, 5 to load: refused", "50 of 50 rows", "A pool may be full.")
     text = "The rows of dropped neurons are free for new ones."
     require(not refuses(pool, new[:8], drop), "45 rows used, 3 to drop, 8 to load: refused", "50 of 50 rows", text)
 

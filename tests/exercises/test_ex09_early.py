@@ -123,7 +123,7 @@ def check_begun(layer: Layer, t: int, new: set[int], fewer: str = "") -> None:
     steps = layer.window.steps
     text = "The window must move on by each token, and only once." if steps else "The window was not moved on."
     require(steps == t + 1, f"{what}: the window took {steps} steps in {t + 1} tokens", f"{t + 1}", text)
-    require(bool(layer.early.loaded), f"{what}: begin read nothing", "the neurons of the step",
+    require(len(layer.early.loaded) > t, f"{what}: begin read nothing", "the neurons of the step",
             "Begin the step's reads: self._submit(step, self.early).")  # fmt: skip
     found = np.sort(layer.early.loaded[-1])
     text = "Forget what is in DRAM only after a call that was broken off." if len(found) > len(new) else fewer
