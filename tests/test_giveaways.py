@@ -23,6 +23,7 @@ GRADED = pytest.mark.parametrize(
 OPERATIONS = (ast.Call, ast.BinOp, ast.Compare, ast.BoolOp, ast.UnaryOp, ast.Subscript, ast.IfExp, ast.comprehension)
 STATEMENTS = (ast.Assign, ast.AugAssign, ast.Expr, ast.Return, ast.If, ast.While)
 UNKNOWN = "any_name"
+CODE = r"[\w.]+\([^()]+\)|[\w.]+\[[^\]]*:[^\]]*\]"  # a call of something with arguments, or a slice
 
 
 class Anonymous(ast.NodeTransformer):
@@ -90,6 +91,7 @@ def test_no_hint_is_the_answer(exercise: Exercise) -> None:
     for hint in exercise.hints:
         given = [piece for piece in pieces(exercise.id, 1) if re.search(piece, squeezed(hint))]
         assert [piece for piece in given if not re.search(piece, known)] == [], hint
+        assert [code for code in re.findall(CODE, hint) if squeezed(code) not in known] == [], hint
 
 
 @GRADED
