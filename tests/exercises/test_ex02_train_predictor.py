@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from flashlite.course.checks import Wrong, diagnosed, expect, require, rng
+from flashlite.course.checks import Call, Wrong, diagnosed, expect, expect_each, require, rng
 from flashlite.training.train_predictor import balanced_loss, threshold_for
 
 TOKENS, NEURONS = 20, 100
@@ -51,9 +52,11 @@ def test_value_of_the_loss() -> None:
     scores, fired = rng().normal(-1, 2, (TOKENS, NEURONS)), sparse()
     tensors = torch.from_numpy(scores).float(), torch.from_numpy(fired)
     weight = float(rng().integers(2, 10))
-    for found, w in ((balanced_loss(*tensors, weight), weight), (balanced_loss(*tensors), 4.0)):
-        what = f"loss with positive_weight = {w:g}"
-        expect(found, plain_loss(scores, fired, w).mean(), what, loss_mistakes(scores, fired, w), 1e-4)
+    calls = []
+    for run, w in ((partial(balanced_loss, *tensors, weight), weight), (partial(balanced_loss, *tensors), 4.0)):
+        right, wrong = plain_loss(scores, fired, w).mean(), loss_mistakes(scores, fired, w)
+        calls.append(Call(run, right, f"loss with positive_weight = {w:g}", wrong, 1e-4))
+    expect_each(calls)
 
 
 @pytest.mark.points("2.3", 1)
