@@ -76,7 +76,7 @@ def balanced_loss(scores: Tensor, fired: Tensor, positive_weight: float = POSITI
     fired: [tokens, ffn] bool
     positive_weight: the weight of a neuron that fires, where any other weighs 1
     """
-    # TODO 2.3  a loss balanced over rare positives (4 points, 10 minutes, paper section 3.1)
+    # TODO 2.3  a loss balanced over rare positives (3 points, 10 minutes, paper section 3.1)
     # Write the loss that predictors are trained with. For a neuron with score s it is
     #   -log(sigmoid(s)) * positive_weight   where the neuron fired
     #   -log(1 - sigmoid(s))                 where it didn't
@@ -134,14 +134,14 @@ def fit(
 
 def threshold_for(scores: Tensor, fired: Tensor, recall: float) -> float:
     """The score that at least `recall` of the firing neurons exceed. scores, fired: [tokens, ffn]."""
-    # TODO 2.4  the threshold for a wanted recall (5 points, 15 minutes, paper section 3.1; choosing the threshold is
+    # TODO 2.4  the threshold for a wanted recall (4 points, 15 minutes, paper section 3.1; choosing the threshold is
     # beyond the paper)
     # Choose the threshold above which a layer's predictor says yes. A neuron is predicted where its score is strictly
     # greater than the threshold. Return, as a Python float, the largest float32 number t with which at least the share
     # `recall` of the entries that fired are predicted, over all tokens together: the highest t, because every neuron
     # above it costs a read.
-    # With n fired entries int((1 - recall) * n) of them may be missed, however floating point rounds. Return 0.0 if
-    # nothing fired.
+    # Of n fired entries, (1 - recall) times n may be missed, rounded down: compute it in just this way, whatever
+    # floating point makes of it. Return 0.0 if nothing fired.
     # scores: [tokens, ffn] float32 of any size; fired: [tokens, ffn] bool; recall: above 0, up to 1. Scores come from
     # bfloat16, so many are equal: if the lowest score that must be predicted occurs several times, all of these entries
     # are predicted. Leave scores and fired as they are.

@@ -401,14 +401,14 @@ def copied_back(self: Any, first: Tensor, second: Tensor | None = None) -> Tenso
 
 
 @answers("9.2")
-def variances(x: Tensor, scale: Tensor) -> Tensor:
+def variances(x: Tensor, scale: Tensor, errors: float = ERRORS) -> Tensor:
     variance = x.float().square().sum(1)[:, None] * (scale.float() * STEP_ERROR).square()
-    return ERRORS * variance.sqrt()
+    return errors * variance.sqrt()
 
 
 @answers("9.2")
-def outer_product(x: Tensor, scale: Tensor) -> Tensor:
-    return torch.outer(x.to(torch.float64).norm(dim=1), scale.double() * ERRORS / 12**0.5).float()
+def outer_product(x: Tensor, scale: Tensor, errors: float = ERRORS) -> Tensor:
+    return torch.outer(x.to(torch.float64).norm(dim=1), scale.double() * errors / 12**0.5).float()
 
 
 @answers("9.3")

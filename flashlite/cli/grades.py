@@ -33,7 +33,7 @@ class Printer:
             named = f"{shown(path)} ({state})" if self._impl != "solutions" else shown(path)
             screen.print(f"impl={escape(self._impl)}  {escape(named)}  seed={self._seed}", style="dim")
         status = f"[{STYLES[grade.status]}]{grade.status:5}[/]"
-        row = f"{grade.id} {grade.title:52} {status} {grade.points}/{grade.max}  {spoken_hints(len(grade.hints))}"
+        row = f"{grade.id} {grade.title:52} {status} {grade.earned}  {spoken_hints(len(grade.hints))}"
         screen.print(row.rstrip())
         if grade.status in {"FAIL", "ERROR"}:
             screen.print(escape("\n".join(failure_lines(grade.message, screen.width))))

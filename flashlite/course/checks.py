@@ -35,7 +35,7 @@ def expect(
     what: names the value
     mistakes: by sentence, what each usual mistake would have given; blanks at the sentence's end tell apart several
         forms of one mistake
-    tolerance: largest absolute difference; from what a mistake gives, less if that is smaller than what is expected
+    tolerance: largest absolute difference; from what a mistake gives, larger or smaller as that is
     """
     expect_each([Call(lambda: found, expected, what, mistakes or {}, tolerance)])
 
@@ -71,7 +71,7 @@ class Call:
         if mistake not in self.mistakes:
             return self.right(found)
         wrong, size = self.mistakes[mistake], largest(self.expected)
-        return same(found, wrong, self.tolerance * min(1.0, largest(wrong) / size) if size else self.tolerance)
+        return same(found, wrong, self.tolerance * largest(wrong) / size if size else self.tolerance)
 
 
 def expect_each(calls: Sequence[Call], beside: Sequence[Call] = ()) -> None:

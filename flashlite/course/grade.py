@@ -51,6 +51,11 @@ class Grade:
     message: str
     hints: tuple[int, ...] = ()
 
+    @property
+    def earned(self) -> str:
+        """Its points as they are shown: "2/3", or "warm-up"."""
+        return f"{self.points}/{self.max}" if self.max else "warm-up"
+
 
 def exercise_tests(course: Course, exercise: Exercise) -> Path:
     """The tests of an exercise's file."""
@@ -129,7 +134,7 @@ def grade_one(
         return _grade(exercise, 0, "ERROR", f"{path} is missing")
     if not course.is_edited(path):
         return _grade(exercise, 0, "TODO", "")
-    others = [e.qualname for e in course.files[exercise.file] if e is not exercise]
+    others = [e.qualname for e in course.files[exercise.file] if e is not exercise] + course.hidden(exercise.file)
     limits, plugs = replace(LIMITS, seconds=time_limit), {exercise.module: Plug(str(path.resolve()), others)}
     with tempfile.TemporaryDirectory(prefix="flashlite-grade-", ignore_cleanup_errors=True) as scratch:
         result, work = Path(scratch) / "result.json", Path(scratch) / "work"
@@ -162,7 +167,7 @@ def summarize(exercise: Exercise, results: list[dict[str, str | int]]) -> Grade:
     earned = sum(int(result["points"]) for result in results if result["status"] == "PASS")
     points = min(earned, exercise.points)
     if worst["status"] != "PASS":
-        points = min(points, exercise.points - 1)  # a wrong answer always loses something
+        points = min(points, max(0, exercise.points - 1))  # a wrong answer always loses something
     if worst["status"] == "TODO":
         points = 0
     return _grade(exercise, points, str(worst["status"]), str(worst["message"]))

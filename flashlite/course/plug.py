@@ -35,8 +35,8 @@ from flashlite.errors import FlashliteError
 class Plug:
     """A file that takes the place of a module.
 
-    from_reference: functions that are the engine's own all the same, so that one exercise can be judged without the
-        others of its file
+    from_reference: functions that are the engine's own all the same: other exercises of the file, so that one can be
+        judged without them, and those that the file has without their bodies
     counted: functions whose calls are counted, with their exercises' ids
     """
 
@@ -73,6 +73,8 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 class _Loader(importlib.abc.Loader):
+    """Loads the file of a plug in the place of the engine's module of this name."""
+
     def __init__(self, name: str, plug: Plug) -> None:
         self._name, self._plug = name, plug
 
@@ -85,12 +87,15 @@ class _Loader(importlib.abc.Loader):
         counting.count(module, self._plug.counted)
 
 
-def load(plug: Plug) -> ModuleType:
-    """The file as a module of its own, beside the engine's; what it imports from its folder is imported anew."""
+def load(plug: Plug, replaced: str) -> ModuleType:
+    """The file as a module of its own, beside the engine's; what it imports from its folder is imported anew.
+
+    replaced: the engine's module, by its name
+    """
     name, folder = Path(plug.file).stem, Path(plug.file).parent
     let_import_from(folder)
     forget_imports(folder)
-    spec = importlib.util.spec_from_file_location(name, plug.file, loader=_Loader(name, plug))
+    spec = importlib.util.spec_from_file_location(name, plug.file, loader=_Loader(replaced, plug))
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
@@ -135,13 +140,15 @@ def choose(course: Course, impl: str) -> dict[str, Plug]:
     for name, exercises in course.files.items():
         folder = folders[chosen[exercises[0].slot]]
         if folder is not None:
-            plugs[exercises[0].module] = whole_file(existing(course.root / folder / name), exercises)
+            plugs[exercises[0].module] = whole_file(
+                existing(course.root / folder / name), exercises, course.hidden(name)
+            )
     return plugs
 
 
-def whole_file(path: Path, exercises: Sequence[Exercise]) -> Plug:
-    """The plug of a file all of whose exercises run, each counted."""
-    return Plug(str(path), counted={exercise.qualname: exercise.id for exercise in exercises})
+def whole_file(path: Path, exercises: Sequence[Exercise], hidden: list[str]) -> Plug:
+    """The plug of a file all of whose exercises run, each counted. hidden: see `Course.hidden`."""
+    return Plug(str(path), hidden, {exercise.qualname: exercise.id for exercise in exercises})
 
 
 def existing(path: Path) -> Path:

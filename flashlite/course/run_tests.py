@@ -31,15 +31,20 @@ class Collector:
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Keep this exercise's tests alone."""
-        items[:] = [item for item in items if self._points(item)]
+        items[:] = [item for item in items if self._mark(item)]
 
     def pytest_collection_finish(self) -> None:
         """Whatever the tests and the exercise file import is imported by now."""
         spoil_empty_memory(int(os.environ[SEED]))
 
-    def _points(self, item: pytest.Item) -> int:
+    def _mark(self, item: pytest.Item) -> pytest.Mark | None:
+        """The mark that says what a test is worth, if it is one of this exercise's."""
         mark = item.get_closest_marker("points")
-        return mark.args[1] if mark and mark.args[0] == self.exercise else 0
+        return mark if mark and mark.args[0] == self.exercise else None
+
+    def _points(self, item: pytest.Item) -> int:
+        mark = self._mark(item)
+        return mark.args[1] if mark else 0
 
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> None:
         """Note the end of a test, or of its set-up if that failed."""

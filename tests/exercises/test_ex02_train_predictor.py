@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from flashlite.course.checks import Wrong, diagnosed, expect, require, rng
+from flashlite.course.checks import Call, Wrong, diagnosed, expect, expect_each, require, rng
 from flashlite.training.train_predictor import balanced_loss, threshold_for
 
 TOKENS, NEURONS = 20, 100
@@ -46,14 +47,16 @@ def loss_mistakes(scores: np.ndarray, fired: np.ndarray, weight: float) -> dict[
     }
 
 
-@pytest.mark.points("2.3", 2)
+@pytest.mark.points("2.3", 1)
 def test_value_of_the_loss() -> None:
     scores, fired = rng().normal(-1, 2, (TOKENS, NEURONS)), sparse()
     tensors = torch.from_numpy(scores).float(), torch.from_numpy(fired)
     weight = float(rng().integers(2, 10))
-    for found, w in ((balanced_loss(*tensors, weight), weight), (balanced_loss(*tensors), 4.0)):
-        what = f"loss with positive_weight = {w:g}"
-        expect(found, plain_loss(scores, fired, w).mean(), what, loss_mistakes(scores, fired, w), 1e-4)
+    calls = []
+    for run, w in ((partial(balanced_loss, *tensors, weight), weight), (partial(balanced_loss, *tensors), 4.0)):
+        right, wrong = plain_loss(scores, fired, w).mean(), loss_mistakes(scores, fired, w)
+        calls.append(Call(run, right, f"loss with positive_weight = {w:g}", wrong, 1e-4))
+    expect_each(calls)
 
 
 @pytest.mark.points("2.3", 1)
@@ -71,7 +74,15 @@ def test_gradient_of_the_loss() -> None:
     scores[:2] = rng().choice([-200.0, 200.0], (2, NEURONS))
     tensor = torch.from_numpy(scores).float().requires_grad_()
     loss = balanced_loss(tensor, torch.from_numpy(fired), weight)
-    require(loss.requires_grad, "the loss has no gradient", "one for scores", "It was computed outside of torch.")
+    require(
+        loss.shape == (), f"the loss has the shape {list(loss.shape)}", "one number", "Take the mean of all entries."
+    )
+    require(
+        loss.requires_grad,
+        "the loss has no gradient",
+        "one for scores",
+        "It was computed outside of torch, or detached.",
+    )
     loss.backward()
     probability = 1 / (1 + np.exp(-scores))
     gradient = np.where(fired, weight * (probability - 1), probability)
@@ -126,7 +137,7 @@ def usual_mistake(threshold: float, lowest: float, mixed_up: float, of_all: floa
     return "That is too few for this recall." if too_high else "A higher threshold has this recall as well."
 
 
-@pytest.mark.points("2.4", 2)
+@pytest.mark.points("2.4", 1)
 def test_threshold_reaches_the_recall_and_no_more() -> None:
     fired = torch.from_numpy(sparse())
     scores = distinct_scores(fired)

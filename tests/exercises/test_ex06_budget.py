@@ -81,7 +81,9 @@ def check_nothing_is_left(total: int, needs: tuple[float, ...], neurons: int, sp
     """Less than a row for each layer and copy may be left over, unless every layer is full."""
     rows, what = split(total, needs, neurons, spare)
     left = total - rows.sum() - spare * rows.max()
-    text = "Rows that a full layer leaves go to the others." if rows.max() == neurons and not spare else ""
+    scale = total / (sum(needs) + spare * max(needs))
+    shares = np.clip(scale * np.array(needs), FEWEST_ROWS, neurons)  # in proportion once, then the bounds
+    text = "Rows that a full layer leaves go to the others." if np.abs(rows - shares).max() <= 1 else ""
     most = len(needs) + spare
     require(left < most or rows.min() == neurons, f"{what}: {left} rows are left over", f"below {most}", text)
 

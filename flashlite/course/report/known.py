@@ -105,7 +105,7 @@ def _exercises(course: Course, exercises: Sequence[Exercise]) -> str:
     for e in exercises:
         hints = len(hints_before(course.root / "exercises", e))
         spoken = f", {hints} {'hint' if hints == 1 else 'hints'}" if hints else ""
-        told.append(f"{e.id}: {last[e.id].points}/{e.points}{spoken}")
+        told.append(f"{e.id}: {e.worth if not e.points else f"{last[e.id].points}/{e.points}"}{spoken}")
     return " · ".join(told)
 
 
