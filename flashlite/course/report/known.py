@@ -105,7 +105,8 @@ def _exercises(course: Course, exercises: Sequence[Exercise]) -> str:
     for e in exercises:
         hints = len(hints_before(course.root / "exercises", e))
         spoken = f", {hints} {'hint' if hints == 1 else 'hints'}" if hints else ""
-        told.append(f"{e.id}: {e.worth if not e.points else f"{last[e.id].points}/{e.points}"}{spoken}")
+        earned = f"{last[e.id].points}/{e.points}" if e.points else last[e.id].status
+        told.append(f"{e.id}: {earned}{spoken}")
     return " · ".join(told)
 
 
