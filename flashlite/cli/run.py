@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from flashlite.arguments import parse_window
-from flashlite.cli.checks import check_exercises, check_stages
+from flashlite.cli.checks import check_exercises, check_policy, check_stages
 from flashlite.cli.options import (
     BudgetOption,
     DeviceOption,
@@ -46,6 +46,7 @@ def run(
     code of exercises runs as any program of yours, without the limits that grading sets.
     """
     tokens = parse_window(window)
+    check_policy(impl, [stage])
     check_solved(impl, of_stages([stage]))
     plugged = plug.plug_in(impl, model, dtype, revision)
     import torch
