@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from flashlite.arguments import Dtype
-from flashlite.cli import checks, course, measure, run, train, unsolved
+from flashlite.cli import checks, contest, course, measure, run, train, unsolved
 from flashlite.cli.options import (
     DtypeOption,
     ImplOption,
@@ -35,6 +35,7 @@ UsageError: Any = typer.BadParameter.__base__  # what typer raises of any wrong 
 measure.register(app)
 train.register(app)
 course.register(app)
+contest.register(app)
 app.command()(run.run)
 
 
