@@ -19,6 +19,10 @@ DTYPE_NAMES: tuple[str, ...] = get_args(Dtype)
 LAYOUTS = ("split", "bundled")
 STAGES = ("naive", "resident", "predictor", "window", "bundle", "pool", "overlap")  # the ladder, see engine/stages.py
 LAST_STAGE = len(STAGES) - 1
+POLICY_STAGES = (  # what is said where a policy can't run
+    "a policy of your own runs at stages 3 to 5: stage 6 guesses and takes guesses back, which a policy can't, so "
+    "leave stage 6 out"
+)
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 BUNDLED_NAMES = ("opt-mini", "falcon-mini", "falcon-mini-gelu")  # they come along; the last is to be relufied
 MANIFEST = "manifest.json"  # the file that makes a folder a store

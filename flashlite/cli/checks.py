@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flashlite.arguments import BUNDLED_NAMES, LAYOUTS, MANIFEST, is_store, parse_budget
+from flashlite.arguments import BUNDLED_NAMES, LAST_STAGE, LAYOUTS, MANIFEST, POLICY_STAGES, is_store, parse_budget
+from flashlite.course import plug
 from flashlite.course.manifest import find_course
 from flashlite.errors import BudgetError, FlashliteError
 
@@ -138,6 +139,12 @@ def check_exercises(store: Store, plugged: Plugged) -> None:
             f"the exercises {', '.join(sorted(slots))} run OPT, and {store.path} is of type {kind}: leave them out of "
             "--impl"
         )
+
+
+def check_policy(impl: str, stages: Iterable[int]) -> None:
+    """Raise FlashliteError if `--impl` names a policy for the contest and one of the stages can't run it."""
+    if LAST_STAGE in stages and impl != "ref" and plug.POLICY in plug.choose(find_course(), impl):
+        raise FlashliteError(POLICY_STAGES)
 
 
 def check_stages(

@@ -8,7 +8,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from flashlite.cli import course, measure, run, stores, train
+from flashlite.cli import contest, course, measure, run, stores, train
 from flashlite.course import plug
 from flashlite.errors import FlashliteError
 from flashlite.version import __version__
@@ -20,7 +20,7 @@ app = typer.Typer(
 
 UsageError: Any = typer.BadParameter.__base__  # what typer raises of any wrong command line; older typers take click's
 
-GROUPS = {"The engine": (run, stores, measure, train), "The course": (course,)}  # of commands, as --help shows them
+GROUPS = {"The engine": (run, stores, measure, train), "The course": (course, contest)}  # of commands, as --help shows
 
 
 def _register() -> None:

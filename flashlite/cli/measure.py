@@ -11,7 +11,7 @@ import typer
 
 from flashlite.arguments import BUNDLED_NAMES, Dtype, parse_stages, parse_window, stage_number
 from flashlite.cli import unsolved
-from flashlite.cli.checks import check_exercises, check_stages
+from flashlite.cli.checks import check_exercises, check_policy, check_stages
 from flashlite.cli.options import (
     BudgetOption,
     DeviceOption,
@@ -102,6 +102,7 @@ def bench(
     """
     numbers, window_tokens = parse_stages(stages), parse_window(window)
     check_outputs(json_file, plot)
+    check_policy(impl, numbers)
     unsolved.check_solved(impl, unsolved.of_stages(numbers) | unsolved.COST_MODEL)
     plugged = plug.plug_in(impl, model, dtype, revision)
     from flashlite.bench import ladder

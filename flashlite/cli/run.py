@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from flashlite.arguments import parse_window, stage_number
-from flashlite.cli.checks import check_exercises, check_stages
+from flashlite.cli.checks import check_exercises, check_policy, check_stages
 from flashlite.cli.options import (
     BudgetOption,
     DeviceOption,
@@ -59,6 +59,7 @@ def run(
     program of yours, without the limits that grading sets.
     """
     tokens, number = parse_window(window), stage_number(stage)
+    check_policy(impl, [number])
     check_solved(impl, of_stages([number]))
     text = read_prompt(prompt, prompt_file)
     plugged = plug.plug_in(impl, model, dtype, revision)

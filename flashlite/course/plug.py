@@ -46,6 +46,7 @@ class Plug:
 
 
 _installed: dict[str, Plug] = {}  # in this process
+CONTEST, POLICY = "contest", "flashlite.engine.policies.entry"  # its slot, and the module that its policy replaces
 
 
 def install(plugs: dict[str, Plug]) -> None:
@@ -121,19 +122,19 @@ def graft(tree: ast.Module, reference: ast.Module, names: list[str]) -> None:
 
 
 def choose(course: Course, impl: str) -> dict[str, Plug]:
-    """The plugs that `--impl` asks for: ref, mine, solutions, or a list such as ref,ex03=mine.
+    """The plugs that `--impl` asks for: ref, mine, solutions, or a list such as ref,ex03=mine or ref,contest=mine.
 
     Raises FlashliteError for anything else, or if a file is missing.
     """
     folders = {"ref": None, "mine": "exercises", "solutions": "solutions"}
     slots = sorted({exercise.slot for exercise in course.exercises})
-    chosen = dict.fromkeys(slots, "ref")
+    chosen = dict.fromkeys([*slots, CONTEST], "ref")  # the contest's policy runs only where it is named
     for part in impl.split(","):
         slot, equals, source = part.partition("=")
         if (source if equals else slot) not in folders or (equals and slot not in chosen):
             raise FlashliteError(
                 f"--impl {impl!r} is not understood at {part!r}: write mine, solutions or ref, or ref,ex03=mine with "
-                f"{', '.join(slots)}"
+                f"{', '.join(chosen)}"
             )
         chosen |= {slot: source} if equals else dict.fromkeys(slots, slot)
     plugs = {}
@@ -143,6 +144,8 @@ def choose(course: Course, impl: str) -> dict[str, Plug]:
             plugs[exercises[0].module] = whole_file(
                 existing(course.root / folder / name), exercises, course.hidden(name)
             )
+    if (folder := folders[chosen[CONTEST]]) is not None:
+        plugs[POLICY] = Plug(str(existing(course.root / folder / f"{CONTEST}_policy.py")))
     return plugs
 
 
@@ -163,9 +166,10 @@ def describe(course: Course, plugs: dict[str, Plug]) -> list[str]:
     lines = []
     for plug in plugs.values():
         path = Path(plug.file)
-        state = "edited" if course.is_edited(path) else "untouched"
+        handed_out = path.name in course.files and path.parent.name == "exercises"
+        state = f" ({'edited' if course.is_edited(path) else 'untouched'})" if handed_out else ""
         shown = path.relative_to(course.root) if path.is_relative_to(course.root) else path
-        lines.append(f"{path.name[:4]} → {shown}" + (f" ({state})" if path.parent.name == "exercises" else ""))
+        lines.append(f"{path.name.partition('_')[0]} → {shown}{state}")
     return lines
 
 
@@ -243,7 +247,8 @@ def own_line(error: BaseException) -> str:
     """Where in an exercise file an exception comes from, with the line itself; empty if it isn't from one."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{Path(error.filename).name}:{error.lineno}: {(error.text or '').strip()}  → "
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if re.match(r"ex\d\d_", Path(f.filename).name)]
+    own = re.compile(r"(ex\d\d|contest)_")
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if own.match(Path(f.filename).name)]
     return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}: {frames[-1].line}  → " if frames else ""
 
 

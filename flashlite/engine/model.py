@@ -20,12 +20,12 @@ from flashlite.engine.budget import Budget, longest_window, plan_budget
 from flashlite.engine.calls import Calls, check_process, refuse_copies
 from flashlite.engine.device.place import HERE, Place, place_of
 from flashlite.engine.ffn import FlashFFN, StreamedFFN
+from flashlite.engine.policies.kept import keeper
 from flashlite.engine.predictor import Predictor
 from flashlite.engine.predictors.choice import Choice, Chosen, choose
 from flashlite.engine.resident import leave_embedding
 from flashlite.engine.stages import LADDER, NAMES, Stage, stage_for
 from flashlite.engine.timing import IO, REST, CallCost, Meter, spent
-from flashlite.engine.window import Window
 from flashlite.errors import FlashliteError
 from flashlite.families.configured import empty_model, install, move_buffers
 from flashlite.storage.find import open_model
@@ -86,7 +86,7 @@ class Engine:
 
     def _flash_ffn(self, streamed: StreamedFFN, predictor: Predictor) -> FlashFFN:
         rows = self.budget.layer_rows[streamed.layer]
-        window = Window(self.store.shape.neurons, self.stage.window, rows)
+        predictor, window = keeper(streamed.layer, self.stage, self.store.shape.neurons, rows, predictor)
         memory = self._parts.neurons(streamed.layer, streamed.bias)
         return self.stage.ffn(streamed, predictor, window, self.file, memory, self.way_in, self.clock)
 
