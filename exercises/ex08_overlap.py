@@ -98,7 +98,7 @@ class OverlappedFFN(FlashFFN):
         # in DRAM:
         #   layer 1 multiplies:  2 reads, of 8 and 9, are under way
         #   layer 2 is called:   its predictor names [3 9 12]: 12 is missing, and 8 was read for nothing;
-        #                        3 and 9 are multiplied while 12 is read; then 12 is, 8 is gone, self.wasted has grown by 1
+        #                        3 and 9 are multiplied while 12 is read; then 12 is, and 8 is gone: self.wasted += 1
         #                        while layer 2 multiplies, reads of layer 3 are under way
         # Provided: active_set(self.predictor, x), the neurons that x needs. self.window.step(active) moves the window
         # on and gives a step: load, drop, overflow. self.window.amend(active), where the last step was given a guess,
