@@ -22,7 +22,7 @@ from flashlite.engine.predictor_file import LayerReport, PredictorSet
 from flashlite.storage.bundle import round_up
 from flashlite.storage.neurons import NeuronFile
 from flashlite.storage.store import Store
-from flashlite.training.choose_rank import Trained, choose_within
+from flashlite.training.choose_rank import Trained, choose_within, room_in
 from flashlite.training.distributed import ALONE, Group
 from flashlite.training.evaluate import Tally, streamed_model, watch
 
@@ -197,8 +197,10 @@ def train_predictors(
 
     Ranks start at an eighth of d_model and double up to a half of it. Without a budget they do so while that saves
     DRAM: a larger predictor must pay for itself by the rows that its smaller active set frees in a window of 5. With
-    one, all of them are trained, and `choose_predictors` chooses among them.
+    one, all of them are trained, and `choose_predictors` chooses among them. Raises BudgetError if it is too small.
     """
+    if budget is not None:
+        room_in(store, budget)  # a budget that can't work is refused before anything is trained
     mine, trained = range(group.rank, store.layers, group.size), list[list[Trained]]()
     halves = held_out[::2], held_out[1::2] if len(held_out) > 1 else held_out
     ffns = streamed_model(store).flash.ffns

@@ -16,7 +16,14 @@ import flashlite
 from flashlite.bench.decoding import greedy
 from flashlite.drive import flash
 from flashlite.engine.budget import (
-    FEWEST_ROWS, Budget, Candidate, choose_predictors, longest_window, parse_budget, plan_budget, split_rows,
+    FEWEST_ROWS,
+    Budget,
+    Candidate,
+    choose_predictors,
+    longest_window,
+    parse_budget,
+    plan_budget,
+    split_rows,
 )  # fmt: skip
 from flashlite.engine.resident import ResidentWeights
 from flashlite.engine.stages import LADDER, Stage
@@ -141,7 +148,9 @@ CANDIDATES = st.builds(
 
 
 @ANY_TIME
-@given(layers=st.lists(st.lists(CANDIDATES, min_size=1, max_size=3), min_size=1, max_size=4), room=st.integers(0, 20_000))
+@given(
+    layers=st.lists(st.lists(CANDIDATES, min_size=1, max_size=3), min_size=1, max_size=4), room=st.integers(0, 20_000)
+)
 def test_no_other_choice_of_predictors_and_window_reads_less(layers: list[list[Candidate]], room: int) -> None:
     def cost(chosen: tuple[Candidate, ...], k: int) -> float:
         return sum(c.nbytes + 100 * c.window_rows[k - 1] for c in chosen)

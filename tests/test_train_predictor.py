@@ -128,17 +128,15 @@ def one_gains(store: Store) -> list[list[Trained]]:
     return [[trained(store, 32, 20), trained(store, 64, better)] for better in (19.9, 10, 19.9)]
 
 
-class OfTwo(Group):
-    """One process of two, which knows what the other one gives."""
+def of_two(rank: int, other: bytes) -> Group:
+    """One process of two, which gets what the other one gives."""
 
-    def __init__(self, rank: int, other: list[bytes]) -> None:
-        super().__init__(rank, 2)
-        object.__setattr__(self, "other", other)
+    class OfTwo(Group):
+        def gather(self, content: bytes) -> list[bytes]:
+            """As if the other one gave something, too."""
+            return [content, other] if self.first else [other, content]
 
-    def gather(self, content: bytes) -> list[bytes]:
-        """As if the other one gave something, too."""
-        self.other.append(content)  # type: ignore[attr-defined]
-        return [content, self.other[0]] if self.first else [self.other[0], content]  # type: ignore[attr-defined]
+    return OfTwo(rank, 2)
 
 
 def test_layers_that_gain_by_a_better_predictor_get_one(tiny_store: Store) -> None:
@@ -150,20 +148,20 @@ def test_layers_that_gain_by_a_better_predictor_get_one(tiny_store: Store) -> No
     left = room_in(tiny_store, budget) - sum(predictor.nbytes for predictor, _ in chosen)
     assert sum(rows[window - 1] for rows in sizes) * record <= left < sum(rows[window] for rows in sizes) * record
     read = sum(rows[window] - rows[window - 1] for rows in sizes) * record
-    assert lines == [
-        f"chosen for a DRAM budget of 75%: --window {window}, a token reads about {read / 1e6:.2f} MB"
-    ]
+    assert lines == [f"chosen for a DRAM budget of 75%: --window {window}, a token reads about {read / 1e6:.2f} MB"]
 
 
 def test_processes_that_share_the_layers_choose_together(tiny_store: Store) -> None:
     layers = one_gains(tiny_store)
     alone = choose_within("75%", layers, tiny_store)
     sizes = [
-        json.dumps([[(predictor.nbytes, quality.window_rows) for predictor, quality in layer] for layer in part]).encode()
+        json.dumps(
+            [[(predictor.nbytes, quality.window_rows) for predictor, quality in layer] for layer in part]
+        ).encode()
         for part in (layers[::2], layers[1::2])
     ]
     for rank, lines in enumerate((list[str](), list[str]())):
-        group = OfTwo(rank, [sizes[1 - rank]])
+        group = of_two(rank, sizes[1 - rank])
         assert choose_within("75%", layers[rank::2], tiny_store, lines.append, group) == alone[rank::2]
         assert len(lines) == (rank == 0), "one process speaks"
 
