@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 import flashlite
 from flashlite.arguments import DTYPE_NAMES, STAGES, parse_stages
 from flashlite.cli import options
-from flashlite.cli.unsolved import ESTIMATE, PACK, STAGES_OF, TRAIN
+from flashlite.cli.unsolved import CHOOSE, ESTIMATE, PACK, STAGES_OF, TRAIN
 from flashlite.course.manifest import Course
 from flashlite.course.open_clean import open_clean
 from flashlite.errors import FlashliteError
@@ -163,6 +163,7 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     (("train-predictor", "store", "--text", "a file", "--recall", "2"), "--recall"),
     (("train-predictor", "store", "--text", "a file", "--recall", "nan"), "--recall"),
     (("train-predictor", "store", "--text", "a file", "--seed", "-1"), "--seed"),
+    (("train-predictor", "store", "--text", "a file", "--dram-budget", "half"), "'half' is not understood"),
     (("train-predictor", "store"), "Missing option '--text'"),
     (("eval", "store", "--text", "nowhere"), "nowhere cannot be read"),
     (("eval", "store", "--text", "a file", "--tokens", "-5"), "--tokens"),
@@ -273,8 +274,13 @@ def test_exercises_that_a_stage_needs_are_those_that_it_calls(stage: int, tiny_s
              "--out", "{out}/predictor"),
             TRAIN,
         ),
+        (
+            ("train-predictor", "{store}", "--text", "course.toml", "--tokens", "6000", "--steps", "1",
+             "--dram-budget", "50%", "--out", "{out}/predictor"),
+            TRAIN | CHOOSE,
+        ),
     ],
-    ids=["pack", "pack split", "estimate", "train-predictor"],
+    ids=["pack", "pack split", "estimate", "train-predictor", "train-predictor for a budget"],
 )  # fmt: skip
 def test_exercises_that_a_command_needs_are_those_that_it_calls(
     arguments: tuple[str, ...], needed: set[str], tiny_checkpoint: Path, opt_mini: Store, tmp_path: Path
