@@ -114,10 +114,11 @@ def check_saved(models: Sequence[Model], least: float) -> None:
         budget = 1.1 * model.loss([4] * len(model.own))
         shares.append(saved(model, budget, what))
         same &= len(set(chosen(model, budget, what))) == 1
-    each = ", ".join(f"{share:.0%} with {len(model.own)} layers" for share, model in zip(shares, models, strict=True))
+    worst = int(np.argmin(shares))
     require(
         float(np.mean(shares)) >= least - 1e-9,
-        f"of the bytes that can be saved beside the best common level, this saves {np.mean(shares):.0%} ({each})",
+        f"of the bytes that can be saved beside the best common level, this saves {np.mean(shares):.0%}, least of all "
+        f"{shares[worst]:.0%}, with {len(models[worst].own)} layers",
         f"{least:.0%} or more",
         "All layers have the same level." if same else "",
     )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flashlite.course.checks import Wrong, diagnosed, expect, require, rng
+from flashlite.course.checks import SEED, Wrong, diagnosed, expect, require, rng
 from flashlite.engine.predictor import LowRankPredictor
 from flashlite.training.train_predictor import (
     BATCH,
@@ -236,35 +238,48 @@ class Layer:
         return Counted(x, np.packbits(fired.numpy(), axis=1), LAYER_NEURONS)
 
 
+@torch.no_grad()
 def predicted(factors: tuple[Tensor, Tensor, Tensor], data: Counted) -> float:
     """The share of neurons that a predictor names at the threshold that reaches the recall."""
-    scores = LowRankPredictor.of(*factors).scores(data.x.float()).float().numpy()
-    fired = Activations.mask(data, slice(None)).numpy()
-    needed = np.sort(scores[fired])
-    return float((scores >= needed[int((1 - RECALL) * len(needed))]).mean())
+    return share_at_recall(LowRankPredictor.of(*factors).scores(data.x.float()).float(), data)
+
+
+def share_at_recall(scores: Tensor, data: Counted) -> float:
+    """The share of entries whose scores are as high as the recall needs."""
+    needed = scores[Activations.mask(data, slice(None))].sort().values
+    return float((scores >= needed[int((1 - RECALL) * len(needed))]).float().mean())
 
 
 @dataclass
 class Trained:
-    """What training gave on each layer: shares of neurons, predicted with what it gave and with what it began with."""
+    """What training gave, as means over the layers: shares of neurons that are predicted.
+
+    share: with what was trained
+    start: with the factors before training
+    frequent: by how often a neuron fires, whatever the input
+    distinct: of how many tokens it was asked what fired
+    """
 
     share: float
     start: float
+    frequent: float
     distinct: int
 
 
-def trained() -> Trained:
-    """Train on two layers, and take the means."""
-    chance, shares, starts, seen = rng(), [], [], []
-    for seed in (11, 12):
-        layer = Layer.of(seed)
+@cache
+def trained(seed: str) -> Trained:
+    """Train on two layers. seed: of this grading, on which `rng` depends."""
+    chance, shares, seen = rng(), [], []
+    for number in (11, 12):
+        layer = Layer.of(number)
         data, test = layer.tokens(chance, 4096), layer.tokens(chance, 2048)
         found = fitted(layer, data, STEPS)
         require(all(bool(p.isfinite().all()) for p in found), "NaN or infinite numbers after training", "finite ones")
-        shares.append(predicted(found, test))
-        starts.append(predicted((*initial_factors(layer.up, RANK), layer.bias), test))
         seen.append(len(np.unique(np.concatenate(data.asked))) if data.asked else 0)
-    return Trained(float(np.mean(shares)), float(np.mean(starts)), max(seen))
+        start = (*initial_factors(layer.up, RANK), layer.bias)
+        often = Activations.mask(data, slice(None)).float().mean(0).expand(len(test.x), -1)
+        shares.append((predicted(found, test), predicted(start, test), share_at_recall(often, test)))
+    return Trained(*np.mean(shares, axis=0).tolist(), max(seen))
 
 
 def fitted(layer: Layer, data: Counted, steps: int, seed: int = 7) -> tuple[Tensor, Tensor, Tensor]:
@@ -281,14 +296,13 @@ def fitted(layer: Layer, data: Counted, steps: int, seed: int = 7) -> tuple[Tens
 
 def check_share(at_most: float) -> None:
     """Raise Wrong if more than this share is predicted after training."""
-    found = trained()
-    mistake = ""
+    found, mistake = trained(os.environ.get(SEED, "0")), ""
     if 0 < found.distinct <= BATCH:
         mistake = f"All steps saw the same {found.distinct} tokens."
-    elif found.share > 0.95 * found.start:
+    elif found.share > 0.9 * min(found.start, found.frequent):
         mistake = (
-            "That is no better than without training: steps are far too large or far too small, or the inputs are of "
-            "other tokens than what fired."
+            "To name the neurons that fire most often, whatever the input, would be as good: the steps are far too "
+            "large or far too small, or the inputs are of other tokens than what fired."
         )
     measured = f"{found.share:.1%} of neurons are predicted, without training {found.start:.1%}"
     require(found.share <= at_most, measured, f"{at_most:.1%}", mistake)
