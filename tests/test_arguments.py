@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 import flashlite
 from flashlite.arguments import DTYPE_NAMES, STAGES, parse_stages
 from flashlite.cli import options
-from flashlite.cli.unsolved import CHOOSE, ESTIMATE, PACK, STAGES_OF, TRAIN
+from flashlite.cli.unsolved import CALIBRATE, CHOOSE, ESTIMATE, PACK, STAGES_OF, TRAIN
 from flashlite.course.manifest import Course
 from flashlite.course.open_clean import open_clean
 from flashlite.errors import FlashliteError
@@ -120,6 +120,14 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     (("train-predictor", "store", "--text", "a file", "--out", "empty"), "empty is a folder"),
     (("train-predictor", "store", "--text", "a file", "--out", "a file/x"), "is not a folder"),
     (("train-predictor", "store", "--text", "a file", "--steps", "0"), "--steps"),
+    (("calibrate", "nowhere", "--text", "a file"), "is not a store"),
+    (("calibrate", "store", "--text", "nowhere"), "nowhere cannot be read"),
+    (("calibrate", "store", "--text", "a file", "--out", "empty"), "empty is a folder"),
+    (("calibrate", "store", "--text", "a file", "--loss-budget", "0"), "--loss-budget"),
+    (("calibrate", "store", "--text", "a file", "--loss-budget", "nan"), "--loss-budget"),
+    (("calibrate", "store", "--text", "a file", "--tokens", "0"), "--tokens"),
+    (("calibrate", "store", "--text", "a file", "--impl", "ref,ex02=mine"), "exercise 2.2: delete"),
+    (("calibrate", "store"), "Missing option '--text'"),
     (("estimate", "opt-7b"), "choose one of opt-125m"), (("estimate", "opt-6.7b", "nowhere"), "cannot be probed"),
     (("estimate", "opt-6.7b", "--drive", "nonsense"), "no published drive is called 'nonsense'"),
     (("estimate", "opt-6.7b", "--drive", "Samsung"), "4 published drives are called 'Samsung'"),
@@ -279,8 +287,13 @@ def test_exercises_that_a_stage_needs_are_those_that_it_calls(stage: int, tiny_s
              "--dram-budget", "50%", "--out", "{out}/predictor"),
             TRAIN | CHOOSE,
         ),
+        (
+            ("calibrate", "{store}", "--text", "course.toml", "--tokens", "2048", "--loss-budget", "0.05",
+             "--out", "{out}/predictor"),
+            CALIBRATE,
+        ),
     ],
-    ids=["pack", "pack split", "estimate", "train-predictor", "train-predictor for a budget"],
+    ids=["pack", "pack split", "estimate", "train-predictor", "train-predictor for a budget", "calibrate"],
 )  # fmt: skip
 def test_exercises_that_a_command_needs_are_those_that_it_calls(
     arguments: tuple[str, ...], needed: set[str], tiny_checkpoint: Path, opt_mini: Store, tmp_path: Path

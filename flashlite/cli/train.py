@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flashlite.cli import checks, unsolved
+from flashlite.cli import calibrate, checks, unsolved
 from flashlite.cli.options import (
     MORE_FILES,
     DtypeOption,
@@ -58,6 +58,7 @@ CheckpointArgument = Annotated[
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
     app.command("train-predictor", context_settings=MORE_FILES)(train_predictor)
+    app.command(context_settings=MORE_FILES)(calibrate.calibrate)
     app.command("eval", context_settings=MORE_FILES)(words_beside_json(evaluate))
     app.command(context_settings=MORE_FILES)(words_beside_json(relufy))
 
