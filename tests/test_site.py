@@ -44,7 +44,7 @@ def test_a_parameter_that_goes_on_stays_one_field_and_attributes_are_told_apart(
 def test_parameters_inside_a_paragraph_and_results_are_found() -> None:
     text = "Prose that says: this.\nx: [tokens, d_model]. Returns [tokens, ffn]. Raises ValueError if x is empty."
     assert rst(text, "x") == [
-        "Prose that says: this.", ":param x: [tokens, d_model].", ":returns: [tokens, ffn].",
+        "Prose that says: this.", ":param x: ``[tokens, d_model]``.", ":returns: ``[tokens, ffn]``.",
         ":raises ValueError: if x is empty.",
     ]  # fmt: skip
     assert rst("Note: x isn't a parameter here.\nMore.") == ["Note: x isn't a parameter here. More."]
@@ -52,7 +52,10 @@ def test_parameters_inside_a_paragraph_and_results_are_found() -> None:
 
 def test_code_and_tables_stay_as_they_were_typed() -> None:
     assert rst('model = load("opt-mini")\nmodel.generate(...)')[0] == "::"
-    assert rst("a.json    what it is\nb.json    what else")[1:] == ["    a.json    what it is", "    b.json    what else"]
+    assert rst("a.json    what it is\nb.json    what else")[1:] == [
+        "    a.json    what it is",
+        "    b.json    what else",
+    ]
 
 
 def test_nothing_but_backticks_is_markup() -> None:
@@ -87,7 +90,7 @@ def test_the_recorded_trace_is_small_and_whole() -> None:
 
 @pytest.mark.slow
 def test_the_recorded_trace_is_what_the_bundled_model_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All but a few neurons, whose scores lie so close to the threshold that another processor rounds them otherwise."""
+    """All but a few neurons: scores so close to the threshold that another processor rounds them otherwise."""
     monkeypatch.setenv("FLASHLITE_HOME", str(tmp_path))
     kept = play_trace.read()
     again = record_trace.record("".join(kept["tokens"]))
@@ -97,8 +100,9 @@ def test_the_recorded_trace_is_what_the_bundled_model_needs(tmp_path: Path, monk
         assert other <= 0.005 * sum(map(len, then))
 
 
-
-@pytest.mark.parametrize("path", [p for p in SITE.rglob("*") if p.suffix in {".js", ".css", ".html"}], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", [p for p in SITE.rglob("*") if p.suffix in {".js", ".css", ".html"}], ids=lambda p: p.name
+)
 def test_nothing_is_asked_from_another_host(path: Path) -> None:
     text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")  # a name, not an address
     assert not re.search(r"(https?:)?//[\w-]+\.\w|@import|@font-face", text)

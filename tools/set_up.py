@@ -125,7 +125,7 @@ def environment():
 
 
 def install(folder, extras, last):
-    """Install flashlite for work on it with what some extras of it need, and tell how far that is. last: its last step."""
+    """Install flashlite for work on it, with what these extras need, and tell how far that is. last: the last step."""
     command = [
         str(folder / "bin/python"), "-m", "pip", "install", "-c", str(ROOT / "constraints.txt"),
         "-e", "{}[{}]".format(ROOT, extras),

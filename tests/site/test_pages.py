@@ -60,7 +60,9 @@ def test_there_is_a_page_for_everything(site: Path, read: dict[Path, Reader]) ->
     assert names >= chapters | reference | {f"source/{path.as_posix()}.html" for path in modules} | set(CHIEF)
 
 
-def test_every_page_loads_and_is_not_wider_than_a_phone(site: Path, read: dict[Path, Reader], browser: Chromium) -> None:
+def test_every_page_loads_and_is_not_wider_than_a_phone(
+    site: Path, read: dict[Path, Reader], browser: Chromium
+) -> None:
     browser.look(NARROW, 740, dark=True)
     wrong = {path.relative_to(site).as_posix(): problems(browser, path) for path in read}
     assert {name: found for name, found in wrong.items() if found} == {}
@@ -111,7 +113,8 @@ def test_light_and_dark_follow_the_reader(name: str, site: Path, browser: Chromi
 
 
 BRIGHTNESS = """((colour) => {
-  const [r, g, b] = colour.match(/[\\d.]+/g).map((v) => v / 255).map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  const linear = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const [r, g, b] = colour.match(/[\\d.]+/g).map((v) => linear(v / 255));
   return 0.2126 * r + 0.7152 * g + 0.0722 * b;
 })"""
 

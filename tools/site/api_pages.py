@@ -112,9 +112,7 @@ def targets() -> dict[str, dict[str, str]]:
     """What a name in backticks means in each module: its own public names, else one that no other module has."""
     own = {name_of(path): defined(path) for path in PACKAGE.rglob("*.py") if not path.name.startswith("__")}
     count = Counter(name for names in own.values() for name in names)
-    unique = {
-        name: f"{module}.{name}" for module, names in own.items() for name in names if count[name] == 1
-    }
+    unique = {name: f"{module}.{name}" for module, names in own.items() for name in names if count[name] == 1}
     return {module: unique | {name: f"{module}.{name}" for name in names} for module, names in own.items()}
 
 

@@ -40,8 +40,8 @@ def stage(pages: Path) -> None:
 
 
 def copy(path: Path, target: Path) -> None:
-    """Copy a file. In a text, a picture of two versions becomes one image, to which Sphinx adds the dark one itself, and
-    the site's own pages link to files of the repository as if they lay at its top.
+    """Copy a file. In a text, a picture of two versions becomes one image, to which look.py adds the dark one, and the
+    site's own pages link to files of the repository as if they lay at its top.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".md":

@@ -15,14 +15,14 @@ from flashlite.course.manifest import Exercise, read_course
 
 TASKS = """# All tasks
 
-What each exercise asks for, as its file says it. [The list](README.md) has the command that runs your code in the engine,
-and `flashlite hint 3.2` helps with 3.2.
+What each exercise asks for, as its file says it. [The list](README.md) has the command that runs your code in the
+engine, and `flashlite hint 3.2` helps with 3.2.
 """
 RESULTS = """# Results
 
-Each benchmark that this repository keeps: its table, its figure, and the file with all that was measured. Stages and peers
-ran one after another on the same weights and the same prompt, and each had to give the dense model's tokens before its time
-was taken. [What was tried](NOTES.md) says which levers paid and which didn't.
+Each benchmark that this repository keeps: its table, its figure, and the file with all that was measured. Stages and
+peers ran one after another on the same weights and the same prompt, and each had to give the dense model's tokens
+before its time was taken. [What was tried](NOTES.md) says which levers paid and which didn't.
 """
 
 

@@ -10,6 +10,7 @@ NAME = r"\*{0,2}[A-Za-z_]\w*"
 PARAMETER = re.compile(rf"({NAME}(?:, {NAME})*): +(\S.*)")
 OUTCOME = re.compile(r"(?<=[.)\]]) (?=Returns |Raises [A-Z])")  # between two sentences of one paragraph
 RAISES = re.compile(r"Raises (\w+),?\s*(.*)")
+SHAPE = r"\[[\w*/+.-]+(?:, ?[\w*/+. -]+)*\]"  # [tokens, d_model]: set as code
 JOINED = ",\u2060"  # between names of one field: Sphinx would take what stands before a space for a type
 
 
@@ -91,8 +92,11 @@ def _sentence(text: str, targets: Mapping[str, str]) -> str:
 
 
 def escaped(text: str, targets: Mapping[str, str]) -> str:
-    """Text in which nothing is markup but what stands in backticks: a link if its target is known, else as typed."""
-    pieces = re.split(r"(`[^`]+`)", text)
+    """Text in which nothing is markup but what stands in backticks: a link if its target is known, else as typed.
+
+    Shapes are set as code as well.
+    """
+    pieces = re.split(rf"(`[^`]+`|{SHAPE})", text)
     for i, piece in enumerate(pieces):
         if i % 2:
             name = piece.strip("`")

@@ -1,7 +1,7 @@
 """The trace that the interactive page replays: what each layer of opt-mini needs for each token, as short text.
 
-A token's neurons are sorted; each is written as its distance from the one before, a digit of DIGITS, or several where
-it is further than one digit says: FURTHER stands for `len(DIGITS)` neurons without one. Tokens are separated by a space.
+A token's neurons are sorted; each is written as its distance from the one before, which is one of DIGITS. Where it is
+further, each FURTHER before the digit stands for `len(DIGITS)` neurons. Tokens are separated by a space.
 """
 
 from __future__ import annotations

@@ -33,7 +33,9 @@ def record(text: str) -> dict[str, Any]:
     said = [i for i, token in enumerate(ids[0].tolist()) if token not in tokenizer.all_special_ids]
     with torch.no_grad():
         activations = collect(store, ids)
-    needed = [p.mask(a.x.float())[said].numpy() for p, a in zip(PredictorSet.load(store).layers, activations, strict=True)]
+    needed = [
+        p.mask(a.x.float())[said].numpy() for p, a in zip(PredictorSet.load(store).layers, activations, strict=True)
+    ]
     return {
         "model": store.manifest["name"],
         "neurons": store.shape.neurons,

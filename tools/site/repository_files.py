@@ -60,11 +60,14 @@ def pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
 
 
 def shown(path: str) -> str:
-    """A file as HTML, each line with its number and an anchor `L-12`; of a folder, the names in it."""
+    """A file as HTML, each line with its number and an anchor `L-12`; of a folder, the names in it; else the size."""
     if (ROOT / path).is_dir():
         names = sorted(p.name + "/" * p.is_dir() for p in (ROOT / path).iterdir() if not p.name.startswith((".", "__")))
         return f"<h1>{html.escape(path)}/</h1><ul>{''.join(f'<li>{html.escape(name)}</li>' for name in names)}</ul>"
-    text = (ROOT / path).read_text(encoding="utf-8")
+    try:
+        text = (ROOT / path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        text = f"{(ROOT / path).stat().st_size:,} bytes that aren't text"
     try:
         lexer = get_lexer_for_filename(path)
     except ClassNotFound:

@@ -3,7 +3,7 @@
 
 const Charts = (() => {
   const HEIGHT = 230;
-  const MARGIN = { left: 52, right: 12, top: 12, bottom: 40 };
+  const MARGIN = { left: 64, right: 22, top: 12, bottom: 42 };
 
   /** An empty chart with its axes. Returns its drawing and its scales.
    *
@@ -28,7 +28,7 @@ const Charts = (() => {
       Svg.add(svg, "text", { class: "tick middle", x: x(tick), y: bottom + 16 }, tick.toLocaleString("en"));
     }
     Svg.add(svg, "text", { class: "axis middle", x: (MARGIN.left + right) / 2, y: HEIGHT - 6 }, xs.label);
-    const up = `translate(12 ${(MARGIN.top + bottom) / 2}) rotate(-90)`;
+    const up = `translate(11 ${(MARGIN.top + bottom) / 2}) rotate(-90)`;
     Svg.add(svg, "text", { class: "axis middle", transform: up }, ys.label);
     return { svg, x, y, right, bottom };
   }

@@ -60,3 +60,52 @@ const GUESSES = (() => {
     },
   ];
 })();
+
+/** The questions, one after another. */
+class Guessing {
+  constructor(page) {
+    this.page = page;
+    this.layer = Number(byId("layer").value);
+    byId("guess-next").addEventListener("click", () => this.ask((this.number + 1) % GUESSES.length));
+    this.ask(0);
+  }
+
+  ask(number) {
+    this.number = number;
+    const { lab } = this.page;
+    const guess = GUESSES[number];
+    this.page.pause();
+    this.page.chooseLayer(this.layer); // on which the answers were written
+    this.page.set(guess.settings(lab)[0]);
+    this.page.hide(true);
+    byId("guess-number").textContent = `Guess ${number + 1} of ${GUESSES.length}`;
+    byId("guess-ask").textContent = guess.ask(lab);
+    byId("guess-answer").textContent = "";
+    byId("guess-next").hidden = true;
+    byId("guess-options").replaceChildren(...guess.options.map(([label, from, to]) => {
+      const button = document.createElement("button");
+      button.textContent = label;
+      button.addEventListener("click", () => this.answer(button));
+      button.dataset.from = from;
+      button.dataset.to = to;
+      return button;
+    }));
+  }
+
+  answer(chosen) {
+    const guess = GUESSES[this.number];
+    const { lab } = this.page;
+    this.page.chooseLayer(this.layer);
+    const value = guess.measure(lab);
+    const holds = (button) => Number(button.dataset.from) <= value && value < Number(button.dataset.to);
+    for (const button of byId("guess-options").children) {
+      button.disabled = true;
+      button.className = holds(button) ? "right" : button === chosen ? "wrong" : "";
+    }
+    this.page.set(guess.settings(lab)[1]);
+    this.page.hide(false);
+    byId("guess-answer").textContent = `${holds(chosen) ? "Yes." : "No."} ${guess.tell(value, lab)}`;
+    byId("guess-next").hidden = false;
+    byId("guess-next").textContent = this.number + 1 < GUESSES.length ? "Next guess" : "Once more from the first";
+  }
+}

@@ -3,59 +3,8 @@
 
 const byId = (id) => document.getElementById(id);
 const NAMES = ["window", "lru", "belady"];
-const MOST_ROWS = 1024;
 const LONGEST = 16; // tokens of a window
 const PACE = 160; // milliseconds a token
-
-/** A layer's trace, and what the policies make of it. */
-class Lab {
-  constructor(recorded) {
-    this.recorded = recorded;
-    this.layers = recorded.layers.map(Policies.decode);
-    this.mostRows = MOST_ROWS;
-    this.choose(Math.floor(this.layers.length / 2));
-  }
-
-  choose(layer) {
-    this.trace = this.layers[layer];
-    this.fewestRows = Math.max(...this.trace.map((active) => active.length));
-    this.neededBytes = this.inBytes(this.trace.map((active) => active.length));
-    this.known = new Map(); // of settings that were computed before
-  }
-
-  /** What a policy loads and drops, token by token. */
-  steps(name, k, rows) {
-    const key = name === "window" ? `${k} ${rows}` : `${name} ${rows}`;
-    if (!this.known.has(key)) {
-      const neurons = this.recorded.neurons;
-      this.known.set(key, {
-        window: () => Policies.slidingWindow(this.trace, neurons, k, rows),
-        lru: () => Policies.leastRecentlyUsed(this.trace, neurons, rows),
-        belady: () => Policies.belady(this.trace, neurons, rows),
-      }[name]());
-    }
-    return this.known.get(key);
-  }
-
-  /** The neurons that a policy reads, token by token. */
-  loads(name, k, rows) {
-    return this.steps(name, k, rows).map((step) => step.load.length);
-  }
-
-  /** What it reads in all. */
-  bytes(name, k, rows) {
-    return this.inBytes(this.loads(name, k, rows));
-  }
-
-  inBytes(neurons) {
-    return neurons.reduce((sum, count) => sum + count, 0) * this.recorded.recordBytes;
-  }
-
-  /** kB of each token. */
-  kb(neurons) {
-    return neurons.map((count) => (count * this.recorded.recordBytes) / 1e3);
-  }
-}
 
 /** The page. */
 class Page {
@@ -89,7 +38,11 @@ class Page {
 
   makeControls() {
     this.lab.layers.forEach((_, layer) => byId("layer").append(new Option(`${layer}`, layer)));
-    byId("layer").addEventListener("change", () => this.chooseLayer(Number(byId("layer").value)));
+    byId("layer").addEventListener("change", () => {
+      this.hide(false);
+      this.chooseLayer(Number(byId("layer").value));
+    });
+    for (const id of ["k", "rows", "token"]) byId(id).addEventListener("input", () => this.hide(false));
     for (const id of ["k", "rows"]) byId(id).addEventListener("input", () => this.compute());
     byId("token").max = this.lab.trace.length;
     byId("token").addEventListener("input", () => this.show(Number(byId("token").value) - 1));
@@ -126,7 +79,7 @@ class Page {
   compute() {
     const { lab, k, rows } = this;
     byId("k-value").textContent = k === 1 ? "1 token" : `${k} tokens`;
-    byId("rows-value").textContent = `${rows} of ${lab.recorded.neurons.toLocaleString("en")} neurons`;
+    byId("rows-value").textContent = `${rows} rows, ${Math.round((100 * rows) / lab.recorded.neurons)} % of the layer`;
     this.runs = Object.fromEntries(NAMES.map((name) => {
       const steps = lab.steps(name, k, rows);
       return [name, { steps, loads: lab.loads(name, k, rows), rows: Policies.rowsAfter(steps, lab.recorded.neurons, rows) }];
@@ -174,8 +127,22 @@ class Page {
     const active = this.lab.trace[this.t];
     for (const name of NAMES) this.pools[name].show(this.runs[name].rows[this.t], active, this.runs[name].steps[this.t].load);
     this.moveCursor(this.t);
+    this.keepInSight(this.words[this.t]);
     this.tell("needed", this.lab.trace.map((neurons) => neurons.length));
     for (const name of NAMES) this.tell(name, this.runs[name].loads);
+  }
+
+  /** Scroll the text, and not the page, to a word. */
+  keepInSight(word) {
+    const box = byId("text");
+    const above = word.getBoundingClientRect().top - box.getBoundingClientRect().top;
+    if (above < 0 || above > box.clientHeight - 2 * word.offsetHeight) box.scrollTop += above - box.clientHeight / 2;
+  }
+
+  /** Hide what the policies do until the reader has guessed, or moves a control all the same. */
+  hide(isHidden) {
+    byId("lab").classList.toggle("asking", isHidden);
+    byId("results").inert = isHidden;
   }
 
   /** A row of the table: with this token, up to it, and in the whole text. loads: neurons, token by token. */
@@ -195,10 +162,12 @@ class Page {
 
   stepTo(t) {
     this.pause();
+    this.hide(false);
     this.show(t);
   }
 
   play() {
+    this.hide(false);
     if (this.t === this.lab.trace.length - 1) this.show(0);
     this.timer = setInterval(() => {
       this.show(this.t + 1);
@@ -211,49 +180,6 @@ class Page {
     clearInterval(this.timer);
     this.timer = 0;
     byId("play").textContent = "Play";
-  }
-}
-
-/** The questions, one after another. */
-class Guessing {
-  constructor(page) {
-    this.page = page;
-    byId("guess-next").addEventListener("click", () => this.ask((this.number + 1) % GUESSES.length));
-    this.ask(0);
-  }
-
-  ask(number) {
-    this.number = number;
-    const { lab } = this.page;
-    const guess = GUESSES[number];
-    this.page.set(guess.settings(lab)[0]);
-    byId("guess-number").textContent = `Guess ${number + 1} of ${GUESSES.length}`;
-    byId("guess-ask").textContent = guess.ask(lab);
-    byId("guess-answer").textContent = "";
-    byId("guess-next").hidden = true;
-    byId("guess-options").replaceChildren(...guess.options.map(([label, from, to]) => {
-      const button = document.createElement("button");
-      button.textContent = label;
-      button.addEventListener("click", () => this.answer(button));
-      button.dataset.from = from;
-      button.dataset.to = to;
-      return button;
-    }));
-  }
-
-  answer(chosen) {
-    const guess = GUESSES[this.number];
-    const { lab } = this.page;
-    const value = guess.measure(lab);
-    const holds = (button) => Number(button.dataset.from) <= value && value < Number(button.dataset.to);
-    for (const button of byId("guess-options").children) {
-      button.disabled = true;
-      button.className = holds(button) ? "right" : button === chosen ? "wrong" : "";
-    }
-    this.page.set(guess.settings(lab)[1]);
-    byId("guess-answer").textContent = `${holds(chosen) ? "Yes." : "No."} ${guess.tell(value, lab)}`;
-    byId("guess-next").hidden = false;
-    byId("guess-next").textContent = this.number + 1 < GUESSES.length ? "Next guess" : "Once more from the first";
   }
 }
 
