@@ -60,6 +60,7 @@ def test_code_and_tables_stay_as_they_were_typed() -> None:
 
 def test_nothing_but_backticks_is_markup() -> None:
     assert rst("a*b, *args, c_ and |d|") == [r"a\*b, \*args, c\_ and \|d\|"]
+    assert rst("row rows[i] of [tokens, 2 * ffn]") == ["row rows[i] of ``[tokens, 2 * ffn]``"]
     assert rst("see `step` and `other`s", step="w.step") == [r"see :py:obj:`step <w.step>` and ``other``\ s"]
 
 

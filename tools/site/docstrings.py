@@ -10,7 +10,7 @@ NAME = r"\*{0,2}[A-Za-z_]\w*"
 PARAMETER = re.compile(rf"({NAME}(?:, {NAME})*): +(\S.*)")
 OUTCOME = re.compile(r"(?<=[.)\]]) (?=Returns |Raises [A-Z])")  # between two sentences of one paragraph
 RAISES = re.compile(r"Raises (\w+),?\s*(.*)")
-SHAPE = r"\[[\w*/+.-]+(?:, ?[\w*/+. -]+)*\]"  # [tokens, d_model]: set as code
+SHAPE = r"(?<![\w\]])\[[\w*/+.-]+(?:, ?[\w*/+. -]+)*\]"  # [tokens, d_model]: set as code
 JOINED = ",\u2060"  # between names of one field: Sphinx would take what stands before a space for a type
 
 

@@ -9,6 +9,7 @@ from docstrings import JOINED
 from docutils import nodes
 from docutils.utils.math import MathError, latex2mathml
 from sphinx.application import Sphinx
+from sphinx.domains.python import PyObject
 from sphinx.transforms import SphinxTransform
 from sphinx.util import logging
 from sphinx.writers.html5 import HTML5Translator
@@ -68,6 +69,9 @@ class NamesApart(SphinxTransform):
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Tell Sphinx what to use."""
+    for field in PyObject.doc_field_types:
+        if field.name == "variable":
+            field.label = "Attributes"
     app.add_html_math_renderer("mathml", (formula, None), (displayed_formula, None))
     app.add_transform(DrawingForEachTheme)
     app.add_transform(NamesApart)
