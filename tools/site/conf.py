@@ -49,7 +49,7 @@ html_css_files = ["site.css"]
 html_js_files = ["search_offline.js"]
 html_math_renderer = "mathml"
 html_show_copyright = html_show_sphinx = html_copy_source = False
-html_theme_options = {"navigation_with_keys": True, "top_of_page_buttons": []}
+html_theme_options = {"navigation_with_keys": False, "top_of_page_buttons": []}
 templates_path: list[str] = []
 pygments_style, pygments_dark_style = "tango", "github-dark"
 
