@@ -196,11 +196,11 @@ def test_hints_come_with_a_submission_and_into_the_table(
 ) -> None:
     folder = hand_in(tmp_path / "class/ada/exercises", "ex07_speculative.py")
     exercise = clone.find("7.1")
-    assert [next_hint(folder, exercise, passed=False) for _ in range(4)] == [1, 2, 3, 1]
-    assert hints_before(folder, exercise) == (1, 2, 3)
+    assert [next_hint(folder, exercise, passed=False) for _ in range(5)] == [1, 2, 3, 4, 1]
+    assert hints_before(folder, exercise) == (1, 2, 3, 4)
     done = run(clone, monkeypatch, "grade", "7.1", "--class", tmp_path / "class", "--csv", tmp_path / "out.csv")
-    assert (tmp_path / "out.csv").read_text().splitlines() == ["student,7.1,total,hints", "ada,2,2,3"]
-    assert "2/2  3 hints" in done.output
+    assert (tmp_path / "out.csv").read_text().splitlines() == ["student,7.1,total,hints", "ada,2,2,4"]
+    assert "2/2  4 hints" in done.output
 
 
 # Several exercises

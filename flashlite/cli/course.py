@@ -1,4 +1,4 @@
-"""The course's commands: grade, hint, progress. They work inside a clone of the course."""
+"""The course's commands: grade, hint, progress, report. They work inside a clone of the course."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from flashlite.cli import report, teach
+from flashlite.cli import teach
 from flashlite.cli.grades import STYLES, Printer, screen, shown
 from flashlite.cli.teach import Classroom, chosen_exercises, grade_class
 from flashlite.course.classroom import gradescope
@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
     app.command("grade")(grade_command)
     app.command("hint")(hint)
     app.command("progress")(progress)
-    report.register(app)
+    app.command("report")(report)
     teach.register(app)
 
 
@@ -157,3 +157,19 @@ def bar(earned: int, most: int, width: int) -> str:
     """Points as a bar of `width` characters."""
     filled = round(width * earned / most) if most else 0
     return "█" * filled + "░" * (width - filled)
+
+
+def report(
+    out: Annotated[Path | None, typer.Option(help="the folder to write to; report/ of your clone if not given")] = None,
+    bench: Annotated[
+        Path | None, typer.Option(help="a result of bench --json; the newest in .flashlite/ if not given")
+    ] = None,
+) -> None:
+    """Fill the report with your own figures, plots and grades, in Markdown and HTML. Answer its questions in report.md,
+    and run this again: your answers are kept."""
+    course = find_course()
+    from flashlite.course.report.write import write_report
+
+    folder = out or course.root / "report"
+    missing = write_report(course, folder, bench)
+    screen.print(escape("\n".join([f"{shown(folder / 'report.md')}, {shown(folder / 'report.html')}", *missing])))

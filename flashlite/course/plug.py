@@ -88,15 +88,15 @@ class _Loader(importlib.abc.Loader):
         counting.count(module, self._plug.counted)
 
 
-def load(plug: Plug, replaced: str) -> ModuleType:
+def load(plug: Plug, replaced: str = "") -> ModuleType:
     """The file as a module of its own, beside the engine's; what it imports from its folder is imported anew.
 
-    replaced: the engine's module, by its name
+    replaced: the engine's module, by its name, if the file takes functions of it
     """
     name, folder = Path(plug.file).stem, Path(plug.file).parent
     let_import_from(folder)
     forget_imports(folder)
-    spec = importlib.util.spec_from_file_location(name, plug.file, loader=_Loader(replaced, plug))
+    spec = importlib.util.spec_from_file_location(name, plug.file, loader=_Loader(replaced or name, plug))
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
