@@ -147,8 +147,8 @@ def arguments() -> argparse.Namespace:
 
 
 def diagnosis(grade: Grade) -> str:
-    """The mistake that a message names, below the line that says what was found; empty if it names none."""
-    return " ".join(grade.message.splitlines()[1:])
+    """The mistake that a message names, above the line that says what was found; empty if it names none."""
+    return " ".join(grade.message.splitlines()[:-1])
 
 
 def misled(case: Case) -> list[Grade]:

@@ -149,9 +149,9 @@ def choose(course: Course, impl: str) -> dict[str, Plug]:
     return plugs
 
 
-def whole_file(path: Path, exercises: Sequence[Exercise], hidden: list[str]) -> Plug:
+def whole_file(path: Path, exercises: Sequence[Exercise], hidden: Sequence[str] = ()) -> Plug:
     """The plug of a file all of whose exercises run, each counted. hidden: see `Course.hidden`."""
-    return Plug(str(path), hidden, {exercise.qualname: exercise.id for exercise in exercises})
+    return Plug(str(path), list(hidden), {exercise.qualname: exercise.id for exercise in exercises})
 
 
 def existing(path: Path) -> Path:
