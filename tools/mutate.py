@@ -147,8 +147,9 @@ def arguments() -> argparse.Namespace:
 
 
 def diagnosis(grade: Grade) -> str:
-    """The mistake that a message names, above the line that says what was found; empty if it names none."""
-    return " ".join(grade.message.splitlines()[:-1])
+    """The mistake that a message names, above the line that says what was found; empty if it names none, as where the
+    answer raised an error."""
+    return " ".join(grade.message.splitlines()[:-1]) if grade.status == "FAIL" else ""
 
 
 def misled(case: Case) -> list[Grade]:
