@@ -291,8 +291,10 @@ def test_product_is_that_of_the_rows_in_use() -> None:
     layer = make_layer()
     pool = used_pool(layer)
     neurons, former = pool.neurons(), pool._neuron_of_row[:45]
-    for tokens in (1, 12):
+    for tokens in (1, 3):
         x = torch.from_numpy(rng().standard_normal((tokens, D_MODEL)).astype(np.float32))
+        up = layer.up[neurons[-1]]
+        x[-1] = torch.from_numpy(up * (2 + 2 * abs(layer.bias[neurons[-1]])) / (up @ up))  # the last row fires
         given = x.clone()
         mistakes = {
             "Rows past self.num_used were multiplied: former neurons still lie there.": layer.product(x, former),
