@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -23,8 +24,9 @@ from flashlite.contest.layout import READ, Cost, cost_of
 from flashlite.contest.leaderboard import as_csv, play_class
 from flashlite.contest.referee import play, score
 from flashlite.contest.traces import PUBLIC, Trace, past, read_trace, trace_files
-from flashlite.course.manifest import read_course
+from flashlite.course.manifest import Course, read_course
 from flashlite.course.plug import POLICY, choose, load, whole_file
+from flashlite.course.report.known import contests
 from flashlite.engine.policies import entry
 from flashlite.engine.policies.kept import KeptByPolicy
 from flashlite.engine.policies.rules import Change, Foul, Held, Token, rounded
@@ -515,6 +517,21 @@ def test_impl_takes_the_policy_only_where_it_is_named() -> None:
 
 
 # The command
+
+
+def test_the_report_is_told_of_a_score_on_the_courses_own_traces(
+    clone: Course, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(clone.root)
+    (clone.root / PUBLIC).mkdir(parents=True)
+    shutil.copy(SHIPPED[0], clone.root / PUBLIC)
+    shutil.copy(ROOT / "exercises/contest_policy.py", clone.root / "exercises")
+    noted = clone.root / ".flashlite/contest.json"
+    call(monkeypatch, capsys, "contest", "--entry", ROOT / "exercises/contest_policy.py")
+    assert not noted.exists(), "another's entry is no score of this student's"
+    call(monkeypatch, capsys, "contest")
+    assert json.loads(noted.read_text()) == {"policy": {"score": 0.0}}
+    assert contests(clone) == "- policy: 0.00 points"
 
 
 def test_the_command_judges_writes_and_names_what_is_wrong(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -23,6 +24,7 @@ from flashlite.cli.options import (
     show_table,
     write_json,
 )  # fmt: skip
+from flashlite.course.classroom.state import STATE, read_state, write_text
 from flashlite.course.manifest import find_course
 from flashlite.errors import FlashliteError
 
@@ -104,7 +106,15 @@ def contest(
     screen.print(said)
     show_plot(lambda plots: plots.contest(held.drawn(standing), held.ends, held.title, held.shown[1]), plot, "contest")
     write_json(json_file, standing.to_json())
+    if entry is None and traces is None and standing.score is not None:
+        _note(which, standing.score)
     raise typer.Exit(0 if standing.score is not None else 1)
+
+
+def _note(which: str, score: float) -> None:
+    """Note the score of the course's own entry on the course's own traces, for the report."""
+    place = find_course().root / STATE / "contest.json"
+    write_text(place, json.dumps(read_state(place) | {which: {"score": score}}, indent=1) + "\n")
 
 
 def open_contest(which: Which, traces: Path | None) -> Contest:

@@ -117,8 +117,8 @@ def check_saved(models: Sequence[Model], least: float) -> None:
     worst = int(np.argmin(shares))
     require(
         float(np.mean(shares)) >= least - 1e-9,
-        f"of the bytes that can be saved beside the best common level, this saves {np.mean(shares):.0%}, least of all "
-        f"{shares[worst]:.0%}, with {len(models[worst].own)} layers",
+        f"of the bytes that can be saved beside the best common level, this saves {np.mean(shares):.1%}, least of all "
+        f"{shares[worst]:.1%}, with {len(models[worst].own)} layers",
         f"{least:.0%} or more",
         "All layers have the same level." if same else "",
     )

@@ -123,7 +123,7 @@ def check_threshold(threshold: float, scores: Tensor, fired: Tensor, missed: int
     """It predicts as many fired entries as it must, and no others than it has to."""
     require(type(threshold) is float and math.isfinite(threshold), f"{what}: {threshold!r}", "a float")
     every, firing = sorted(scores.ravel().tolist()), sorted(scores[fired].tolist())
-    n, lowest = len(firing), firing[missed]
+    threshold, n, lowest = float(np.float32(threshold)), len(firing), firing[missed]
     needed = sum(score >= lowest for score in firing)
     found = sum(score > threshold for score in firing)
     if found != needed:
@@ -133,6 +133,10 @@ def check_threshold(threshold: float, scores: Tensor, fired: Tensor, missed: int
     superfluous = int((scores[~fired] > threshold).sum())
     mistakes = {"The threshold is lower than this recall needs, and superfluous neurons are read.": superfluous}
     expect(superfluous, int((scores[~fired] >= lowest).sum()), f"{what}: superfluous entries above it", mistakes)
+    largest = float(np.nextafter(np.float32(lowest), np.float32(-np.inf)))
+    text = f"{what}: found {threshold:.9g}, expected the float32 {largest:.9g}"
+    if threshold != largest:
+        raise Wrong(diagnosed(text, ["A higher threshold has this recall as well."]))
 
 
 def usual_mistake(threshold: float, lowest: float, mixed_up: float, of_all: float, too_high: bool) -> str:
