@@ -24,7 +24,7 @@ future.
     flashlite contest                                        # your score on the course's traces
     flashlite contest --record my-traces --seed 7            # more traces to try it on: nobody grades these
     flashlite contest --traces my-traces
-    flashlite bench --stage 5 --impl ref,contest=mine        # your policy in the engine, tokens exact
+    flashlite bench --stage 5 --dram-budget 60% --impl ref,contest=mine    # your policy in the engine, tokens exact
 
 What runs here now is the window, as long as the capacity allows. It scores 0.
 """

@@ -71,7 +71,9 @@ class Remote:
             self._process.wait(5)
         code = self._process.poll()
         if self.late:
-            return f"still running after {self._limits.seconds:g} s: is there an endless loop?"
+            return (
+                f"still running after {self._limits.seconds:g} s: is there an endless loop, or does it take too long?"
+            )
         if code is None:
             return "it wrote over its answers"
         return self._limits.ended(code) or f"it ended its process, with code {code}, as by os._exit or a crash"
