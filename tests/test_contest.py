@@ -227,7 +227,7 @@ def test_a_file_that_is_no_entry_is_named(text: str, line: str, traces: list[Pat
 
 def test_an_endless_loop_ends_with_the_time_limit(traces: list[Path], tmp_path: Path) -> None:
     found, message = enter(tmp_path, STUB.replace(RETURNS, "        while True:\n            pass\n"), traces[:1], 3.0)
-    assert (found, message) == (None, "still running after 3 s: is there an endless loop, or does it take too long?")
+    assert (found, message) == (None, "still running after 3 s: is it too slow, or is there an endless loop?")
 
 
 def test_the_running_start_is_the_window_and_what_it_prints_disturbs_nobody(traces: list[Path], tmp_path: Path) -> None:

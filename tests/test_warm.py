@@ -43,7 +43,7 @@ def test_no_child_disturbs_the_next(warm: Warm, course: Course, tmp_path: Path) 
     late = judged(warm, course, tmp_path, "while True:\n    pass", seconds=0.5)
     assert (late.status, late.message) == (
         "FAIL",
-        "still running after 0.5 s: is there an endless loop, or does it take too long?",
+        "still running after 0.5 s: is it too slow, or is there an endless loop?",
     )
     crashed = judged(warm, course, tmp_path, "os._exit(3)")
     assert crashed.message == "the file ended the grading process: it left with code 3, as by os._exit"

@@ -71,9 +71,7 @@ class Remote:
             self._process.wait(5)
         code = self._process.poll()
         if self.late:
-            return (
-                f"still running after {self._limits.seconds:g} s: is there an endless loop, or does it take too long?"
-            )
+            return f"still running after {self._limits.seconds:g} s: is it too slow, or is there an endless loop?"
         if code is None:
             return "it wrote over its answers"
         return self._limits.ended(code) or f"it ended its process, with code {code}, as by os._exit or a crash"

@@ -152,7 +152,7 @@ def _judged(exercise: Exercise, limits: Limits, ended: int | None, result: Path)
             exercise,
             0,
             "FAIL",
-            f"still running after {limits.seconds:g} s: is there an endless loop, or does it take too long?",
+            f"still running after {limits.seconds:g} s: is it too slow, or is there an endless loop?",
         )
     if (limit := limits.ended(ended)) is not None:
         return _grade(exercise, 0, "FAIL", limit)
