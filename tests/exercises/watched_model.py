@@ -147,6 +147,10 @@ class Layer:
                 "0",
                 text,
             )
+            lacking = set[int]().union(*self.needed).difference(held.tolist())
+            text = "Move the window on exactly once by each token, also where a guess had nothing to load."
+            lacks = f"{self.what}: the window lacks {len(lacking)} neurons of its last {K} tokens"
+            require(not lacking, lacks, "0", text)
         text = "Memory must load and drop what the window's steps say."
         same = np.array_equal(np.sort(self.pool.neurons()), held)
         require(same, f"{self.what}: memory holds other neurons than the window", "the same", text)
