@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from slow_flash import Flash
-from watched_model import EARLY, NOTED, TIGHT, Interrupt, Layer, Model
+from watched_model import EARLY, FIRST, LAYERS, NOTED, TIGHT, Interrupt, Layer, Model
 
 from flashlite.course.checks import require
 from flashlite.errors import ReadError
@@ -62,9 +62,11 @@ def test_the_output_is_right_whenever_reads_land() -> None:
             for flash in (flash for layer in model.layers for flash in (layer.flash, layer.early)):
                 flash.hurries = model.random.random() < 0.5
             model.write(1)
-        again = model.token()  # the same token twice: what is guessed for the second one is in DRAM
-        for layer, x in again + again:
-            layer.call(x)
+        (_, same), *_ = model.token()
+        for guessed in (LAYERS, 0, FIRST):  # at last, all that is guessed for layer FIRST is in DRAM
+            for layer, x in model.token():
+                layer.call(same if layer.number < guessed else x)
+                layer.check_window()
 
 
 @pytest.mark.points("8.1", 1)

@@ -147,13 +147,15 @@ class Layer:
                 "0",
                 text,
             )
-            lacking = set[int]().union(*self.needed).difference(held.tolist())
-            text = "Move the window on exactly once by each token, also where a guess had nothing to load."
-            lacks = f"{self.what}: the window lacks {len(lacking)} neurons of its last {K} tokens"
-            require(not lacking, lacks, "0", text)
         text = "Memory must load and drop what the window's steps say."
         same = np.array_equal(np.sort(self.pool.neurons()), held)
         require(same, f"{self.what}: memory holds other neurons than the window", "the same", text)
+
+    def check_window(self) -> None:
+        """The window must hold the neurons of the last K tokens, where there is room for all and no read failed."""
+        lacking = set[int]().union(*self.needed).difference(self.window.held.tolist())
+        text = "Move the window on exactly once by each token, also where a guess had nothing to load."
+        require(not lacking, f"{self.what}: the window lacks {len(lacking)} neurons of its last {K} tokens", "0", text)
 
 
 class Model:
