@@ -20,8 +20,8 @@ import api_pages  # noqa: E402
 import course_pages  # noqa: E402
 from house import entries  # noqa: E402
 
-COPIED = (  # the repository's texts, and the pictures and data that they show
-    "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "chapters/*.md", "chapters/*.ipynb", "chapters/images/*",
+COPIED = (  # texts for readers, and the pictures and data that they show; chapters/report.md is a template
+    "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "chapters/[A-Z]*.md", "chapters/*.ipynb", "chapters/images/*",
     "exercises/README.md", "results/*.md", "results/*.png", "results/*.json", "flashlite/*/README.md",
 )  # fmt: skip
 PICTURE = re.compile(r"<picture>.*?<img src=\"([^\"]+)\".*?alt=\"([^\"]+)\".*?</picture>", re.DOTALL)
