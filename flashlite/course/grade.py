@@ -148,12 +148,8 @@ def grade_one(
 def _judged(exercise: Exercise, limits: Limits, ended: int | None, result: Path) -> Grade:
     """The grade of an exercise whose process ended with this code, or was still running, and left a result or none."""
     if ended is None:
-        return _grade(
-            exercise,
-            0,
-            "FAIL",
-            f"still running after {limits.seconds:g} s: is it too slow, or is there an endless loop?",
-        )
+        late = f"still running after {limits.seconds:g} s: is it too slow, or is there an endless loop?"
+        return _grade(exercise, 0, "FAIL", late)
     if (limit := limits.ended(ended)) is not None:
         return _grade(exercise, 0, "FAIL", limit)
     if not result.is_file():
