@@ -29,7 +29,7 @@ def choose_levels(
 ) -> list[int]:  # fmt: skip
     """Choose a level for each layer: the fewest bytes for which the model loses at most `budget`.
 
-    nbytes: [layers, levels] float64, what a token reads of a layer at each level, in bytes; it never falls from level to level
+    nbytes: [layers, levels] float64, bytes that a token reads of a layer at each level; never less at the next level
     measure: says what the model loses with a choice, a level for each layer, in nats a token more than the dense model
     budget: the most that it may lose, in nats a token; with the last level in all layers it loses less
     calls: how often `measure` may be called
