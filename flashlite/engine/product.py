@@ -1,7 +1,8 @@
 """The sparse product: an FFN's output from the rows of the neurons that are in DRAM. (Paper: section 3.3)
 
-Its two halves use the fastest products that torch has where the number of rows differs from token to token. A GPU
-multiplies all rows at once: it compiles nothing for their number, and choosing among them would make the host wait.
+One token's two halves are compiled products over rows, see kernels/rows.py. Several tokens take the fastest products that
+torch has where the number of rows differs from call to call. A GPU multiplies all rows at once: it compiles nothing for
+their number, and choosing among them would make the host wait.
 """
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ from collections.abc import Callable
 from functools import partial
 from math import gcd
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from flashlite.engine.kernels.rows import FEW, products, weighted_sum
 from flashlite.families.activation import Activation
 from flashlite.storage.bundle import unpack_bundles
 
 WIDE, BLOCK = 1024, 64  # rows; a bf16 product is put together from multiples of these
-FEW = 2**18  # weights; reading that many takes less time than choosing among their rows
 OfRows = Callable[[Tensor, Tensor, Tensor, int], Tensor]  # what some neurons compute, from x, rows, bias and d_model
 
 
@@ -40,6 +42,8 @@ def up_product(x: Tensor, up: Tensor, bias: Tensor) -> Tensor:
     as many wide blocks as fit, then as many blocks as fit, and one last block that overlaps the rows before it.
     """
     n = len(up)
+    if len(x) <= FEW and not x.is_cuda:
+        return products(x.float(), up, np.arange(n)).add_(bias).to(x.dtype)
     if n < BLOCK or x.dtype == torch.float32 or x.is_cuda:
         return torch.addmm(bias, x, up.T)
     wide, whole = n // WIDE * WIDE, n // BLOCK * BLOCK
@@ -57,8 +61,14 @@ def down_product(h: Tensor, rows: Tensor, d_model: int) -> Tensor:
     embedding_bag sums some rows with weights, but it takes whole rows. So each row is seen as several units, whose
     length divides both d_model and the padded row, and each unit of the output is a bag of its own.
     """
-    if h.is_cuda or (h.dtype == torch.float32 and len(rows) * d_model <= FEW):
-        return h @ rows[:, d_model : 2 * d_model]
+    down = rows[:, d_model : 2 * d_model]
+    if h.is_cuda:
+        return h @ down
+    if len(h) <= FEW:
+        values = h.float().numpy()
+        fired = np.flatnonzero(values[0] if len(h) == 1 else values.any(0))
+        weights = torch.from_numpy(np.take(values, fired, 1))
+        return weighted_sum(weights, down, fired, d_model).to(h.dtype)
     unit = gcd(rows.shape[1], d_model)
     first, units = d_model // unit, rows.shape[1] // unit
     fired = (h.any(0) if len(h) > 1 else h[0]).nonzero()[:, 0]
