@@ -22,6 +22,7 @@ from flashlite.engine.predictor_file import LayerReport, PredictorSet
 from flashlite.storage.bundle import round_up
 from flashlite.storage.neurons import NeuronFile
 from flashlite.storage.store import Store
+from flashlite.training.choose_rank import Trained, choose_within
 from flashlite.training.distributed import ALONE, Group
 from flashlite.training.evaluate import Tally, streamed_model, watch
 
@@ -182,6 +183,7 @@ def report(predictor: LowRankPredictor, data: Activations, length: int) -> Layer
 def train_predictors(
     store: Store, train: Tensor, held_out: Tensor, recall: float = 0.97, seed: int = 0,
     progress: Callable[[str], None] = lambda line: None, steps: int = STEPS, group: Group = ALONE,
+    budget: int | float | str | None = None,
 ) -> PredictorSet:  # fmt: skip
     """Train one predictor a layer on the texts `train`; calibrate it on one half of `held_out` and report on the other.
 
@@ -191,29 +193,35 @@ def train_predictors(
     progress: is told of each predictor
     seed, steps: see `fit`
     group: of processes, which share the layers among each other; each returns the predictors of all layers
+    budget: the DRAM budget that the model is to run in, see `parse_budget`; any, if it is None
 
-    Ranks start at an eighth of d_model and double while that saves DRAM: a larger predictor must pay for itself by the
-    rows that its smaller active set frees in a window of 5.
+    Ranks start at an eighth of d_model and double up to a half of it. Without a budget they do so while that saves
+    DRAM: a larger predictor must pay for itself by the rows that its smaller active set frees in a window of 5. With
+    one, all of them are trained, and `choose_predictors` chooses among them.
     """
-    mine, layers, reports = range(group.rank, store.layers, group.size), [], []
+    mine, trained = range(group.rank, store.layers, group.size), list[list[Trained]]()
     halves = held_out[::2], held_out[1::2] if len(held_out) > 1 else held_out
     ffns = streamed_model(store).flash.ffns
     activations = (collect(store, texts, mine) for texts in (train, *halves))
     for i, data, calibration, test in zip(mine, *activations, strict=True):
         up, bias = up_projection(store, i), ffns[i].up_bias.float() - store.activation.threshold
-        best: tuple[float, LowRankPredictor, LayerReport] | None = None
+        found, costs = list[Trained](), list[float]()
         rank = lowest = round_up(store.shape.d_model // 8, INT8_BLOCK)
         while rank <= max(lowest, store.shape.d_model // 2):
             predictor = calibrate(*fit(up, bias, rank, data, seed, steps), calibration, recall)
             quality = report(predictor, test, held_out.shape[1])
-            cost = predictor.nbytes + quality.window_rows[WINDOW - 1] * store.shape.record_bytes
-            progress(_line(i, store.layers, quality, cost))
-            if best is not None and cost >= best[0]:
+            found.append((predictor, quality))
+            costs.append(predictor.nbytes + quality.window_rows[WINDOW - 1] * store.shape.record_bytes)
+            progress(_line(i, store.layers, quality, costs[-1]))
+            if budget is None and costs[-1] >= min(costs[:-1], default=np.inf):
                 break
-            best, rank = (cost, predictor, quality), rank * 2
-        assert best is not None
-        layers.append(best[1])
-        reports.append(best[2])
+            rank *= 2
+        trained.append([found[costs.index(min(costs))]] if budget is None else found)
+    if budget is None:
+        chosen = [layer[0] for layer in trained]
+    else:
+        chosen = choose_within(budget, trained, store, progress, group)
+    layers, reports = [predictor for predictor, _ in chosen], [quality for _, quality in chosen]
     return _gathered(PredictorSet(layers, reports, store.up_projections), store, group)
 
 

@@ -18,12 +18,14 @@ from torch import Tensor
 from flashlite.bench.cost import Speeds, Work, io_ms
 from flashlite.bench.speculative import expected_tokens
 from flashlite.drive.probe import Curve
-from flashlite.engine.budget import FEWEST_ROWS
+from flashlite.engine.budget import FEWEST_ROWS, Candidate, _smallest
+from flashlite.engine.overlap import Begun
 from flashlite.engine.pool import Landing, ffn_product
 from flashlite.engine.predictor import active_set
 from flashlite.engine.predictors.copy_predictor import ERRORS, STEP_ERROR
 from flashlite.engine.timing import REST
 from flashlite.engine.window import LONGEST_UNION, Step
+from flashlite.errors import ReadError
 from flashlite.storage.bundle import unpack_bundles
 from flashlite.storage.neurons import wait_all
 
@@ -356,6 +358,75 @@ def layers_settled_one_by_one(total: int, needs: Sequence[float], neurons: int, 
     return tuple(int(row) for row in rows(low + left / slope))
 
 
+@answers("6.2")
+def priced(layers: Sequence[Sequence[Candidate]], room: int, record: int) -> tuple[int, tuple[int, ...]]:
+    """A price for a byte of DRAM lets each layer decide by itself; then swaps, as long as one gains by them."""
+
+    def cost(layer: Sequence[Candidate], i: int, k: int) -> float:
+        return layer[i].nbytes + layer[i].window_rows[k - 1] * record
+
+    def new(layer: Sequence[Candidate], i: int, k: int) -> float:
+        return layer[i].window_rows[k] - layer[i].window_rows[k - 1]
+
+    def total(measure: Callable[..., float], chosen: Sequence[int], k: int) -> float:
+        return sum(measure(layer, i, k) for layer, i in zip(layers, chosen))
+
+    def cheapest(k: int, price: float) -> list[int]:
+        return [min(range(len(a)), key=lambda i: new(a, i, k) + price * cost(a, i, k)) for a in layers]
+
+    least, choice = float("inf"), (1, tuple(_smallest(layer, record) for layer in layers))
+    for k in range(1, len(layers[0][0].window_rows)):
+        low, high = 0.0, 1e6
+        if total(cost, chosen := cheapest(k, high), k) > room:
+            continue
+        for _ in range(80):
+            tried = cheapest(k, price := (low + high) / 2)
+            if total(cost, tried, k) <= room:
+                high, chosen = price, tried
+            else:
+                low = price
+        better = True
+        while better:
+            better = False
+            for a, layer in enumerate(layers):
+                for b, other in enumerate(layers):
+                    for i in range(len(layer)):
+                        for j in range(len(other)):
+                            tried = [*chosen]
+                            tried[a], tried[b] = i, j
+                            gain = total(new, chosen, k) - total(new, tried, k)
+                            if gain > 1e-9 and total(cost, tried, k) <= room:
+                                chosen, better = tried, True
+        if total(new, chosen, k) < least:
+            least, choice = total(new, chosen, k), (k, tuple(chosen))
+    return choice
+
+
+@answers("6.2")
+def on_a_grid(layers: Sequence[Sequence[Candidate]], room: int, record: int) -> tuple[int, tuple[int, ...]]:
+    """The room in a few thousand cells: how little can be read with so many of them, layer after layer."""
+    cells, least = 4000, float("inf")
+    choice = 1, tuple(_smallest(layer, record) for layer in layers)
+    for k in range(1, len(layers[0][0].window_rows)):
+        reads, steps = np.zeros(cells + 1), []
+        for layer in layers:
+            costs = [c.nbytes + c.window_rows[k - 1] * record for c in layer]
+            sizes = [int(np.ceil(cost * cells / max(room, 1))) for cost in costs]
+            tried = np.full((len(layer), cells + 1), np.inf)
+            for i, size in enumerate(sizes):
+                if size <= cells:
+                    tried[i, size:] = reads[: cells + 1 - size] + layer[i].window_rows[k] - layer[i].window_rows[k - 1]
+            steps.append((sizes, tried.argmin(0)))
+            reads = tried.min(0)
+        if reads[-1] < least:
+            least, left, places = float(reads[-1]), cells, list[int]()
+            for sizes, best in reversed(steps):
+                places.insert(0, int(best[left]))
+                left -= sizes[places[0]]
+            choice = k, tuple(places)
+    return choice
+
+
 @answers("7.1")
 def closed_form(acceptance: float, draft: int) -> float:
     if acceptance == 1:
@@ -378,6 +449,84 @@ def tokens_over_time(acceptance: float, draft: int, draft_cost: float, check_cos
     for _ in range(draft):
         time += draft_cost
     return expected_tokens(acceptance, draft) / time
+
+
+@answers("8.1")
+def the_next_layer_first(self: Any, x: Tensor) -> tuple[Tensor, np.ndarray]:
+    """The next layer's reads are begun as soon as its guess can be told."""
+    for following in self.following:
+        guess = following.window.step(following.likely(x))
+        early, _ = following._submit(guess, following.early)
+        following.begun = Begun(early, guess.load)
+    needed = active_set(self.predictor, x)
+    if self.begun is not None:
+        self.land(self.begun.tickets)
+        step = self.window.amend(needed)
+        self.wasted += len(np.setdiff1d(self.begun.neurons, needed))
+        self.begun = None
+    else:
+        step = self.window.step(needed)
+    tickets, rows = self._submit(step, self.file)
+    try:
+        values = self.activations(x)
+    except BaseException:
+        self.land(tickets)
+        raise
+    self.land(tickets)
+    return self.product_after(values, x, rows), step.overflow
+
+
+@answers("8.1")
+def beside_the_window(self: Any, x: Tensor) -> tuple[Tensor, np.ndarray]:
+    """A guess takes free rows alone, and the window doesn't know of it."""
+    from flashlite.engine.window import NONE, Step
+
+    guessed = NONE
+    if self.begun is not None:
+        self.land(self.begun.tickets)
+        guessed, self.begun = self.begun.neurons, None
+    step = self.window.step(active_set(self.predictor, x))
+    wrong = np.setdiff1d(guessed, self.window.held)
+    self.wasted += len(wrong)
+    changes = Step(np.setdiff1d(step.load, guessed), np.union1d(step.drop, wrong), step.overflow)
+    tickets, rows = self._submit(changes, self.file)
+    try:
+        h = self.activations(x)
+    finally:
+        self.land(tickets)
+    for following in self.following:
+        free = following.memory.capacity - following.memory.num_used
+        likely = np.setdiff1d(following.likely(x), following.window.held)[:free]
+        reads, _ = following._submit(Step(likely, NONE, NONE), following.early)
+        following.begun = Begun(reads, likely)
+    return self.product_after(h, x, rows), step.overflow
+
+
+@answers("8.1")
+def read_again(self: Any, x: Tensor) -> tuple[Tensor, np.ndarray]:
+    """Early reads that failed are no reason to give up: the layer begins from nothing."""
+    active, begun = active_set(self.predictor, x), self.begun
+    try:
+        if begun is None:
+            step = self.window.step(active)
+        else:
+            self.land(begun.tickets)
+            step = self.window.amend(active)
+            self.wasted += int((~np.isin(begun.neurons, active)).sum())
+    except ReadError:
+        self.forget()
+        step = self.window.step(active)
+    self.begun = None
+    tickets, rows = self._submit(step, self.file)
+    try:
+        h = self.activations(x)
+    finally:
+        self.land(tickets)
+    if self.following:
+        following = self.following[0]
+        guess = following.window.step(following.likely(x))
+        following.begun = Begun(following._submit(guess, following.early)[0], guess.load)
+    return self.product_after(h, x, rows), step.overflow
 
 
 @answers("9.1")

@@ -46,6 +46,14 @@ HELD_OUT_TOKENS = 32_768  # the most that are read of files that are held out
 HeldOutOption = Annotated[
     list[Path] | None, typer.Option("--held-out", help="files to measure on; the last tenth of --text if not given")
 ]
+RunBudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dram-budget",
+        help="what the model will have: ranks are chosen so that a token reads least in it",
+        callback=checked(checks.check_budget),
+    ),
+]
 CheckpointArgument = Annotated[
     str, typer.Argument(help="a checkpoint folder or a hub id", callback=checked(checks.check_model))
 ]
@@ -67,6 +75,7 @@ def train_predictor(
     tokens: Annotated[int, typer.Option(help="most tokens to train on", min=1)] = 100_000,
     seed: SeedOption = 0,
     steps: Annotated[int, typer.Option(help="of training, for each layer and rank", min=1)] = 800,
+    budget: RunBudgetOption = None,
     out: Annotated[Path | None, typer.Option(help="the file to write in place of the store's own predictor")] = None,
     impl: ImplOption = "ref",
 ) -> None:
@@ -77,7 +86,7 @@ def train_predictor(
     """
     texts, target = _texts(context, text, held_out), out or store / "predictor.safetensors"
     checks.check_file(target, str(target))
-    unsolved.check_solved(impl, unsolved.TRAIN)
+    unsolved.check_solved(impl, unsolved.TRAIN | (unsolved.CHOOSE if budget else set()))
     plugged = plug.plug_in(impl)
     from flashlite.bench import tables
     from flashlite.storage.find import check_apart
@@ -90,7 +99,7 @@ def train_predictor(
     opened = Store(store)
     windows, test = _windows(texts, held_out, opened, tokens)
     with joined() as group:
-        predictors = train_predictors(opened, windows, test, recall, seed, show_progress, steps, group)
+        predictors = train_predictors(opened, windows, test, recall, seed, show_progress, steps, group, budget)
     if not group.first:
         return
     predictors.save(target)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from slow_flash import Array, Flash
 from torch import Tensor
 
 from flashlite.course.checks import expect, require, rng
@@ -20,42 +21,6 @@ from flashlite.storage.bundle import FFNShape
 
 NEURONS, D_MODEL, TOKENS, K = 60, 16, 9, 2
 FORGET = "A call was broken off: its neurons may never have landed, so begin with self.forget()."
-Array = np.ndarray
-
-
-class Ticket:
-    """A read that lands when it is waited for, and not before."""
-
-    def __init__(self, flash: Flash, target: Array, rows: Array, content: Array) -> None:
-        self._flash, self._target, self._rows, self._content = flash, target, rows, content
-
-    def wait(self) -> None:
-        """Land."""
-        if self in self._flash.under_way:
-            self._flash.under_way.remove(self)
-            self._target[self._rows] = self._content
-
-
-class Flash:
-    """A layer's neurons on a drive that takes its time. loaded: the neurons of each submit; under_way: its tickets."""
-
-    def __init__(self, rows: Array) -> None:
-        self.rows, self.loaded, self.under_way = rows, list[Array](), list[Ticket]()
-
-    def columns(self, buffer: Array) -> list[Array]:
-        """A bundle fills a whole row."""
-        return [buffer]
-
-    def submit(self, layer: int, neurons: Array, matrices: list[Array], rows: Array) -> list[Ticket]:
-        """Begin to read."""
-        self.loaded.append(neurons.copy())
-        self.under_way.append(Ticket(self, matrices[0], rows.copy(), self.rows[neurons]))
-        return self.under_way[-1:]
-
-    def read(self, layer: int, neurons: Array, buffer: Array, rows: Array) -> None:
-        """Read at once."""
-        for ticket in self.submit(layer, neurons, [buffer], rows):
-            ticket.wait()
 
 
 class CountedWindow(Window):
