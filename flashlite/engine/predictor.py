@@ -67,9 +67,9 @@ class Int8Matrix:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x W^T. x: [tokens, in] bfloat16. Returns [tokens, out] bfloat16."""
-        if len(x) <= FEW and not x.is_cuda:
-            return products(x.float(), self.values, np.arange(len(self.values))).mul_(self.scale).bfloat16()
-        return torch._weight_int8pack_mm(x, self.values, self.scale)
+        if len(x) > FEW:
+            return torch._weight_int8pack_mm(x, self.values, self.scale)
+        return products(x.float(), self.values, np.arange(len(self.values))).mul_(self.scale).bfloat16()
 
     @property
     def nbytes(self) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor
 from flashlite.engine.kernels.native import BF16, FP16, pointer, widened
 from flashlite.engine.kernels.team import FIRST, PARTS, Body, compiled, job_at, note_done, run, take
 
-FEW = 8  # tokens; for more, torch's products are faster
+FEW = 8  # tokens; where torch has a product for more of them, it is faster
 PART_BYTES, MOST_PARTS = 2**18, 16  # of rows that a thread takes at a time, and how many parts there are at most
 ROWS, STRIDE, X, WIDTH, PICKED, COUNT, OUT, TOKENS = range(FIRST, FIRST + 8)  # of a job's numbers
 KINDS = {torch.float32: types.float32, torch.bfloat16: BF16, torch.float16: FP16, torch.int8: types.int8}
@@ -112,6 +112,7 @@ def products(x: Tensor, matrix: Tensor, rows: np.ndarray) -> Tensor:
     rows: [n] int64, contiguous
     """
     out = torch.empty(len(x), len(rows))
+    x = x.contiguous()
     _run(_products, matrix, x, x.shape[1], rows, out, _parts(len(rows), x.shape[1] * matrix.itemsize))
     return out
 
