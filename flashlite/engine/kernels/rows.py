@@ -107,12 +107,11 @@ def _kernel(function: Any, dtype: torch.dtype) -> Body:
 def products(x: Tensor, matrix: Tensor, rows: np.ndarray) -> Tensor:
     """x times picked rows of a matrix: [tokens, n] float32, column i for row rows[i].
 
-    x: [tokens, width] float32, contiguous
+    x: [tokens, width] float32
     matrix: [rows, at least width]; its columns are contiguous, and may be some columns of a wider matrix
-    rows: [n] int64, contiguous
+    rows: [n] int64
     """
     out = torch.empty(len(x), len(rows))
-    x = x.contiguous()
     _run(_products, matrix, x, x.shape[1], rows, out, _parts(len(rows), x.shape[1] * matrix.itemsize))
     return out
 
@@ -120,7 +119,7 @@ def products(x: Tensor, matrix: Tensor, rows: np.ndarray) -> Tensor:
 def weighted_sum(h: Tensor, matrix: Tensor, rows: np.ndarray, width: int) -> Tensor:
     """For each token the sum of picked rows of a matrix, each times its weight: [tokens, width] float32.
 
-    h: [tokens, n] float32, contiguous, the weight of each row
+    h: [tokens, n] float32, the weight of each row
     matrix, rows: see `products`
     width: how many columns count
 
@@ -137,5 +136,6 @@ def _parts(rows: int, row_bytes: int) -> int:
 
 
 def _run(function: Any, matrix: Tensor, x: Tensor, width: int, rows: np.ndarray, out: Tensor, parts: int) -> None:
+    x, rows = x.contiguous(), np.ascontiguousarray(rows)
     numbers = len(matrix), matrix.stride(0), x.data_ptr(), width, rows.ctypes.data, len(rows), out.data_ptr(), len(x)
     run(_kernel(function, matrix.dtype), matrix.data_ptr(), parts, numbers, (matrix, x, rows, out))
