@@ -126,8 +126,8 @@ def split_rows(total: int, needs: Sequence[float], neurons: int, spare: int) -> 
     # One scale holds for all layers: a layer gets scale * need rows, but at least FEWEST_ROWS and at most `neurons`,
     # each give or take two rows for rounding. (If `neurons` is below FEWEST_ROWS, each layer gets `neurons` rows.) All
     # needs are above 0; only their proportions count.
-    # Besides the layers' own rows, `spare` copies of the largest layer's rows must fit: sum(rows) + spare * max(rows)
-    # <= total. There is always room for the fewest rows of every layer and copy.
+    # Besides the layers' own rows, `spare` copies of the largest layer's rows must fit into `total`. There is always
+    # room for the fewest rows of every layer and copy.
     # Use the rows up. What a full layer can't take goes to the others, and what lifts small layers to FEWEST_ROWS comes
     # from the others. Because rows are whole, a few may be left over: fewer than one for each layer and copy,
     # len(needs) + spare. More may be left only if every layer is full.

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flashlite.cli import checks, unsolved
+from flashlite.cli import calibrate, checks, unsolved
 from flashlite.cli.options import (
     MORE_FILES,
     DtypeOption,
@@ -25,7 +22,6 @@ from flashlite.cli.options import (
     TextOption,
     check_outputs,
     checked,
-    notes,
     open_store,
     show_json,
     show_plot,
@@ -33,6 +29,7 @@ from flashlite.cli.options import (
     show_table,
     words_beside_json,
 )  # fmt: skip
+from flashlite.cli.training_progress import training_progress
 from flashlite.course import plug
 from flashlite.errors import FlashliteError
 
@@ -40,7 +37,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from flashlite.storage.tokenizer import Speaker
-    from flashlite.training.train_model import Point
 
 HELD_OUT_TOKENS = 32_768  # the most that are read of files that are held out
 HeldOutOption = Annotated[
@@ -62,6 +58,7 @@ CheckpointArgument = Annotated[
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
     app.command("train-predictor", context_settings=MORE_FILES)(train_predictor)
+    app.command(context_settings=MORE_FILES)(calibrate.calibrate)
     app.command("eval", context_settings=MORE_FILES)(words_beside_json(evaluate))
     app.command(context_settings=MORE_FILES)(words_beside_json(relufy))
 
@@ -174,7 +171,7 @@ def relufy(
         show_progress(f"going on from what {training.state_of(out)} holds")
     if training.activation_of(opened) in ACTIVATIONS:
         show_progress(f"{training.activation_of(opened)} streams already, so nothing is replaced: training on alone")
-    with joined() as group, _progress(group.first, steps) as (tell, measured):
+    with joined() as group, training_progress(group.first, steps) as (tell, measured):
         result = training.relufy(opened, out, windows.flatten(), test, recipe, group, tell, measured)
     if not group.first:
         return
@@ -207,22 +204,3 @@ def _windows(texts: list[Path], held_out: list[Path] | None, speaker: Speaker, t
     if len(windows) <= share:
         raise FlashliteError(f"{windows.numel()} tokens are too few to train and to measure on: give more text")
     return windows[:-share], windows[-share:]
-
-
-@contextmanager
-def _progress(shown: bool, steps: int) -> Iterator[tuple[Callable[[int, float], None], Callable[[Point], None]]]:
-    """What is to be told of each step, which moves a bar where there is a terminal, and of each measurement, a line."""
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}"),
-    )  # fmt: skip
-    with Progress(*columns, console=notes, disable=not (shown and notes.is_terminal), transient=True) as bar:
-        task = bar.add_task("relufy", total=steps, loss=float("nan"))
-
-        def measured(point: Point) -> None:
-            if shown:
-                zeros = sum(point.zeros) / len(point.zeros)
-                figures = f"held-out perplexity {point.perplexity:.3f}, zeros {zeros:.1%}"
-                show_progress(f"step {point.step} of {steps}: {figures}")
-
-        yield lambda step, loss: bar.update(task, completed=step, loss=loss), measured

@@ -19,7 +19,8 @@ STAGES_OF = {  # the stages that call an exercise's function, of OPT; tests/test
 COST_MODEL = {"0.2", "0.3"}
 PROBE, PACK = {"0.1"}, {"4.1"}
 ESTIMATE = COST_MODEL | {"1.1", "1.3", "2.5", "4.2"}
-TRAIN = {"0.1", "1.1", "1.2", "2.2", "2.3", "2.4", "3.1", "4.2"}
+TRAIN = {"0.1", "1.1", "1.2", "2.2", "2.3", "2.4", "2.7", "3.1", "4.2"}
+CALIBRATE = {"0.1", "1.1", "1.2", "2.2", "2.4", "2.6", "3.1", "4.2"}
 CHOOSE = {"6.1", "6.2"}  # by train-predictor with a budget, beside those of TRAIN
 
 

@@ -51,6 +51,7 @@ def choose_within(
     found = [layer[i] for layer, i in zip(layers, chosen, strict=True)]
     taken = sum(c.nbytes + c.window_rows[window - 1] * record for c in found)
     read = sum(c.window_rows[window] - c.window_rows[window - 1] for c in found) * record
-    said = f"a token reads about {read / 1e6:.2f} MB" if taken <= room else "which is more than there is room for"
-    progress(f"chosen for a DRAM budget of {budget}: a window of {window}, {said}")
+    said = f"a token reads about {read / 1e6:.2f} MB" if taken <= room else "which is more than it has room for"
+    if group.first:
+        progress(f"chosen for a DRAM budget of {budget}: --window {window}, {said}")
     return [layer[i] for layer, i in zip(mine, chosen[group.rank :: group.size], strict=True)]

@@ -129,8 +129,12 @@ def evaluate(store: Store, windows: Tensor, predictor: Chosen = "auto") -> Evalu
     predictor: as `load` takes it. Raises PredictorError if the store has none such.
     """
     model, choice = streamed_model(store), choose(store, PREDICTOR, predictor)
-    predictors = [choice.make(i, ffn.up_bias) for i, ffn in enumerate(model.flash.ffns)]
-    tallies = [Tally() for _ in predictors]
+    return judge(store, windows, [choice.make(i, ffn.up_bias) for i, ffn in enumerate(model.flash.ffns)])
+
+
+def judge(store: Store, windows: Tensor, predictors: Sequence[Predictor]) -> Evaluation:
+    """The same of predictors that are at hand, one for each layer."""
+    model, tallies = streamed_model(store), [Tally() for _ in predictors]
     watch(model, lambda i, x, fired: tallies[i].add(predictors[i].mask(x), fired, windows.shape[1]))
     dense = loss(model, windows)
     predicted = loss(predicted_model(store, predictors), windows)

@@ -20,12 +20,12 @@ from flashlite.engine.predictor_file import LayerReport, PredictorSet
 from flashlite.storage.bundle import round_up
 from flashlite.storage.neurons import NeuronFile
 from flashlite.storage.store import Store
-from flashlite.training.choose_rank import Trained, choose_within
+from flashlite.training.choose_rank import Trained, choose_within, room_in
 from flashlite.training.distributed import ALONE, Group
 from flashlite.training.evaluate import Tally, streamed_model, watch
 
 POSITIVE_WEIGHT = 4.0  # a missed neuron costs quality, a superfluous one only bytes
-STEPS, BATCH, LEARNING_RATE = 800, 512, 1e-3
+STEPS, BATCH = 800, 512
 WINDOW = 5  # tokens; the window that ranks are chosen for
 
 
@@ -89,7 +89,6 @@ def initial_factors(up: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return vh[:rank] * root[:, None], u[:, :rank] * root
 
 
-@torch.enable_grad()
 def fit(
     up: Tensor, bias: Tensor, rank: int, data: Activations, seed: int, steps: int = STEPS
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
@@ -98,21 +97,21 @@ def fit(
     up, bias: the layer's up projection, where training starts
     rank: of the two thin matrices
     data: the layer's activations
-    seed: of the batches
-    steps: how many batches of BATCH tokens
+    seed: of the batches, and of all else that is random
+    steps: how many batches of BATCH tokens, at most
     """
     rng = np.random.default_rng(seed)
-    parameters = [p.clone().requires_grad_() for p in (*initial_factors(up, rank), bias)]
-    a, b, c = parameters
-    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE)
+    a, b, c = parameters = [p.clone().requires_grad_() for p in (*initial_factors(up, rank), bias)]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-2)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
-    for _ in range(steps):
-        batch = rng.integers(0, len(data.x), BATCH)
-        scores = F.linear(F.linear(data.x[batch].float(), a), b, c)
-        balanced_loss(scores, data.mask(batch)).backward()
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
+    with torch.enable_grad():  # whatever the caller has switched off
+        for _ in range(steps):
+            batch = rng.integers(0, len(data.x), BATCH)
+            scores = F.linear(F.linear(data.x[batch].float(), a), b, c)
+            balanced_loss(scores, data.mask(batch)).backward()
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
     return a.detach(), b.detach(), c.detach()
 
 
@@ -132,14 +131,18 @@ def calibrate(a: Tensor, b: Tensor, bias: Tensor, data: Activations, recall: flo
     data: the activations to calibrate on
     recall: share of the firing neurons that must be predicted
     """
-    rounded = LowRankPredictor.of(a, b, bias)
-    scores = torch.cat([rounded.scores(x).float() for x in data.x.float().split(4096)])
+    return with_recall(LowRankPredictor.of(a, b, bias), bias, data, recall)
+
+
+def with_recall(predictor: LowRankPredictor, bias: Tensor, data: Activations, recall: float) -> LowRankPredictor:
+    """The same predictor with another threshold. bias: [ffn] float32, its own, not rounded. data, recall: as above."""
+    scores = torch.cat([predictor.scores(x).float() for x in data.x.float().split(4096)])
     threshold, fired = threshold_for(scores, data.mask(slice(None)), recall), data.mask(slice(None))
     while True:  # rounding the shifted bias to bf16 moves scores a little
-        predictor = LowRankPredictor(rounded.a, rounded.b, bias - threshold)
-        mask = torch.cat([predictor.mask(x) for x in data.x.float().split(4096)])
+        moved = LowRankPredictor(predictor.a, predictor.b, bias - threshold)
+        mask = torch.cat([moved.mask(x) for x in data.x.float().split(4096)])
         if not fired.any() or (mask & fired).sum() >= recall * fired.sum():
-            return predictor
+            return moved
         threshold -= 0.02
 
 
@@ -167,8 +170,10 @@ def train_predictors(
 
     Ranks start at an eighth of d_model and double up to a half of it. Without a budget they do so while that saves
     DRAM: a larger predictor must pay for itself by the rows that its smaller active set frees in a window of 5. With
-    one, all of them are trained, and `choose_predictors` chooses among them.
+    one, all of them are trained, and `choose_predictors` chooses among them. Raises BudgetError if it is too small.
     """
+    if budget is not None:
+        room_in(store, budget)  # a budget that can't work is refused before anything is trained
     mine, trained = range(group.rank, store.layers, group.size), list[list[Trained]]()
     halves = held_out[::2], held_out[1::2] if len(held_out) > 1 else held_out
     ffns = streamed_model(store).flash.ffns
