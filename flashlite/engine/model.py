@@ -20,6 +20,7 @@ from flashlite.engine.budget import Budget, longest_window, plan_budget
 from flashlite.engine.calls import Calls, check_process, refuse_copies
 from flashlite.engine.device.place import HERE, Place, place_of
 from flashlite.engine.ffn import FlashFFN, StreamedFFN
+from flashlite.engine.kernels.linear import use_rows
 from flashlite.engine.policies.kept import keeper
 from flashlite.engine.predictor import Predictor
 from flashlite.engine.predictors.choice import Choice, Chosen, choose
@@ -136,6 +137,8 @@ class Engine:
         layers = model.get_submodule(family.layers)
         for layer, ffn in zip(layers, self.ffns, strict=True):
             install(family, layer, ffn)
+        if self.place.device.type == "cpu":
+            use_rows(model)
         if self.stage.resident:
             leave_embedding(model, self.store, self.resident.file, self.clock, self.place.device)
         model.load_state_dict(self.weights, strict=False, assign=True)

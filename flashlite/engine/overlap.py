@@ -115,14 +115,14 @@ class OverlappedFFN(FlashFFN):
         self._clock.switch(REST)
 
     def activations(self, x: Tensor) -> Tensor:
-        """The values of the neurons in DRAM's rows; see Pool.activations."""
+        """The values of the neurons that the window's last token needs; see Pool.activations."""
         self._clock.switch(PRODUCT)
-        return self.memory.activations(x)
+        return self.memory.activations(x, self.window.newest)
 
     def product_after(self, h: Tensor, x: Tensor, rows: np.ndarray) -> Tensor:
-        """What all rows add to the output, once the reads of `rows` have landed; see Pool.product_after."""
+        """What these neurons add to the output, once the reads of `rows` have landed; see Pool.product_after."""
         self._clock.switch(PRODUCT)
-        out = self.memory.product_after(h, x, rows)
+        out = self.memory.product_after(h, x, self.window.newest, rows)
         self._clock.switch(REST)
         return out
 
