@@ -24,8 +24,9 @@ from flashlite.contest.layout import READ, Cost, cost_of
 from flashlite.contest.leaderboard import as_csv, play_class
 from flashlite.contest.referee import play, score
 from flashlite.contest.traces import PUBLIC, Trace, past, read_trace, trace_files
+from flashlite.course.impl.choose import POLICY, choose, plug_of
 from flashlite.course.manifest import Course, read_course
-from flashlite.course.plug import POLICY, choose, load, whole_file
+from flashlite.course.plug import load
 from flashlite.course.report.known import contests
 from flashlite.engine.policies import entry
 from flashlite.engine.policies.kept import KeptByPolicy
@@ -445,7 +446,7 @@ class Recorded(KeptByPolicy):
 
 def policy_of(name: str) -> object:
     path = ROOT / name / "contest_policy.py"
-    return load(whole_file(path, [])).Policy
+    return load(plug_of(path, [])).Policy
 
 
 @pytest.mark.parametrize("name", ["exercises", "solutions"])

@@ -24,8 +24,9 @@ from flashlite.cli.main import app, main
 from flashlite.course import chapter
 from flashlite.course.generate import find_function, generated_files
 from flashlite.course.grade import Grade, exercise_tests, grade, grade_one, totals
+from flashlite.course.impl.choose import choose, describe
 from flashlite.course.manifest import STUBS, Course, find_course, read_course
-from flashlite.course.plug import choose, describe, load
+from flashlite.course.plug import load
 from flashlite.errors import FlashliteError
 from flashlite.storage.store import Store
 
