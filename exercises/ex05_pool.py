@@ -127,9 +127,9 @@ class Pool:
         # order, without duplicates, and may be empty; don't change them. If more than self.capacity rows would be in
         # use afterwards, raise ValueError and change nothing. Allocate no new buffer.
         # Example: rows 0 to 3 hold the neurons [7 3 9 4], capacity 6
-        #   place(load=[5 8], drop=[9])      -> rows 0 to 4 hold 3 4 5 7 8 in some order; 7, 3 and 4 lie where they lay
-        #   place(load=[2], drop=[8 7 3])    -> rows 0 to 2 hold 2 4 5 in some order; at most two rows were moved,
-        #                                       and 2 still has the row that was returned for it
+        #   place(load=[5 8], drop=[9])    -> rows 0 to 4 hold 3 4 5 7 8 in some order; no row was moved
+        #   place(load=[2], drop=[8 7 3])  -> rows 0 to 2 hold 2 4 5 in some order; at most two were moved,
+        #                                     and 2 is still in the row that was returned for it
         # Provided: self._note(neurons, rows) notes in both maps and the bias that neurons lie in rows.
         # self._fill_holes(holes) takes holes in ascending order, lowers self.num_used by their number and counts the
         # rows it moves. It must know the neuron of every used row that isn't a hole.
