@@ -46,8 +46,7 @@ def gradescope_command(
     course = find_course()
     exercises = chosen_or_core(course, which)
     count = gradescope.write_zip(course, out, exercises)
-    points = sum(exercise.points for exercise in exercises)
-    screen.print(f"{shown(out)}: {count} files, {len(exercises)} exercises, {points} points")
+    screen.print(f"{shown(out)}: {count} files, {spoken_exercises(exercises)}")
 
 
 def classroom_command(
@@ -57,8 +56,13 @@ def classroom_command(
     """Write the workflow by which GitHub Classroom grades these exercises."""
     exercises = chosen_or_core(find_course(), which)
     write_text(out, github.workflow(exercises))
+    screen.print(f"{shown(out)}: {spoken_exercises(exercises)}")
+
+
+def spoken_exercises(exercises: Sequence[Exercise]) -> str:
+    """How many exercises these are, and their points."""
     points = sum(exercise.points for exercise in exercises)
-    screen.print(f"{shown(out)}: {len(exercises)} exercises, {points} points")
+    return f"{len(exercises)} {'exercise' if len(exercises) == 1 else 'exercises'}, {points} points"
 
 
 def chosen_exercises(course: Course, which: Sequence[str] | None) -> list[Exercise]:
