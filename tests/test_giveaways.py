@@ -102,7 +102,7 @@ def told(exercise: Exercise) -> str:
 
 
 def borrowed(exercise: str) -> set[str]:
-    """The functions of torch and NumPy that every right answer calls: one that has to be found is part of the answer."""
+    """The functions of torch and NumPy that every right answer calls: one to be found is part of the answer."""
     found = []
     for function in answers(exercise):
         calls = [ast.unparse(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)]
