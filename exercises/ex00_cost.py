@@ -83,7 +83,7 @@ def io_ms(curve: Curve, reads: float, nbytes: float, batches: int) -> float:
     #   io_ms(curve, reads=320, nbytes=320 * 4096, batches=320) -> 26.2144    one read in flight
     # Provided: curve.rate(nbytes, depth) gives the throughput in bytes a second for reads of `nbytes` bytes each, with
     # `depth` of them in flight.
-    # In the engine: flashlite estimate opt-6.7b --drive 870 --impl ref,ex00=mine
+    # In the engine: flashlite estimate opt-6.7b --drive 870 --impl ref,0.2=mine
     raise NotImplementedError("exercise 0.2: delete this line and write io_ms, see the TODO above")
 
 
@@ -109,7 +109,7 @@ def token_ms(curve: Curve, work: Work, speeds: Speeds) -> float:
     #   overlapped = True  -> 11.0
     # Provided: io_ms (exercise 0.2) gives the milliseconds of a token's reads. The fields of Work and Speeds are
     # described above.
-    # In the engine: flashlite estimate opt-6.7b --drive 870 --impl ref,ex00=mine
+    # In the engine: flashlite estimate opt-6.7b --drive 870 --impl ref,0.3=mine
     raise NotImplementedError("exercise 0.3: delete this line and write token_ms, see the TODO above")
 
 

@@ -51,7 +51,7 @@ def merge_adjacent(offsets: np.ndarray, sizes: np.ndarray, most: int) -> np.ndar
     #   most = 100 -> [0 3]      two reads: records 0 1 2, and records 3 4 after the gap at 30
     #   most = 2   -> [0 2 3]    three reads: records 0 1, record 2, records 3 4
     # Provided: NumPy. plan_reads, below, shows what the result is used for.
-    # In the engine: flashlite bench --stage 5 --impl ref,ex00=mine
+    # In the engine: flashlite bench --stage 5 --impl ref,0.1=mine
     raise NotImplementedError("exercise 0.1: delete this line and write merge_adjacent, see the TODO above")
 
 

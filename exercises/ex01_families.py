@@ -75,5 +75,5 @@ def resident_and_streamed(config: OPTConfig) -> tuple[int, int]:
     # OPT-125m: 68.6 million resident, 56.6 million streamed: it can't run in half of its size this way.
     # Provided: config has hidden_size, ffn_dim, num_hidden_layers, vocab_size, word_embed_proj_dim,
     # max_position_embeddings and do_layer_norm_before.
-    # In the engine: flashlite estimate opt-6.7b --drive 870 --impl ref,ex01=mine
+    # In the engine: flashlite estimate opt-6.7b --drive 870 --impl ref,1.3=mine
     raise NotImplementedError("exercise 1.3: delete this line and write resident_and_streamed, see the TODO above")

@@ -85,7 +85,7 @@ class NeuronFile:
         # Provided: self.pieces lists the layout's pieces, each with its nbytes; self.begins[layer][p] is the byte of
         # the file at which piece p of a layer begins. self.file.submit(offsets, size, matrix, rows) starts reading
         # records of `size` bytes at `offsets` ([n] int64, bytes in the file) into matrix[rows[i]], and gives a ticket.
-        # In the engine: flashlite bench --stage 1 --impl ref,ex01=mine
+        # In the engine: flashlite bench --stage 1 --impl ref,1.2=mine
         raise NotImplementedError("exercise 1.2: delete this line and write submit, see the TODO above")
 
     def read(self, layer: int, neurons: np.ndarray, buffer: np.ndarray, rows: np.ndarray) -> None:

@@ -48,7 +48,7 @@ def relu_ffn(x: Tensor, up: Tensor, bias: Tensor, down: Tensor, keep: Tensor | N
     #   keep = None             -> [[3 6]]
     #   keep = [[False True]]   -> [[0 0]]
     # Provided: torch.addmm(bias, x, matrix) is bias + x @ matrix in one call.
-    # In the engine: flashlite bench --stage 1 --impl ref,ex01=mine
+    # In the engine: flashlite bench --stage 1 --impl ref,1.1=mine
     raise NotImplementedError("exercise 1.1: delete this line and write relu_ffn, see the TODO above")
 
 

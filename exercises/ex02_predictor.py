@@ -48,7 +48,7 @@ def active_set(predictor: Predictor, x: Tensor) -> np.ndarray:
     #           [0 1 0 1 0 0]]   -> [1 3 4]
     # Provided: predictor.mask, see class Predictor above; it is called with x as it is. The mask is a torch tensor; its
     # .numpy() is the same memory as a NumPy array.
-    # In the engine: flashlite bench --stage 2 --impl ref,ex02=mine
+    # In the engine: flashlite bench --stage 2 --impl ref,2.1=mine
     raise NotImplementedError("exercise 2.1: delete this line and write active_set, see the TODO above")
 
 
@@ -133,7 +133,7 @@ class LowRankPredictor:
         #   a x = [[2]]   b a x = [[4 -2]]   scores = [[3 -1.5]]: neuron 0 should fire, neuron 1 not
         # Provided: self.a and self.b are Int8Matrix objects: called like a function they multiply, scale included.
         # self.bias has the calibrated threshold in it, already subtracted.
-        # In the engine: flashlite bench --stage 2 --impl ref,ex02=mine
+        # In the engine: flashlite bench --stage 2 --impl ref,2.2=mine
         raise NotImplementedError("exercise 2.2: delete this line and write scores, see the TODO above")
 
     def mask(self, x: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ def ffn_product(x: Tensor, rows: Tensor, bias: Tensor, d_model: int) -> Tensor:
     # views of rows. up_product(x, up, bias) gives x up^T + bias [tokens, n], and down_product(h, rows, d_model) gives h
     # down [tokens, d_model] for activations h [tokens, n]; both are faster than torch's own products of the same
     # shapes, and you may use either.
-    # In the engine: flashlite bench --stage 2 --impl ref,ex02=mine
+    # In the engine: flashlite bench --stage 2 --impl ref,2.5=mine
     raise NotImplementedError("exercise 2.5: delete this line and write ffn_product, see the TODO above")
 
 

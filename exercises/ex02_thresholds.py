@@ -67,7 +67,7 @@ def choose_levels(
     #   answer: [2, 0]
     # Provided: NumPy as np; nbytes is [layers, levels] float64 and never falls from level to level.
     # In the engine: flashlite calibrate my-store --text flashlite/*/*.py --tokens 4096 --loss-budget 0.02 --out
-    # calibrated.safetensors --impl ref,ex02=mine
+    # calibrated.safetensors --impl ref,2.6=mine
     raise NotImplementedError("exercise 2.6: delete this line and write choose_levels, see the TODO above")
 
 

@@ -92,7 +92,7 @@ def balanced_loss(scores: Tensor, fired: Tensor, positive_weight: float = POSITI
     #   scores = [[2]],    fired = [[False]]       -> 2.1269, a superfluous one
     # Provided: torch and torch.nn.functional as F are imported.
     # In the engine: flashlite train-predictor my-store --text flashlite/*/*.py --tokens 2048 --steps 20 --out
-    # predictor.safetensors --impl ref,ex02=mine
+    # predictor.safetensors --impl ref,2.3=mine
     raise NotImplementedError("exercise 2.3: delete this line and write balanced_loss, see the TODO above")
 
 
@@ -139,7 +139,7 @@ def fit(
     # Provided: initial_factors and balanced_loss (exercise 2.3), above; BATCH; torch, F and np. Your caller may have
     # switched gradients off: train under torch.enable_grad().
     # In the engine: flashlite train-predictor my-store --text flashlite/*/*.py --tokens 2048 --steps 20 --out
-    # predictor.safetensors --impl ref,ex02=mine
+    # predictor.safetensors --impl ref,2.7=mine
     raise NotImplementedError("exercise 2.7: delete this line and write fit, see the TODO above")
 
 
@@ -147,21 +147,20 @@ def threshold_for(scores: Tensor, fired: Tensor, recall: float) -> float:
     """The score that at least `recall` of the firing neurons exceed. scores, fired: [tokens, ffn]."""
     # TODO 2.4  the threshold for a wanted recall (4 points, 15 minutes, paper section 3.1; choosing the threshold is
     # beyond the paper)
-    # Choose the threshold above which a layer's predictor says yes. A neuron is predicted where its score is strictly
-    # greater than the threshold. Return, as a Python float, the largest float32 number t with which at least the share
-    # `recall` of the entries that fired are predicted, over all tokens together: the highest t, because every neuron
-    # above it costs a read.
+    # Choose the threshold of a layer's predictor, which predicts a neuron where its score is greater than the
+    # threshold. Return, as a Python float, the largest float32 number t with which at least the share `recall` of the
+    # entries that fired are predicted, over all tokens together: the largest, because everything that is predicted
+    # costs a read.
     # Of n fired entries, (1 - recall) times n may be missed, rounded down: compute it in just this way, whatever
     # floating point makes of it. Return 0.0 if nothing fired.
     # scores: [tokens, ffn] float32 of any size; fired: [tokens, ffn] bool; recall: above 0, up to 1. Scores come from
-    # bfloat16, so many are equal: if the lowest score that must be predicted occurs several times, all of these entries
-    # are predicted. Leave scores and fired as they are.
+    # bfloat16, so many are equal, and more entries may be predicted than must be. Leave scores and fired as they are.
     # Example: four entries fired, their scores are 2, 0.5, 3 and 1; recall = 0.75:
-    #   one of four may be missed, so 1, 2 and 3 must be above t
-    #   t = 0.99999994, the float32 just below 1 (t = 1 would miss the entry with score 1)
-    # Provided: torch is imported; scores[fired] gives the scores of the fired entries, [n], as a copy.
+    #   one of four may be missed: 1, 2 and 3 must be predicted, 0.5 need not be
+    #   of all float32 numbers with which this is so, the answer is the largest
+    # Provided: torch is imported.
     # In the engine: flashlite train-predictor my-store --text flashlite/*/*.py --tokens 2048 --steps 20 --out
-    # predictor.safetensors --impl ref,ex02=mine
+    # predictor.safetensors --impl ref,2.4=mine
     raise NotImplementedError("exercise 2.4: delete this line and write threshold_for, see the TODO above")
 
 

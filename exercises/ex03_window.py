@@ -38,7 +38,7 @@ def union_sizes(mask: Tensor, length: int) -> tuple[float, ...]:
     #   s_agg(3) = 3                     [0 1 2]
     # Provided: only torch: | is the union of two bool tensors, .view splits a dimension.
     # In the engine: flashlite train-predictor my-store --text flashlite/*/*.py --tokens 2048 --steps 20 --out
-    # predictor.safetensors --impl ref,ex03=mine
+    # predictor.safetensors --impl ref,3.1=mine
     raise NotImplementedError("exercise 3.1: delete this line and write union_sizes, see the TODO above")
 
 
@@ -60,7 +60,7 @@ def largest_window(sizes: Sequence[float], rows: int) -> int:
     # Example: sizes = (10, 16.5, 20, 23)
     #   rows = 19 -> 2    rows = 20 -> 3    rows = 9 -> 0    rows = 99 -> 4
     # Provided: NumPy is imported as np.
-    # In the engine: flashlite bench --stage 3 --window auto --impl ref,ex03=mine
+    # In the engine: flashlite bench --stage 3 --window auto --impl ref,3.4=mine
     raise NotImplementedError("exercise 3.4: delete this line and write largest_window, see the TODO above")
 
 
@@ -131,7 +131,7 @@ class Window:
         # step's overflow; self._forget_oldest() takes the oldest token out, keeps _uses, _history and size right and
         # returns the neurons that no other token uses (exercise 3.3; while 3.2 is graded the engine's is used);
         # self.clear() empties the window and returns what was in it.
-        # In the engine: flashlite bench --stage 3 --window auto --impl ref,ex03=mine
+        # In the engine: flashlite bench --stage 3 --window auto --impl ref,3.2=mine
         raise NotImplementedError("exercise 3.2: delete this line and write step, see the TODO above")
 
     def amend(self, active: np.ndarray) -> Step:
@@ -177,5 +177,5 @@ class Window:
         #   _forget_oldest() -> [2 3]    size 0, held []
         # Provided: self._history is a collections.deque, self._uses a NumPy array: an int64 array as its index selects
         # these neurons.
-        # In the engine: flashlite bench --stage 3 --window auto --impl ref,ex03=mine
+        # In the engine: flashlite bench --stage 3 --window auto --impl ref,3.3=mine
         raise NotImplementedError("exercise 3.3: delete this line and write _forget_oldest, see the TODO above")

@@ -99,7 +99,7 @@ def pack_bundles(up: Tensor, down: Tensor, record_bytes: int) -> np.ndarray:
     #   row 0 holds 1 2 10 40 and 4 bytes of zeros
     #   row 1 holds 3 4 20 50 and 4 bytes of zeros
     #   row 2 holds 5 6 30 60 and 4 bytes of zeros
-    # In the engine: flashlite pack opt-mini mine --impl ref,ex04=mine
+    # In the engine: flashlite pack opt-mini mine --impl ref,4.1=mine
     raise NotImplementedError("exercise 4.1: delete this line and write pack_bundles, see the TODO above")
 
 
@@ -116,7 +116,7 @@ def unpack_bundles(rows: Tensor, d_model: int) -> tuple[Tensor, Tensor]:
     # be 0.
     # Example: d_model = 2, rows = [[1 2 10 40 0 0] [3 4 20 50 0 0]]:
     #   up = [[1 2] [3 4]], down = [[10 40] [20 50]]
-    # In the engine: flashlite bench --stage 4 --impl ref,ex04=mine
+    # In the engine: flashlite bench --stage 4 --impl ref,4.2=mine
     raise NotImplementedError("exercise 4.2: delete this line and write unpack_bundles, see the TODO above")
 
 

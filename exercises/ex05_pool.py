@@ -76,8 +76,7 @@ class NeuronMemory(Protocol):
 class Pool:
     """A matrix allocated once. Its rows are the buffers that reads land in, so a neuron is never copied.
 
-    New neurons take the rows of dropped ones. Only the holes that remain are filled from the tail, so fewer rows move
-    than in the paper, where every deletion moves one. `moved` counts them.
+    Fewer rows move than in the paper, where every deletion moves one. `moved` counts them.
 
     capacity: how many neurons it has room for
     shape: of the layer's FFN
@@ -106,7 +105,7 @@ class Pool:
         self.num_used = self.moved = 0
 
     def place(self, load: np.ndarray, drop: np.ndarray) -> Landing:
-        """Drop neurons and name the rows for new ones: those of dropped neurons first, then rows after the used ones.
+        """Drop neurons and name the rows into which new ones are to be read.
 
         load, drop: [n] int64 in any order; a neuron may be in both. Afterwards the used rows have no gap, and each of
         them knows its neuron, the new ones too. Raises ValueError, and changes nothing, if the pool would overflow.
@@ -115,25 +114,26 @@ class Pool:
         # Drop the neurons `drop` from the pool and give a row to each neuron of `load`; reads will then bring the
         # weights, so don't touch the weights of new rows. Return Landing(self._buffer, rows): neuron load[i] is to be
         # read into row rows[i].
-        # Rows 0 to self.num_used - 1 are the ones in use. New neurons take the rows of dropped ones first. If more are
-        # loaded than dropped, the others take rows from self.num_used on. If more are dropped than loaded, holes
-        # remain, and self._fill_holes closes them: it fills holes by moving weights down from the last rows in use. A
-        # row that is about to be read into must not be among those that it moves, or the read would land in the wrong
-        # place; so think about which of the free rows they take.
-        # Afterwards self.num_used is the number of neurons held, and the used rows have no gap. For each neuron held
-        # self._row_of_neuron, and for each used row self._neuron_of_row and self._bias are right; for all other neurons
-        # self._row_of_neuron is -1.
+        # Rows 0 to self.num_used - 1 are the ones in use. Afterwards they have no gap again, and self.num_used is the
+        # number of neurons held. Where holes remain among them, self._fill_holes closes these by moving weights down
+        # from the last rows in use.
+        # Which rows the new neurons take is yours to decide, with two conditions. Moving rows costs time: if at least
+        # as many neurons are loaded as dropped, no row moves, and else at most one for each neuron that is dropped
+        # beyond those. And no row that you return may move, because weights are read into it only afterwards: they
+        # would land where their neuron no longer is.
+        # For each neuron held self._row_of_neuron, and for each used row self._neuron_of_row and self._bias are right;
+        # for all other neurons self._row_of_neuron is -1.
         # All of `drop` are in the pool, and none of `load` are, unless they are in `drop` as well. Both come in any
         # order, without duplicates, and may be empty; don't change them. If more than self.capacity rows would be in
         # use afterwards, raise ValueError and change nothing. Allocate no new buffer.
         # Example: rows 0 to 3 hold the neurons [7 3 9 4], capacity 6
-        #   place(load=[5 8], drop=[9])      -> rows [2 4]; the rows now hold [7 3 5 4 8], none was moved
-        #   place(load=[2], drop=[8 7 3])    -> rows [0]; rows 1 and 4 are left as holes, self._fill_holes([1 4])
-        #                                       moves row 3 to row 1; the rows now hold [2 4 5]
+        #   place(load=[5 8], drop=[9])    -> rows 0 to 4 hold 3 4 5 7 8 in some order; no row was moved
+        #   place(load=[2], drop=[8 7 3])  -> rows 0 to 2 hold 2 4 5 in some order; at most two were moved,
+        #                                     and 2 is still in the row that was returned for it
         # Provided: self._note(neurons, rows) notes in both maps and the bias that neurons lie in rows.
         # self._fill_holes(holes) takes holes in ascending order, lowers self.num_used by their number and counts the
         # rows it moves. It must know the neuron of every used row that isn't a hole.
-        # In the engine: flashlite bench --stage 5 --impl ref,ex05=mine
+        # In the engine: flashlite bench --stage 5 --impl ref,5.1=mine
         raise NotImplementedError("exercise 5.1: delete this line and write place, see the TODO above")
 
     def _note(self, neurons: np.ndarray, rows: np.ndarray) -> None:
@@ -162,7 +162,7 @@ class Pool:
         # with holes = [4 5] nothing moves
         # Provided: self._note(neurons, rows) notes in both maps and the bias that neurons lie in rows;
         # self._neuron_of_row says which neuron lies in a row.
-        # In the engine: flashlite bench --stage 5 --impl ref,ex05=mine
+        # In the engine: flashlite bench --stage 5 --impl ref,5.2=mine
         raise NotImplementedError("exercise 5.2: delete this line and write _fill_holes, see the TODO above")
 
     def commit(self) -> None:
@@ -184,7 +184,7 @@ class Pool:
         # Provided: ffn_product(x, rows, bias, d_model) computes this for rows of neurons and their biases, padding or
         # not; self._d_model. The engine calls it as self._product, which in models of other families is a product of
         # their own.
-        # In the engine: flashlite bench --stage 5 --impl ref,ex05=mine
+        # In the engine: flashlite bench --stage 5 --impl ref,5.3=mine
         raise NotImplementedError("exercise 5.3: delete this line and write product, see the TODO above")
 
     def activations(self, x: Tensor, neurons: np.ndarray) -> Tensor:

@@ -97,7 +97,7 @@ def choose_predictors(layers: Sequence[Sequence[Candidate]], room: int, record: 
     # Provided: Candidate and _smallest, the place of a layer's candidate that takes least DRAM with a window of 1;
     # NumPy as np.
     # In the engine: flashlite train-predictor my-store --text flashlite/*/*.py --tokens 2048 --steps 20 --dram-budget
-    # 50% --out predictor.safetensors --impl ref,ex06=mine
+    # 50% --out predictor.safetensors --impl ref,6.2=mine
     raise NotImplementedError("exercise 6.2: delete this line and write choose_predictors, see the TODO above")
 
 
@@ -138,7 +138,7 @@ def split_rows(total: int, needs: Sequence[float], neurons: int, spare: int) -> 
     #   total = 1000, neurons = 100, spare = 2 -> (100, 100, 100)  every layer is full
     # where shares aren't whole, rows may differ from these by up to two
     # Provided: FEWEST_ROWS, above.
-    # In the engine: flashlite bench --stage 5 --impl ref,ex06=mine
+    # In the engine: flashlite bench --stage 5 --impl ref,6.1=mine
     raise NotImplementedError("exercise 6.1: delete this line and write split_rows, see the TODO above")
 
 

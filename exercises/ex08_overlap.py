@@ -111,7 +111,7 @@ class OverlappedFFN(FlashFFN):
         # garbage. self.product_after(h, x, rows) computes the values of `rows` again, when they have landed, and
         # multiplies everything. self.memory.product(x) does both at once. All of these take the neurons that have a row
         # at that moment.
-        # In the engine: flashlite bench --stage 6 --impl ref,ex08=mine
+        # In the engine: flashlite bench --stage 6 --impl ref,8.1=mine
         raise NotImplementedError("exercise 8.1: delete this line and write read_and_multiply, see the TODO above")
 
     def likely(self, x: Tensor) -> np.ndarray:

@@ -51,7 +51,7 @@ class Activation:
         #   dReLU                            -> [[0 2.5 5 0]]
         # Provided: threshold(x, t, 0.0, inplace=True) of torch writes 0 into x wherever it isn't above t.
         # self.fires(first), above, says where values may differ from 0.
-        # In the engine: flashlite bench .flashlite/gated --stage 5 --predictor copy --impl ref,ex09=mine
+        # In the engine: flashlite bench .flashlite/gated --stage 5 --predictor copy --impl ref,9.1=mine
         raise NotImplementedError("exercise 9.1: delete this line and write __call__, see the TODO above")
 
 

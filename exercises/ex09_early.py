@@ -77,7 +77,7 @@ class EarlyFFN(FlashFFN):
         # Provided: active_set(self.predictor, x) and self.window.step(...), as in chapters 2 and 3; self._submit(step,
         # file) makes room in memory for a step, begins its reads through a file and returns (tickets, rows);
         # self.forget() waits for all reads under way and empties window, memory and the two fields.
-        # In the engine: flashlite bench falcon-mini --stage 6 --dram-budget 75% --impl ref,ex09=mine
+        # In the engine: flashlite bench falcon-mini --stage 6 --dram-budget 75% --impl ref,9.3=mine
         raise NotImplementedError("exercise 9.3: delete this line and write begin, see the TODO above")
 
     def forget(self) -> None:

@@ -75,8 +75,7 @@ class NeuronMemory(Protocol):
 class Pool:
     """A matrix allocated once. Its rows are the buffers that reads land in, so a neuron is never copied.
 
-    New neurons take the rows of dropped ones. Only the holes that remain are filled from the tail, so fewer rows move
-    than in the paper, where every deletion moves one. `moved` counts them.
+    Fewer rows move than in the paper, where every deletion moves one. `moved` counts them.
 
     capacity: how many neurons it has room for
     shape: of the layer's FFN
@@ -105,15 +104,16 @@ class Pool:
         self.num_used = self.moved = 0
 
     def place(self, load: np.ndarray, drop: np.ndarray) -> Landing:
-        """Drop neurons and name the rows for new ones: those of dropped neurons first, then rows after the used ones.
+        """Drop neurons and name the rows into which new ones are to be read.
 
         load, drop: [n] int64 in any order; a neuron may be in both. Afterwards the used rows have no gap, and each of
         them knows its neuron, the new ones too. Raises ValueError, and changes nothing, if the pool would overflow.
         """
         # 5.1  A dropped neuron's row can be overwritten at once, so in the usual case, about as many in as out, no row
         # moves; the paper deletes first and appends then, which moves one row for each deletion. The new neurons take
-        # the lowest free rows: then every hole that remains lies above them, and _fill_holes, which only moves rows
-        # from the end, can't touch a row whose weights are still on their way.
+        # the lowest free rows: then every hole that remains lies above them, and none of them can sit at the new end or
+        # above it: all holes would lie above it there, one more than there are rows from the end on. So _fill_holes,
+        # which only moves rows from the end on, can't touch a row whose weights are still on their way.
         # Usual mistakes: closing all holes first and appending then (rows move for nothing); taking free rows in any
         # order, so that _fill_holes moves a row before its read has landed; marking dropped neurons after the new ones
         # were noted, which loses a neuron that is in both; not counting the rows that `drop` sets free when checking

@@ -473,6 +473,23 @@ def one_list_of_rows(self: Any, load: np.ndarray, drop: np.ndarray) -> Landing:
     return Landing(self._buffer, rows)
 
 
+@answers("5.1")
+def any_rows_below_the_new_end(self: Any, load: np.ndarray, drop: np.ndarray) -> Landing:
+    end = self.num_used + len(load) - len(drop)
+    if end > self.capacity:
+        raise ValueError("no room")
+    free = self._row_of_neuron[drop]
+    self._row_of_neuron[drop] = -1
+    safe = np.concatenate([np.arange(self.num_used, end), free[free < end]])
+    rows = safe[: len(load)]
+    self._note(load, rows)
+    self.num_used = max(self.num_used, end)
+    holes = np.setdiff1d(free, rows)
+    if len(holes):
+        self._fill_holes(holes)
+    return Landing(self._buffer, rows)
+
+
 @answers("5.2")
 def two_pointers(self: Any, holes: np.ndarray) -> None:
     empty, last = set(holes.tolist()), self.num_used - 1

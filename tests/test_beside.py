@@ -16,6 +16,7 @@ from conftest import ROOT
 from flashlite.course import plug
 from flashlite.course.classroom import beside
 from flashlite.course.grade import Grade, grade_one
+from flashlite.course.impl.choose import choose
 from flashlite.course.manifest import Course
 
 FILE, MARK = "ex07_speculative.py", "def expected_tokens"
@@ -75,7 +76,7 @@ def test_a_helper_is_imported_where_the_engine_runs_on_exercises(clone: Course) 
     hand_in(clone.root / "exercises", text, my_helper="def two():\n    return 2\n")
     code = "import flashlite.bench.speculative as s; print(s.__file__)"
     (clone.root / "probe_it.py").write_text(code)
-    plugs = plug.choose(clone, "ref,ex07=mine")
+    plugs = choose(clone, "ref,ex07=mine")
     command = plug.command(plugs, "probe_it")
     paths = os.pathsep.join(map(str, (ROOT, clone.root)))
     done = subprocess.run(
@@ -87,7 +88,7 @@ def test_a_helper_is_imported_where_the_engine_runs_on_exercises(clone: Course) 
 def test_a_notebook_reads_an_edited_helper_anew(clone: Course, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path])
     folder = hand_in(clone.root / "exercises", "import my_helper", my_helper="VALUE = 1\n")
-    plugged = plug.choose(clone, "ref,ex07=mine")["flashlite.bench.speculative"]
+    plugged = choose(clone, "ref,ex07=mine")["flashlite.bench.speculative"]
     assert plug.load(plugged).my_helper.VALUE == 1
     (folder / "my_helper.py").write_text("VALUE = 22  # of another length, as Python tells edited files apart\n")
     assert plug.load(plugged).my_helper.VALUE == 22

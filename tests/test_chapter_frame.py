@@ -72,6 +72,22 @@ def test_what_your_function_gives_is_shown_beside_the_engines(
     assert "| 7.2 | `expected_speedup` | 0 |" in table.data
 
 
+def test_what_is_not_solved_yet_runs_as_the_engines_and_is_told(
+    clone: Course, tiny_store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(clone.root)
+    path = clone.root / "exercises/ex07_speculative.py"
+    path.write_text(re.sub(r'raise NotImplementedError\("exercise 7\.1.*', "return 7", path.read_text()))
+    shown = {"7.1": lambda tokens: tokens(0.5, 2), "7.2": lambda gain: gain(0.5, 2, 0.1, 1.0)}
+    table = chapter.run_yours(tiny_store, 7, shown)
+    printed = capsys.readouterr().out
+    assert printed.startswith("7.1 → exercises/ex07_speculative.py (edited)\nNot solved yet, so the engine's own code ")
+    assert "7.1 expected_tokens: yours 7, the engine's 1.75" in printed
+    assert "7.2 expected" not in printed
+    assert table is not None
+    assert "7.2" not in table.data
+
+
 def test_what_your_function_raises_is_one_line_with_its_place(
     clone: Course, tiny_store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,11 +120,17 @@ def test_a_command_that_fails_is_its_line_and_no_table(
 ) -> None:
     monkeypatch.chdir(clone.root)
     path = clone.root / "exercises/ex01_families.py"
-    path.write_text(path.read_text() + "# begun\n")
+    text = path.read_text()
+    path.write_text(text + "# begun\n")
+    assert chapter.run_yours(tiny_store, 1) is None
+    assert "no exercise in exercises/ex01_families.py, " in capsys.readouterr().out
+    path.write_text(re.sub(r"raise NotImplementedError.*", "return config.nothing", text))
     assert chapter.run_yours(tiny_store, 1) is None
     captured = capsys.readouterr()
-    assert "$ flashlite estimate opt-6.7b --drive 870 --impl ref,ex01=mine" in captured.out
-    assert captured.err.startswith("flashlite: exercise 1.3: delete this line")
+    assert "ex01 → exercises/ex01_families.py (edited)" in captured.out
+    assert "Not solved yet, so the engine's own code runs: 1.1, 1.2\n" in captured.out
+    assert "$ flashlite estimate opt-6.7b --drive 870 --impl ref,1.3=mine" in captured.out
+    assert captured.err.startswith("flashlite: ex01_families.py:")
     assert FOLDER not in os.environ
 
 

@@ -24,8 +24,9 @@ from flashlite.contest.layout import READ, Cost, cost_of
 from flashlite.contest.leaderboard import as_csv, play_class
 from flashlite.contest.referee import play, score
 from flashlite.contest.traces import PUBLIC, Trace, past, read_trace, trace_files
+from flashlite.course.impl.choose import POLICY, choose, plug_of
 from flashlite.course.manifest import Course, read_course
-from flashlite.course.plug import POLICY, choose, load, whole_file
+from flashlite.course.plug import load
 from flashlite.course.report.known import contests
 from flashlite.engine.policies import entry
 from flashlite.engine.policies.kept import KeptByPolicy
@@ -115,6 +116,8 @@ def test_a_score_keeps_its_sign_when_it_is_rounded() -> None:
     [
         (Change([7]), "drops neuron 7, which isn't in DRAM"),
         (Change([1]), "drops neuron 1, which this token needs"),
+        (Change([4]), "drops neuron 4, which this token needs"),
+        (Change([7, 4]), "drops neuron 4, which this token needs"),
         (Change(), "holds 4 neurons where there is room for 3: drop 1 more"),
         (Change([0], [5]), "holds 4 neurons where there is room for 3: drop 1 more"),
         (Change([0], [2]), "loads neuron 2, which is held anyway"),
@@ -377,10 +380,16 @@ def characters(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_the_same_seed_records_the_same_traces(tiny_store: Store, characters: list[str], tmp_path: Path) -> None:
     for name, seed in (("one", 3), ("two", 3), ("other", 4)):
-        record.write_traces(record.record(tiny_store, characters, seed, 24, 4, "90%"), tmp_path / name)
+        lines: list[str] = []
+        record.write_traces(record.record(tiny_store, characters, seed, 24, 4, "90%", lines.append), tmp_path / name)
     one, two, other = ([path.read_bytes() for path in trace_files(tmp_path / name)] for name in ("one", "two", "other"))
     assert one == two
     assert not set(one) & set(other)
+    assert lines[0] == "reading text: 1 of at most 400 passages"
+    assert [re.sub(", .* left", "", line) for line in lines[1:]] == [
+        "step 1 of 4: a trace of the text itself", "step 2 of 4: a trace of what the model writes",
+        "step 3 of 4: a trace of the text itself", "step 4 of 4: a trace of what the model writes by chance",
+    ]  # fmt: skip
     assert [path.name for path in trace_files(tmp_path / "one")] == [
         "01-text.safetensors", "02-greedy.safetensors", "03-text.safetensors", "04-sampled.safetensors",
     ]  # fmt: skip
@@ -445,7 +454,7 @@ class Recorded(KeptByPolicy):
 
 def policy_of(name: str) -> object:
     path = ROOT / name / "contest_policy.py"
-    return load(whole_file(path, [])).Policy
+    return load(plug_of(path, [])).Policy
 
 
 @pytest.mark.parametrize("name", ["exercises", "solutions"])
@@ -540,19 +549,28 @@ def test_the_command_judges_writes_and_names_what_is_wrong(
     monkeypatch.chdir(ROOT)
     given = ["--traces", traces[0].parent, "--plot", tmp_path / "a.png", "--json", tmp_path / "a.json"]
     code, out, err = call(monkeypatch, capsys, "contest", *given, "--entry", ROOT / "exercises/contest_policy.py")
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert err.splitlines() == [
+        "playing the baselines on 2 traces", "judging exercises/contest_policy.py, for at most 120 s",
+    ]  # fmt: skip
     assert "score 0.0" in out
     assert '"score": 0.0' in (tmp_path / "a.json").read_text()
     assert (tmp_path / "a.png").stat().st_size > 5000
     (tmp_path / "class/ada").mkdir(parents=True)
     (tmp_path / "class/ada/contest_policy.py").write_text(STUB.replace(RETURNS, "        pass\n"))
     given = ["--traces", traces[0].parent, "--csv", tmp_path / "out/a.csv"]
-    code, out, _ = call(monkeypatch, capsys, "contest", "--class", tmp_path / "class", *given)
+    code, out, err = call(monkeypatch, capsys, "contest", "--class", tmp_path / "class", *given)
     assert code == 0
     assert "ada" in out
+    assert err.splitlines() == ["playing the baselines on 2 traces", "step 1 of 1: ada"]
+    code, out, _ = call(monkeypatch, capsys, "contest", "--entry", tmp_path / "class/ada", *given[:2])
+    assert code == 1
+    assert "no score: step returns NoneType" in out
     assert "step returns NoneType" in (tmp_path / "out/a.csv").read_text().splitlines()[1]
     for arguments, words in (
         (["--entry", "nowhere.py"], "nowhere.py is missing: name your entry"),
+        (["layout", "--entry", tmp_path / "class/ada"], "ada holds no contest_layout.py: name the entry"),
+        (["layout", "--class", tmp_path / "class"], "holds no folders with a contest_layout.py"),
         (["--traces", tmp_path / "nothing"], "nothing cannot be read"),
         (["--traces", tmp_path / "class"], "holds no traces"),
         (["--entry", "a.py", "--class", "b"], "write one of them"),

@@ -17,16 +17,20 @@ from typing import Any
 import numpy as np
 import pytest
 import sync
+import torch
 from conftest import ROOT, pytest_report_header
 from typer.testing import CliRunner
 
 from flashlite.cli.main import app, main
+from flashlite.cli.unsolved import check_solved
 from flashlite.course import chapter
-from flashlite.course.generate import find_function, generated_files
+from flashlite.course.generate import find_function, generated_files, stub
 from flashlite.course.grade import Grade, exercise_tests, grade, grade_one, totals
+from flashlite.course.impl.choose import choose, describe
 from flashlite.course.manifest import STUBS, Course, find_course, read_course
-from flashlite.course.plug import choose, describe, load
+from flashlite.course.plug import load
 from flashlite.errors import FlashliteError
+from flashlite.storage.bundle import FFNShape
 from flashlite.storage.store import Store
 
 
@@ -203,11 +207,14 @@ def test_a_warm_up_passes_or_fails_and_has_no_points(clone: Course, monkeypatch:
     assert re.search(r"0\.1 merge .* FAIL +warm-up", wrong.output)
     (result,) = json.loads((clone.root / "out.json").read_text())["exercises"]
     assert (result["status"], result["points"], result["max"]) == ("FAIL", 0, 0)
+    assert wrong.output.splitlines()[-1] == "warm-ups passed 0/1 → out.json"
     assert "A read may have `most` records, not more." in result["message"]
     path.write_text(right)
     done = run(clone, monkeypatch, "grade", "0.1")
     assert done.exit_code == 0
     assert re.search(r"0\.1 merge .* PASS +warm-up", done.output)
+    assert done.output.splitlines()[-1].startswith("warm-ups passed 1/1 → ")
+    assert "0/0" not in wrong.output + done.output
     assert "next: 0.2" in run(clone, monkeypatch, "progress").output
 
 
@@ -451,7 +458,7 @@ def test_a_class_is_graded_to_a_table(clone: Course, monkeypatch: pytest.MonkeyP
     done = run(clone, monkeypatch, "grade", "4", "--class", tmp_path / "class", "--csv", tmp_path / "grades.csv")
     assert done.exit_code == 0
     assert (tmp_path / "grades.csv").read_text().split() == [
-        "student,4.1,4.2,4.3,total,hints", "ada,3,0,4,7,0", "bob,0,0,0,0,0"
+        "student,4.1,4.2,4.3,total,hints", "ada,3,PASS,4,7,0", "bob,0,TODO,0,0,0"
     ]  # fmt: skip
 
 
@@ -648,6 +655,71 @@ def test_impl_chooses_files_by_slot(course: Course) -> None:
     mine = choose(course, "ref,ex03=mine")
     assert set(mine) == {"flashlite.engine.window"}
     assert describe(course, mine)[0].startswith("ex03 → exercises/ex03_window.py (")
+
+
+@pytest.mark.parametrize(
+    ("impl", "words"),
+    [
+        ("ref,5.1=mine,ex05=ours", "not understood at 'ex05=ours': write mine, solutions or ref, or ref,3.2=mine"),
+        ("ref,5.9=mine", "not understood at '5.9=mine'"), ("=mine", "not understood at '=mine'"),
+        ("mine,5.1=solutions", "asks for two files of the name ex05_pool.py: write ref in place of solutions"),
+    ],
+)  # fmt: skip
+def test_impl_that_says_nothing_clear_is_named(impl: str, words: str, course: Course) -> None:
+    with pytest.raises(FlashliteError) as refused:
+        choose(course, impl)
+    assert words in str(refused.value)
+
+
+def test_impl_takes_one_exercise_and_the_rest_of_its_file_is_the_engines(clone: Course) -> None:
+    name, module = "ex05_pool.py", "flashlite.engine.pool"
+    stubs = stub(clone.root, clone.files[name][1:], clone.hidden(name))  # all but 5.1, which has its body
+    (clone.root / "exercises" / name).write_text(stubs)
+    plugs = choose(clone, "ref,5.1=mine")
+    assert set(plugs) == {module}
+    assert describe(clone, plugs) == [f"5.1 → exercises/{name} (edited)"]
+    assert describe(clone, choose(clone, "ref,ex05=mine,5.2=ref"))[0].startswith("5.1, 5.3 → ")
+    assert plugs[module].counted == {"Pool.place": "5.1"}
+    assert set(clone.hidden(name)) < set(plugs[module].from_reference)
+    shape, bias = FFNShape(16, 8, 4, 64), torch.zeros(16)
+    pool = load(plugs[module], module).Pool(6, shape, torch.float32, bias)
+    pool.place(np.array([7, 3, 9, 4, 8]), np.zeros(0, np.int64))
+    pool.place(np.zeros(0, np.int64), np.array([7, 3, 8]))  # leaves holes, which are the engine's to fill
+    assert sorted(pool.neurons()) == [4, 9]
+    whole = load(choose(clone, "ref,ex05=mine")[module], module).Pool(6, shape, torch.float32, bias)
+    whole.place(np.array([7, 3]), np.zeros(0, np.int64))
+    with pytest.raises(NotImplementedError, match=r"exercise 5\.2"):
+        whole.place(np.zeros(0, np.int64), np.array([7]))
+
+
+@pytest.mark.parametrize(
+    ("impl", "called", "first", "instead"),
+    [
+        ("ref,ex05=mine", ["5.1", "5.2", "5.3"], "5.2", "ref,5.1=mine"),
+        ("ref,5.1=mine,5.2=mine", ["5.1", "5.2"], "5.2", "ref,5.1=mine"),
+        ("ref,ex05=mine,contest=mine", ["5.2"], "5.2", "ref,contest=mine"),
+        ("mine", ["3.2", "5.1"], "3.2", "mine,3.2=ref"),
+        ("mine", ["3.2", "5.1", "5.2"], "3.2", "ref,5.1=mine"),
+        ("ref,ex03=solutions,ex05=mine", ["3.2", "5.2"], "5.2", "ref,3.2=solutions"),
+        ("ref,ex05=mine", ["5.2"], "5.2", ""),
+    ],
+)
+def test_a_stub_that_would_run_is_named_with_what_runs_without_it(
+    impl: str, called: list[str], first: str, instead: str, clone: Course, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "ex05_pool.py"
+    (clone.root / "exercises" / name).write_text(stub(clone.root, clone.files[name][1:], clone.hidden(name)))
+    shutil.copyfile(ROOT / "exercises/contest_policy.py", clone.root / "exercises/contest_policy.py")
+    monkeypatch.chdir(clone.root)
+    with pytest.raises(FlashliteError) as refused:
+        check_solved(impl, set(called))
+    order, _, advice = str(refused.value).partition("; to run what is solved, write --impl ")
+    assert re.fullmatch(
+        rf"exercise {re.escape(first)}: delete this line and write .* \(exercises/ex\w+\.py:\d+\)", order
+    )
+    assert advice == instead
+    if instead:
+        check_solved(instead, set(called))  # runs no stub
 
 
 def test_a_clone_is_found_from_inside_and_a_malformed_manifest_is_named(clone: Course) -> None:

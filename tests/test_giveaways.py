@@ -7,6 +7,7 @@ import builtins
 import copy
 import re
 
+import nbformat
 import pytest
 from answers import right_answers
 from conftest import ROOT
@@ -92,6 +93,32 @@ def test_no_hint_is_the_answer(exercise: Exercise) -> None:
         given = [piece for piece in pieces(exercise.id, 1) if re.search(piece, squeezed(hint))]
         assert [piece for piece in given if not re.search(piece, known)] == [], hint
         assert [code for code in re.findall(CODE, hint) if squeezed(code) not in known] == [], hint
+
+
+def told(exercise: Exercise) -> str:
+    """The text of an exercise's chapter, without what its cells run and print."""
+    (path,) = (ROOT / "chapters").glob(f"{exercise.chapter:02}_*.ipynb")
+    return "\n\n".join(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "markdown")
+
+
+def borrowed(exercise: str) -> set[str]:
+    """The functions of torch and NumPy that every right answer calls: one to be found is part of the answer."""
+    found = []
+    for function in answers(exercise):
+        calls = [ast.unparse(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)]
+        found.append({call.rpartition(".")[2] for call in calls if re.match(r"(np|numpy|torch|F|nn)\.", call)})
+    return set.intersection(*found)
+
+
+@EXERCISES
+def test_no_chapter_tells_the_answer(exercise: Exercise) -> None:
+    """Neither a piece of it nor the function that it turns on, in more words than the task itself has."""
+    stub = find_function(ast.parse(FILES[f"exercises/{exercise.file}"]), exercise.qualname)
+    known, text = contract(exercise) + (ast.get_docstring(stub) or ""), told(exercise)
+    given = [piece for piece in pieces(exercise.id, 3) if re.search(piece, squeezed(text))]
+    assert [piece for piece in given if not re.search(piece, squeezed(known))] == []
+    named = {name for name in borrowed(exercise.id) if re.search(rf"`(np|torch|F)\.(\w+\.)*{name}\b", text)}
+    assert {name for name in named if name not in known} == set()
 
 
 @GRADED

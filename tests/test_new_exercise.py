@@ -89,7 +89,7 @@ def test_the_overview_has_each_exercise_with_its_file_and_what_runs_it(course: C
     for e in course.exercises:
         (line,) = [line for line in lines if line.startswith(f"| {e.id} ")]
         assert f"| `{e.qualname}` | [{e.file}]({e.file}) | {e.points or 'warm-up'} | {e.minutes} |" in line
-        assert f"--impl ref,{e.slot}=mine`" in line or f"the last code cell of chapter {e.chapter}" in line
+        assert f"--impl ref,{e.id}=mine`" in line or f"the last code cell of chapter {e.chapter}" in line
     targets = [re.findall(r"\]\((.*?)\)", line) for line in lines if line.startswith("## [")]
     assert len(targets) >= len(course.chapters)
     for (target,) in targets:

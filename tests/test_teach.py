@@ -242,3 +242,32 @@ def test_a_failure_has_lines_of_its_own(clone: Course, monkeypatch: pytest.Monke
     assert lines[4].startswith("      ")
     assert lines[5] == "    → flashlite hint 3.2"
     assert max(map(len, lines)) <= 80
+
+
+# Entries of the contest in place of exercises
+
+
+def test_a_student_with_entries_of_contests_alone_is_told_what_judges_them(
+    clone: Course, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    classroom = tmp_path / "class"
+    hand_in(classroom / "ada" / "exercises", "contest_policy.py", "contest_layout.py")
+    hand_in(classroom / "bob" / "course-main", "contest_layout.py")
+    done = run(clone, monkeypatch, "grade", "--submission", classroom / "ada")
+    judges = "contest_{0}.py, which `flashlite contest {0} --entry {1}/exercises/contest_{0}.py` judges"
+    told = " and ".join(judges.format(name, classroom / "ada") for name in ("policy", "layout"))
+    assert str(done.exception).endswith(f"holds no exercise files, such as ex00_reads.py, but {told}")
+    done = run(clone, monkeypatch, "grade", "--class", classroom, "--csv", tmp_path / "grades.csv")
+    assert (
+        "holds no folders with exercise files, but contest_policy.py, which `flashlite contest policy --class"
+        in str(done.exception)
+    )
+    hand_in(classroom / "cleo", "ex04_bundle.py")
+    hand_in(classroom / "dora")
+    monkeypatch.setattr("flashlite.cli.teach.grade_folders", judged)
+    done = run(clone, monkeypatch, "grade", "4", "--class", classroom, "--csv", tmp_path / "grades.csv")
+    missing = [line.partition("no exercise files found in it")[2] for line in done.output.splitlines()]
+    layout = f"contest_layout.py, which `flashlite contest layout --class {classroom}` judges"
+    assert missing[1] == f", but {layout}"
+    assert missing[0].endswith(f" and {layout}")
+    assert missing[2:] == [""] * 3

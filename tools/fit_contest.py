@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from flashlite.contest import traces
-from flashlite.course.plug import Plug, load
+from flashlite.course.impl.choose import Plug
+from flashlite.course.plug import load
 
 SOLUTION = Path(__file__).parent.parent / "solutions/contest_policy.py"
 HORIZON = 0.6

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flashlite.arguments import BUNDLED_NAMES, LAST_STAGE, LAYOUTS, MANIFEST, POLICY_STAGES, is_store, parse_budget
-from flashlite.course import plug
+from flashlite.course.impl.choose import POLICY, choose, functions_of
 from flashlite.course.manifest import find_course
 from flashlite.errors import BudgetError, FlashliteError
 
@@ -132,8 +132,8 @@ def check_exercises(store: Store, plugged: Plugged) -> None:
     only those of an elective are about other families."""
     if not plugged.plugs or (kind := store.config.model_type) == "opt":
         return
-    course = find_course()
-    slots = {e.slot for e in course.exercises if e.module in plugged.plugs and not course.is_elective(e.id)}
+    course, run = find_course(), functions_of(plugged.plugs)
+    slots = {e.slot for e in course.exercises if e.id in run and not course.is_elective(e.id)}
     if slots:
         raise FlashliteError(
             f"the exercises {', '.join(sorted(slots))} run OPT, and {store.path} is of type {kind}: leave them out of "
@@ -143,7 +143,7 @@ def check_exercises(store: Store, plugged: Plugged) -> None:
 
 def check_policy(impl: str, stages: Iterable[int]) -> None:
     """Raise FlashliteError if `--impl` names a policy for the contest and one of the stages can't run it."""
-    if LAST_STAGE in stages and impl != "ref" and plug.POLICY in plug.choose(find_course(), impl):
+    if LAST_STAGE in stages and impl != "ref" and POLICY in choose(find_course(), impl):
         raise FlashliteError(POLICY_STAGES)
 
 

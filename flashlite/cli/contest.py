@@ -47,7 +47,9 @@ def contest(
     which: Annotated[
         Which, typer.Argument(help="policy: which neurons to keep; layout: how they lie on flash")
     ] = "policy",
-    entry: Annotated[Path | None, typer.Option(help="judge this file; your exercises/ one if not given")] = None,
+    entry: Annotated[
+        Path | None, typer.Option(help="judge this file, or a student's folder; your exercises/ one if not given")
+    ] = None,
     classroom: Annotated[Path | None, typer.Option("--class", help="judge every folder in this one")] = None,
     traces: Annotated[
         Path | None, typer.Option(help="judge on the traces in this folder; the course's if not given")
@@ -87,12 +89,12 @@ def contest(
     if entry is not None and classroom is not None:
         raise FlashliteError("--entry judges one file and --class a folder of students: write one of them")
     check_outputs(json_file, plot)
-    held = open_contest(which, traces)
     if classroom is not None:
-        return judge_class(held, classroom, csv_file or Path(f"contest_{which}.csv"), json_file, plot, time_limit)
-    file = entry or find_course().root / "exercises" / held.file
-    if not file.is_file():
-        raise FlashliteError(f"{file} is missing: name your entry with --entry FILE")
+        table = csv_file or Path(f"contest_{which}.csv")
+        return judge_class(which, traces, classroom, table, json_file, plot, time_limit)
+    file = entry_file(which, entry)
+    held = open_contest(which, traces)
+    show_progress(f"judging {_shown(file)}, for at most {time_limit:g} s")
     standing = held.enter(file, time_limit)
     screen.print(
         f"{held.title}: {len(held.traces)} traces, {held.tokens} tokens; entry {escape(_shown(file))}", style="dim"
@@ -117,13 +119,31 @@ def _note(which: str, score: float) -> None:
     write_text(place, json.dumps(read_state(place) | {which: {"score": score}}, indent=1) + "\n")
 
 
+def entry_file(which: Which, entry: Path | None) -> Path:
+    """The file to judge: one that was named, that of a folder that was named, or your own. Raises FlashliteError."""
+    from flashlite.contest.judge import CONTESTS
+    from flashlite.contest.leaderboard import entry_in
+
+    name = CONTESTS[which].file
+    named = entry or find_course().root / "exercises" / name
+    if named.is_dir():
+        if (file := entry_in(named, name)) is None:
+            raise FlashliteError(f"{named} holds no {name}: name the entry with --entry FILE")
+        return file
+    if not named.is_file():
+        raise FlashliteError(f"{named} is missing: name your entry with --entry FILE")
+    return named
+
+
 def open_contest(which: Which, traces: Path | None) -> Contest:
     """A contest on the traces in a folder, or on the course's own. Raises FlashliteError if there are none."""
     from flashlite.contest.judge import CONTESTS
     from flashlite.contest.traces import public_folder, trace_files
 
     public = trace_files(public_folder())
-    return CONTESTS[which](public if traces is None else trace_files(traces), public)
+    graded = public if traces is None else trace_files(traces)
+    show_progress(f"playing the baselines on {len(graded)} traces")
+    return CONTESTS[which](graded, public)
 
 
 def table_of(held: Contest, standing: Standing) -> Table:
@@ -141,15 +161,19 @@ def table_of(held: Contest, standing: Standing) -> Table:
 
 
 def judge_class(
-    held: Contest, folder: Path, csv_file: Path, json_file: Path | None, plot: Path | None, time_limit: float
-) -> None:
+    which: Which, traces: Path | None, folder: Path, csv_file: Path, json_file: Path | None, plot: Path | None,
+    time_limit: float,
+) -> None:  # fmt: skip
     """Judge a class: a line a student as they are judged, then the leaderboard as table, CSV and figure."""
     from flashlite.bench.tables import Table
-    from flashlite.contest.leaderboard import as_csv, play_class
+    from flashlite.contest.judge import CONTESTS
+    from flashlite.contest.leaderboard import as_csv, entries_of, play_class
     from flashlite.storage.atomic import write_file
 
     checks.check_file(csv_file, f"--csv {csv_file}")
-    places = play_class(held, folder, time_limit, _say)
+    entries_of(folder, CONTESTS[which].file)
+    held = open_contest(which, traces)
+    places = play_class(held, folder, time_limit, _say, show_progress)
     rows = [[place.student, _points(place)] for place in places]
     show_table(Table(["student", "score"], rows, held.title))
     csv_file.parent.mkdir(parents=True, exist_ok=True)

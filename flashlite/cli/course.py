@@ -14,12 +14,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from flashlite.cli import teach
-from flashlite.cli.grades import STYLES, Printer, screen, shown
+from flashlite.cli.grades import STYLES, Printer, contest_files, screen, shown, spoken_entries, spoken_totals
 from flashlite.cli.teach import Classroom, chosen_exercises, grade_class
 from flashlite.course.classroom import gradescope
 from flashlite.course.classroom.hints import hints_before, next_hint
 from flashlite.course.classroom.state import STATE, Last, last_grades, remember, write_text
-from flashlite.course.grade import JOBS, TIME_LIMIT, as_json, grade, packed_archives, submission_folder, totals
+from flashlite.course.grade import JOBS, TIME_LIMIT, as_json, grade, packed_archives, submission_folder
 from flashlite.course.manifest import Course, Exercise, find_course
 from flashlite.errors import FlashliteError
 
@@ -70,8 +70,8 @@ def grade_command(
         _write_json(json_file or target, as_json(course, impl, seed, grades))
     if submission is None and impl == "mine":
         remember(course, grades)
-    lines = [f"{name} [bold]{points}/{most}[/bold]" for name, (points, most) in totals(course, grades).items()]
-    screen.print("\n" + "\n".join([f"{lines[0]} → {shown(target)}", *lines[1:]]))
+    first, *others = spoken_totals(course, grades)
+    screen.print(escape("\n" + "\n".join([f"{first} → {shown(target)}", *others])), style="bold")
     left_out = [g for g in grades if not which and course.is_elective(g.id) and g.status == "TODO"]
     raise typer.Exit(0 if all(g.status == "PASS" for g in grades if g not in left_out) else 1)
 
@@ -102,9 +102,12 @@ def _refused(course: Course, submission: Path) -> str | None:
         return f"{submission} is no folder: name the one that holds a student's exercise files"
     if submission_folder(course, submission) is not None:
         return None
-    archives = ", ".join(path.name for path in packed_archives(submission))
     reason = f"{submission} holds no exercise files, such as {next(iter(course.files))}"
-    return f"{reason}: unpack {archives}" if archives else reason
+    if archives := ", ".join(path.name for path in packed_archives(submission)):
+        return f"{reason}: unpack {archives}"
+    if entries := contest_files(submission):
+        return f"{reason}, but {spoken_entries(entries)}"
+    return reason
 
 
 def _write_json(path: Path, result: object) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
-from flashlite.course.grade import Grade
+from flashlite.course.grade import Grade, totals
 from flashlite.course.manifest import Course, Exercise
 
 STYLES = {"PASS": "bold green", "FAIL": "bold red", "TODO": "yellow", "ERROR": "bold magenta"}
@@ -61,3 +62,26 @@ def shown(path: Path) -> str:
     """A path as one would type it here."""
     inside = path.is_absolute() and path.is_relative_to(Path.cwd())
     return os.path.relpath(path) if inside else str(path)
+
+
+def spoken_totals(course: Course, grades: Sequence[Grade]) -> list[str]:
+    """What was earned: "total 4/15", and each elective for itself. Warm-ups earn nothing: alone, how many passed."""
+    sums = [f"{name} {earned}/{most}" for name, (earned, most) in totals(course, grades).items() if most]
+    passed = sum(grade.status == "PASS" for grade in grades)
+    return sums or [f"warm-ups passed {passed}/{len(grades)}"]
+
+
+def contest_files(folder: Path) -> dict[str, Path]:
+    """The entries in a student's folder, by the contest's name. No exercise is graded by them."""
+    from flashlite.contest.judge import CONTESTS
+    from flashlite.contest.leaderboard import entry_in
+
+    found = {name: entry_in(folder, contest.file) for name, contest in CONTESTS.items()}
+    return {name: path for name, path in found.items() if path is not None}
+
+
+def spoken_entries(entries: Mapping[str, Path], classroom: Path | None = None) -> str:
+    """What judges these entries, by the contest's name. classroom: the folder of the class, if all of it is meant."""
+    where = {name: f"--entry {path}" if classroom is None else f"--class {classroom}" for name, path in entries.items()}
+    told = (f"{path.name}, which `flashlite contest {name} {where[name]}` judges" for name, path in entries.items())
+    return " and ".join(told)

@@ -106,7 +106,12 @@ PredictorOption = Annotated[
 DeviceOption = Annotated[
     str, typer.Option("--device", help="where weights lie and are multiplied: cpu, cuda, or cuda:1")
 ]
-ImplOption = Annotated[str, typer.Option("--impl", help="whose code runs: ref, mine, solutions, or ref,ex03=mine")]
+ImplOption = Annotated[
+    str,
+    typer.Option(
+        "--impl", help="whose code runs: ref, mine, solutions, ref,ex03=mine, or ref,3.2=mine for one exercise"
+    ),
+]
 
 
 def show_progress(line: str) -> None:

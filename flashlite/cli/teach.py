@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from flashlite.cli.grades import screen, shown, spoken_hints
+from flashlite.cli.grades import contest_files, screen, shown, spoken_entries, spoken_hints, spoken_totals
 from flashlite.course.classroom import github, gradescope
 from flashlite.course.classroom.state import STATE, write_text
 from flashlite.course.grade import (
@@ -46,8 +46,7 @@ def gradescope_command(
     course = find_course()
     exercises = chosen_or_core(course, which)
     count = gradescope.write_zip(course, out, exercises)
-    points = sum(exercise.points for exercise in exercises)
-    screen.print(f"{shown(out)}: {count} files, {len(exercises)} exercises, {points} points")
+    screen.print(f"{shown(out)}: {count} files, {spoken_exercises(exercises)}")
 
 
 def classroom_command(
@@ -57,8 +56,13 @@ def classroom_command(
     """Write the workflow by which GitHub Classroom grades these exercises."""
     exercises = chosen_or_core(find_course(), which)
     write_text(out, github.workflow(exercises))
+    screen.print(f"{shown(out)}: {spoken_exercises(exercises)}")
+
+
+def spoken_exercises(exercises: Sequence[Exercise]) -> str:
+    """How many exercises these are, and their points."""
     points = sum(exercise.points for exercise in exercises)
-    screen.print(f"{shown(out)}: {len(exercises)} exercises, {points} points")
+    return f"{len(exercises)} {'exercise' if len(exercises) == 1 else 'exercises'}, {points} points"
 
 
 def chosen_exercises(course: Course, which: Sequence[str] | None) -> list[Exercise]:
@@ -104,7 +108,10 @@ def grade_class(course: Course, classroom: Classroom, exercises: Sequence[Exerci
     rows = []
     for (student, place), grades in zip(places.items(), graded, strict=True):
         rows.append(table_row(course, student.name, grades))
-        screen.print(escape(student_line(course, student.name, grades, found=place is not None)))
+        entries = contest_files(student) if place is None else {}
+        told = f", but {spoken_entries(entries, classroom.folder)}" if entries else ""
+        missing = f"no exercise files found in it{told}" if place is None else ""
+        screen.print(escape(student_line(course, student.name, grades, missing)))
         result = as_json(course, student.name, classroom.seed, grades)
         write_text(course.root / STATE / "class" / f"{student.name}.json", json.dumps(result))
     table = io.StringIO(newline="")
@@ -127,22 +134,25 @@ def student_places(course: Course, folder: Path) -> dict[Path, Path | None]:
         raise FlashliteError(f"{folder} is a clone of the course: name the folder that holds the students' folders")
     places = {student: submission_folder(course, student) for student in visible_folders(folder)}
     if not any(places.values()):
-        raise FlashliteError(
-            f"{folder} holds no folders with exercise files: put each student's into a folder of their own"
-        )
+        reason = f"{folder} holds no folders with exercise files"
+        if entries := {name: path for student in places for name, path in contest_files(student).items()}:
+            raise FlashliteError(f"{reason}, but {spoken_entries(entries, folder)}")
+        raise FlashliteError(f"{reason}: put each student's into a folder of their own")
     return places
 
 
 def table_row(course: Course, student: str, grades: Sequence[Grade]) -> dict[str, str | int]:
-    """A student's line of the CSV: points by exercise, their totals, and how many hints were shown."""
+    """A student's line of the CSV: points by exercise, their totals, and how many hints were shown.
+
+    A warm-up has no points, so its column says how it ended, in a word that a spreadsheet's sum passes over.
+    """
     sums = {name: earned for name, (earned, _) in totals(course, grades).items()}
     hints = sum(len(g.hints) for g in grades)
-    return {"student": student, **{g.id: g.points for g in grades}, **sums, "hints": hints}
+    return {"student": student, **{g.id: g.points if g.max else g.status for g in grades}, **sums, "hints": hints}
 
 
-def student_line(course: Course, student: str, grades: Sequence[Grade], found: bool) -> str:
-    """A student's line on the screen. found: whether there were any exercise files."""
-    sums = [f"{name} {earned}/{most}" for name, (earned, most) in totals(course, grades).items()]
-    points = "  ".join(sums).removeprefix("total ")
-    told = [f"{student:30} {points}", spoken_hints(sum(len(g.hints) for g in grades))]
-    return "  ".join(filter(None, [*told, "" if found else "no exercise files found in it"]))
+def student_line(course: Course, student: str, grades: Sequence[Grade], missing: str = "") -> str:
+    """A student's line on the screen. missing: what is said where there are no exercise files."""
+    points = "  ".join(spoken_totals(course, grades)).removeprefix("total ")
+    told = [f"{student:30} {points}", spoken_hints(sum(len(g.hints) for g in grades)), missing]
+    return "  ".join(filter(None, told))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterable
-from pathlib import Path
 
 from flashlite.arguments import parse_stages
-from flashlite.course.generate import find_function
-from flashlite.course.manifest import Exercise, find_course
-from flashlite.course.plug import choose
+from flashlite.course.impl.choose import choose, functions_of
+from flashlite.course.impl.solved import orders, solved_alone
+from flashlite.course.manifest import find_course
 from flashlite.errors import FlashliteError
 
 STAGES_OF = {  # the stages that call an exercise's function, of OPT; tests/test_arguments.py holds all of these
@@ -36,27 +34,11 @@ def check_solved(impl: str, called: set[str]) -> None:
         return
     course = find_course()
     plugs = choose(course, impl)
-    for exercise in course.exercises:
-        if exercise.id in called and exercise.module in plugs:
-            _check(exercise, Path(plugs[exercise.module].file), impl)
-
-
-def _check(exercise: Exercise, file: Path, impl: str) -> None:
-    """Raise FlashliteError if a function still raises what its stub raised. A file that isn't Python, or lacks the
-    function, passes: running it says better what is wrong with it."""
-    try:
-        function = find_function(ast.parse(file.read_bytes()), exercise.qualname)
-    except (OSError, SyntaxError, ValueError, FlashliteError):
+    taken = functions_of(plugs)
+    running = [exercise for exercise in course.exercises if exercise.id in called and exercise.id in taken]
+    if not (left := orders(running, plugs)):
         return
-    for node in ast.walk(function):
-        if isinstance(node, ast.Raise) and (order := _text(node)).startswith(f"exercise {exercise.id}:"):
-            raise FlashliteError(
-                f"{order} ({file.parent.name}/{file.name}:{node.lineno}); to run without it, write --impl "
-                f"{impl},{exercise.slot}=ref"
-            )
-
-
-def _text(node: ast.AST) -> str:
-    """The first text inside a statement."""
-    values = (part.value for part in ast.walk(node) if isinstance(part, ast.Constant))
-    return next((value for value in values if isinstance(value, str)), "")
+    solved = [exercise.id for exercise in running if exercise.id not in left]
+    instead = solved_alone(course, impl, solved, list(left))
+    advice = f"; to run what is solved, write --impl {instead}" if instead else ""
+    raise FlashliteError(next(iter(left.values())) + advice)

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from flashlite.contest import traces, wire
+from flashlite.course.impl.choose import Plug
 from flashlite.course.limits import Limits
-from flashlite.course.plug import Plug, load
+from flashlite.course.plug import load
 from flashlite.engine.policies.rules import Change, Foul, Token, check_order, indices
 from flashlite.errors import FlashliteError
 

@@ -6,8 +6,10 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from flashlite.bench.process.run import Step, run_steps
 from flashlite.contest.judge import ENTRY, Contest, Standing
 from flashlite.course.grade import visible_folders
 from flashlite.course.manifest import MANIFEST
@@ -31,25 +33,39 @@ def entry_in(folder: Path, name: str) -> Path | None:
     return entry_in(inner[0], name) if len(inner) == 1 else None
 
 
+def entries_of(folder: Path, name: str) -> dict[Path, Path | None]:
+    """The entry of every student, by the student's folder in `folder`. Raises FlashliteError if there is none."""
+    if (folder / MANIFEST).is_file():
+        raise FlashliteError(f"{folder} is a clone of the course: name the folder that holds the students' folders")
+    students = {student: entry_in(student, name) for student in visible_folders(folder)}
+    if not any(students.values()):
+        raise FlashliteError(f"{folder} holds no folders with a {name}: put each student's into one of their own")
+    return students
+
+
 def play_class(
-    contest: Contest, folder: Path, time_limit: float, say: Callable[[Place], None] = lambda place: None
-) -> list[Place]:
-    """Judge the entry of every student's folder in `folder`. say: called with each as it is judged.
+    contest: Contest, folder: Path, time_limit: float, say: Callable[[Place], None] = lambda place: None,
+    progress: Callable[[str], None] = lambda line: None,
+) -> list[Place]:  # fmt: skip
+    """Judge the entry of every student's folder in `folder`.
+
+    say: called with each as it is judged
+    progress: takes a line before each, with the time that the rest will take
 
     Returns the places, the best first, those without a score last. Raises FlashliteError if no student has an entry.
     """
-    if (folder / MANIFEST).is_file():
-        raise FlashliteError(f"{folder} is a clone of the course: name the folder that holds the students' folders")
-    students = {student: entry_in(student, contest.file) for student in visible_folders(folder)}
-    if not any(students.values()):
-        raise FlashliteError(
-            f"{folder} holds no folders with a {contest.file}: put each student's into one of their own"
-        )
-    places = []
-    for student, entry in students.items():
+    students = entries_of(folder, contest.file)
+    places: list[Place] = []
+
+    def judge(student: str, entry: Path | None) -> None:
         missing = Standing(contest.rows, None, f"handed in no {contest.file}")
-        places.append(Place(student.name, contest.enter(entry, time_limit) if entry else missing))
+        places.append(Place(student, contest.enter(entry, time_limit) if entry else missing))
         say(places[-1])
+
+    steps = [
+        Step("entry" if e else "none", student.name, partial(judge, student.name, e)) for student, e in students.items()
+    ]
+    run_steps(steps, progress)
     return sorted(places, key=lambda place: (place.standing.score is None, -(place.standing.score or 0.0)))
 
 

@@ -6,6 +6,7 @@ The text is decoded by the dense model, so a trace doesn't depend on any policy.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flashlite.bench.dense import load_dense
+from flashlite.bench.process.run import Step, run_steps
 from flashlite.contest.traces import ENDING, Trace, read_trace
 from flashlite.engine.model import plan
 from flashlite.engine.policies.rules import rounded
@@ -26,8 +28,10 @@ from flashlite.storage.tokenizer import first_token, load_tokenizer
 from flashlite.training.evaluate import streamed_model
 
 KINDS = ("text", "greedy", "text", "sampled")  # of a recording's traces, in turn
+SPOKEN = {"text": "the text itself", "greedy": "what the model writes", "sampled": "what the model writes by chance"}
 PROMPT = 32  # tokens before the first that is recorded
 CANDIDATES = 400  # texts of which the seed chooses
+TOLD = 100  # texts that are read between two lines of progress
 TEMPERATURE, TOP_K = 0.8, 40  # of sampled text
 
 
@@ -42,7 +46,7 @@ def record(
     tokens: of each trace, after PROMPT tokens that aren't recorded
     count: how many traces; their kinds are KINDS, in turn
     dram_budget: says how many neurons of a layer there is room for, as `load` takes it
-    say: takes a line before each trace
+    say: takes a line while texts are read, and one before each trace, with the time that the rest will take
 
     Raises FlashliteError if the store has no trained predictor, or if the texts are too short or the model is.
     """
@@ -51,28 +55,37 @@ def record(
     if PROMPT + tokens > positions:
         raise FlashliteError(f"{tokens} tokens after a prompt of {PROMPT} exceed the model's {positions}: record fewer")
     generator = np.random.default_rng(seed)
-    passages = _passages(store, texts, generator, PROMPT + tokens, count)
+    passages = _passages(store, texts, generator, PROMPT + tokens, count, say)
     dense = load_dense(store)
-    traces = []
-    for i, ids in enumerate(passages):
-        kind = KINDS[i % len(KINDS)]
-        say(f"trace {i + 1} of {count}: {kind}")
-        ids = ids if kind == "text" else _continued(dense, ids[:PROMPT], tokens, kind == "sampled", seed + i)
+    traces: list[Trace] = []
+
+    def take(ids: list[int], kind: str, seed_of_text: int) -> None:
+        ids = ids if kind == "text" else _continued(dense, ids[:PROMPT], tokens, kind == "sampled", seed_of_text)
         scores = _scores(store, predictors, ids)[:, PROMPT:]
         facts = (store.shape.record_bytes, str(store.manifest["name"]), kind, seed)
         traces.append(Trace(scores, budget.layer_rows, tuple(ids), *facts))
+
+    kinds = [KINDS[i % len(KINDS)] for i in range(count)]
+    steps = [
+        Step(kind, f"a trace of {SPOKEN[kind]}", partial(take, ids, kind, seed + i))
+        for i, (ids, kind) in enumerate(zip(passages, kinds, strict=True))
+    ]
+    run_steps(steps, say)
     return traces
 
 
 def _passages(
-    store: Store, texts: Iterable[str], generator: np.random.Generator, length: int, count: int
-) -> Sequence[list[int]]:
+    store: Store, texts: Iterable[str], generator: np.random.Generator, length: int, count: int,
+    say: Callable[[str], None],
+) -> Sequence[list[int]]:  # fmt: skip
     """Beginnings of `length` tokens, each of another text that the generator chooses."""
     tokenizer, begin = load_tokenizer(store), first_token(store)
     long_enough: list[str] = []
     for text in texts:
         if len(text) > 4 * length:  # characters: a cheap first look
             long_enough.append(text)
+            if len(long_enough) % TOLD == 1:
+                say(f"reading text: {len(long_enough)} of at most {CANDIDATES} passages")
         if len(long_enough) == CANDIDATES:
             break
     found: list[list[int]] = []

@@ -110,7 +110,7 @@ def how_to_run(exercise: Exercise) -> str:
     if not exercise.run:
         return f"the last code cell of chapter {exercise.chapter}"
     command = exercise.run.format(model="opt-mini", store="my-store", text="flashlite/*/*.py")
-    return f"flashlite {command} --impl ref,{exercise.slot}=mine"
+    return f"flashlite {command} --impl ref,{exercise.id}=mine"
 
 
 def overview(course: Course) -> str:
@@ -122,6 +122,7 @@ def overview(course: Course) -> str:
         "The commands below run your code in the engine and say at the end how often it was called; so does each",
         "chapter's last code cell. `flashlite pack opt-mini my-store` makes the store that some of them name; those in",
         "`.flashlite/` are written by the first cells of the chapter whose exercises name them.",
+        "`--impl ref,3.2=mine` runs one exercise of yours in the engine, and `--impl ref,ex03=mine` a chapter's.",
         "A warm-up is graded like any other exercise and earns no points.",
         "", "tools/sync.py makes this page from course.toml.",
     ]  # fmt: skip

@@ -19,9 +19,9 @@ from queue import SimpleQueue
 from flashlite.course.classroom.cold import Run, run_cold
 from flashlite.course.classroom.hints import hints_before
 from flashlite.course.classroom.warm import Warm
+from flashlite.course.impl.choose import Plug
 from flashlite.course.limits import Limits, environment, missing
 from flashlite.course.manifest import Course, Exercise
-from flashlite.course.plug import Plug
 
 log = logging.getLogger("flashlite")
 

@@ -25,28 +25,13 @@ from types import ModuleType
 from flashlite.course import counting
 from flashlite.course.classroom.beside import forget_imports, let_import_from
 from flashlite.course.generate import find_function
-from flashlite.course.manifest import Course, Exercise, find_course
+from flashlite.course.impl.choose import Plug, choose, describe, functions_of
+from flashlite.course.manifest import find_course
 from flashlite.course.open_clean import open_clean
 from flashlite.course.source import parse_source
 from flashlite.errors import FlashliteError
 
-
-@dataclass(frozen=True)
-class Plug:
-    """A file that takes the place of a module.
-
-    from_reference: functions that are the engine's own all the same: other exercises of the file, so that one can be
-        judged without them, and those that the file has without their bodies
-    counted: functions whose calls are counted, with their exercises' ids
-    """
-
-    file: str
-    from_reference: list[str] = field(default_factory=list)
-    counted: dict[str, str] = field(default_factory=dict)
-
-
 _installed: dict[str, Plug] = {}  # in this process
-CONTEST, POLICY = "contest", "flashlite.engine.policies.entry"  # its slot, and the module that its policy replaces
 
 
 def install(plugs: dict[str, Plug]) -> None:
@@ -121,58 +106,6 @@ def graft(tree: ast.Module, reference: ast.Module, names: list[str]) -> None:
             body.append(function)
 
 
-def choose(course: Course, impl: str) -> dict[str, Plug]:
-    """The plugs that `--impl` asks for: ref, mine, solutions, or a list such as ref,ex03=mine or ref,contest=mine.
-
-    Raises FlashliteError for anything else, or if a file is missing.
-    """
-    folders = {"ref": None, "mine": "exercises", "solutions": "solutions"}
-    slots = sorted({exercise.slot for exercise in course.exercises})
-    chosen = dict.fromkeys([*slots, CONTEST], "ref")  # the contest's policy runs only where it is named
-    for part in impl.split(","):
-        slot, equals, source = part.partition("=")
-        if (source if equals else slot) not in folders or (equals and slot not in chosen):
-            raise FlashliteError(
-                f"--impl {impl!r} is not understood at {part!r}: write mine, solutions or ref, or ref,ex03=mine with "
-                f"{', '.join(chosen)}"
-            )
-        chosen |= {slot: source} if equals else dict.fromkeys(slots, slot)
-    plugs = {}
-    for name, exercises in course.files.items():
-        folder = folders[chosen[exercises[0].slot]]
-        if folder is not None:
-            plugs[exercises[0].module] = whole_file(
-                existing(course.root / folder / name), exercises, course.hidden(name)
-            )
-    if (folder := folders[chosen[CONTEST]]) is not None:
-        plugs[POLICY] = Plug(str(existing(course.root / folder / f"{CONTEST}_policy.py")))
-    return plugs
-
-
-def whole_file(path: Path, exercises: Sequence[Exercise], hidden: Sequence[str] = ()) -> Plug:
-    """The plug of a file all of whose exercises run, each counted. hidden: see `Course.hidden`."""
-    return Plug(str(path), list(hidden), {exercise.qualname: exercise.id for exercise in exercises})
-
-
-def existing(path: Path) -> Path:
-    """The path, if it is a file. Raises FlashliteError if not."""
-    if not path.is_file():
-        raise FlashliteError(f"{path} is missing: restore it with `git checkout` or tools/sync.py")
-    return path
-
-
-def describe(course: Course, plugs: dict[str, Plug]) -> list[str]:
-    """A line for each plugged file: slot, file, and whether it was edited."""
-    lines = []
-    for plug in plugs.values():
-        path = Path(plug.file)
-        handed_out = path.name in course.files and path.parent.name == "exercises"
-        state = f" ({'edited' if course.is_edited(path) else 'untouched'})" if handed_out else ""
-        shown = path.relative_to(course.root) if path.is_relative_to(course.root) else path
-        lines.append(f"{path.name.partition('_')[0]} → {shown}{state}")
-    return lines
-
-
 @dataclass(frozen=True)
 class Plugged:
     """What `--impl` put in the place of the engine's code.
@@ -211,7 +144,7 @@ class Plugged:
 def plug_in(impl: str, model: str = "", dtype: str | None = None, revision: str | None = None) -> Plugged:
     """Let exercise files take the places of engine modules, before any of these is imported, and say so.
 
-    impl: as `choose` takes it
+    impl: as `sources` takes it
     model, dtype, revision: what the command is about to open, if anything; the engine's own code packs it first
 
     Raises FlashliteError as `choose` and `open_clean` do.
@@ -227,12 +160,6 @@ def plug_in(impl: str, model: str = "", dtype: str | None = None, revision: str 
     store = open_clean(model, dtype, revision) if model else ""
     install(plugs)
     return Plugged(plugs, lines, store, calls=counting.Calls())
-
-
-def functions_of(plugs: dict[str, Plug]) -> dict[str, str]:
-    """The functions that are counted, by their exercises' ids, in order."""
-    found = {exercise: name for plug in plugs.values() for name, exercise in plug.counted.items()}
-    return dict(sorted(found.items()))
 
 
 def command(plugs: dict[str, Plug], module: str) -> list[str]:

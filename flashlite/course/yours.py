@@ -24,6 +24,8 @@ from flashlite.bench.compare import beside_reference
 from flashlite.bench.tables import gain_markdown
 from flashlite.course import counting, plug
 from flashlite.course.checks import short
+from flashlite.course.impl.choose import Plug, choose, describe, functions_of
+from flashlite.course.impl.solved import orders, solved_alone
 from flashlite.course.manifest import Course, Exercise, find_course
 from flashlite.errors import FlashliteError
 from flashlite.storage.find import open_model
@@ -43,23 +45,30 @@ def run_yours(
     shown: by exercise, what to show of its function: called with yours, and with the engine's
     source: mine, or solutions
 
-    Says so, and measures nothing, if you haven't begun the chapter or if a result would be wrong.
+    Says so, and measures nothing, if nothing of the chapter is solved or if a result would be wrong. What isn't solved
+    yet is the engine's own.
     """
     course, slot = find_course(), f"ex{number:02d}"
-    plugs = plug.choose(course, f"ref,{slot}={source}")
-    begun = {name: p for name, p in plugs.items() if source != "mine" or course.is_edited(Path(p.file))}
-    if not begun:
+    impl = f"ref,{slot}={source}"
+    of_chapter, plugs = [e for e in course.exercises if e.slot == slot], choose(course, impl)
+    left = list(orders(of_chapter, plugs))
+    exercises = [e for e in of_chapter if e.id not in left]
+    if not exercises:
         print(_not_begun(course, slot, number))
         return None
-    print("\n".join(plug.describe(course, begun)))
-    exercises = [e for e in course.exercises if e.module in begun and e.slot == slot]
+    if left:
+        impl = solved_alone(course, impl, [e.id for e in exercises], left)
+        plugs = choose(course, impl)
+    print("\n".join(describe(course, plugs)))
+    if left:
+        print(f"Not solved yet, so the engine's own code runs: {', '.join(left)}")
     calls = counting.Calls()
     try:
         with tempfile.TemporaryDirectory(prefix="yours-", dir=_place(course)) as folder:
-            tables = _run(store, exercises, begun, Path(folder), f"--impl ref,{slot}={source}")
+            tables = _run(store, exercises, plugs, Path(folder), f"--impl {impl}")
         for exercise in (e for e in exercises if e.id in (shown or {})):
-            print(_beside(exercise, begun, (shown or {})[exercise.id]))
-        functions, total = plug.functions_of(begun), calls.total()
+            print(_beside(exercise, plugs, (shown or {})[exercise.id]))
+        functions, total = functions_of(plugs), calls.total()
     except FlashliteError as error:
         print(f"flashlite: {error}", file=sys.stderr)
         return None
@@ -71,9 +80,12 @@ def run_yours(
 
 def _not_begun(course: Course, slot: str, number: int) -> str:
     files = sorted(name for name in course.files if name.startswith(slot))
+    listed = ", ".join(f"exercises/{name}" for name in files)
+    state = f"{listed} {'is' if len(files) == 1 else 'are'} untouched"
+    if any(course.is_edited(course.root / "exercises" / name) for name in files):
+        state = f"no exercise in {listed} is solved"
     return (
-        f"Nothing of yours to run yet: {', '.join(f'exercises/{name}' for name in files)} "
-        f"{'is' if len(files) == 1 else 'are'} untouched.\n"
+        f"Nothing of yours to run yet: {state}.\n"
         f"Solve them until `flashlite grade {number}` passes, then run this cell again."
     )
 
@@ -85,9 +97,7 @@ def _place(course: Course) -> Path:
     return folder
 
 
-def _run(
-    store: Store, exercises: Sequence[Exercise], begun: dict[str, plug.Plug], folder: Path, impl: str
-) -> list[str]:
+def _run(store: Store, exercises: Sequence[Exercise], begun: dict[str, Plug], folder: Path, impl: str) -> list[str]:
     """Run the exercises' commands in a folder, one of `bench` last. Returns what it measured, in Markdown."""
     commands = dict.fromkeys(e.run for e in exercises if e.run)
     for command in (c for c in commands if not c.startswith("bench ")):
@@ -135,7 +145,7 @@ def _call(command: list[str], folder: Path) -> None:
         raise FlashliteError(last.removeprefix("flashlite: "))
 
 
-def _beside(exercise: Exercise, begun: dict[str, plug.Plug], show: Show) -> str:
+def _beside(exercise: Exercise, begun: dict[str, Plug], show: Show) -> str:
     """What your function gives and what the engine's gives. Raises FlashliteError if yours fails."""
     name = exercise.qualname
     try:

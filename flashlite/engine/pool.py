@@ -74,8 +74,7 @@ class NeuronMemory(Protocol):
 class Pool:
     """A matrix allocated once. Its rows are the buffers that reads land in, so a neuron is never copied.
 
-    New neurons take the rows of dropped ones. Only the holes that remain are filled from the tail, so fewer rows move
-    than in the paper, where every deletion moves one. `moved` counts them.
+    Fewer rows move than in the paper, where every deletion moves one. `moved` counts them.
 
     capacity: how many neurons it has room for
     shape: of the layer's FFN
@@ -104,7 +103,7 @@ class Pool:
         self.num_used = self.moved = 0
 
     def place(self, load: np.ndarray, drop: np.ndarray) -> Landing:
-        """Drop neurons and name the rows for new ones: those of dropped neurons first, then rows after the used ones.
+        """Drop neurons and name the rows into which new ones are to be read.
 
         load, drop: [n] int64 in any order; a neuron may be in both. Afterwards the used rows have no gap, and each of
         them knows its neuron, the new ones too. Raises ValueError, and changes nothing, if the pool would overflow.

@@ -52,6 +52,7 @@ class Flash:
             begins[places[i]] = len(data)
             data += self._piece(*places[i])
         path.write_bytes(data)
+        self._data = np.frombuffer(data, np.uint8)
         self.recorder = Recorder()
         store: Any = SimpleNamespace(
             shape=self.shape, layers=LAYERS, layouts=(layout,), path=folder, weight_bytes=self.content.nbytes,
@@ -77,6 +78,12 @@ class Flash:
         out = np.full((count, 2 * self.half), UNTOUCHED, np.uint8)
         out[rows] = self.content[layer, neurons]
         return out
+
+    def from_the_beginning(self, neurons: Array) -> Array:
+        """What neurons would be if each piece began with the file: [n, 2 * half]."""
+        size = self.file.pieces[0].nbytes
+        found = self._data[(neurons * size)[:, None] + np.arange(size)]
+        return np.concatenate([found] * len(self.file.pieces), 1)[:, : 2 * self.half]
 
     def down_on_up(self, layer: int, neurons: Array, rows: Array, count: int) -> Array:
         """What they would hold if both pieces landed at the row's beginning."""
@@ -107,8 +114,16 @@ def test_neurons_land_in_their_rows(tmp_path: Path, layout: str) -> None:
                 "Down landed on up: piece p belongs in matrices[p].": flash.down_on_up(layer, neurons, rows, NEURONS)[
                     rows
                 ],
+                "A piece begins at a byte of its own in each layer: self.begins[layer][p].": flash.from_the_beginning(
+                    neurons
+                ),
                 "Nothing was read.": np.full((12, 2 * flash.half), UNTOUCHED),
             }
+            if layout == "split":
+                first = content[neurons, : flash.half]
+                mistakes["Each piece begins elsewhere: this is the first one, twice."] = np.concatenate(
+                    [first, first], 1
+                )
             for other in range(LAYERS):
                 mistakes[f"These are neurons of layer {other}."] = flash.content[other, neurons]
             expect(found[rows], content[neurons], f"{where}: bytes in buffer[rows]", mistakes)

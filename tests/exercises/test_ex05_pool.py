@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from flashlite.course.checks import expect, require, rng, same
+from flashlite.course.checks import Wrong, diagnosed, expect, require, rng, same
 from flashlite.engine.pool import Landing, Pool
 from flashlite.storage.bundle import FFNShape
 
 NEURONS, D_MODEL, CAPACITY = 80, 6, 50
 NONE = np.zeros(0, np.int64)
+FREED = "The rows of dropped neurons are free for new ones."
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,14 @@ def make_layer() -> Layer:
 
 def exchange(pool: Pool, layer: Layer, load: np.ndarray, drop: np.ndarray) -> Landing:
     """Drop neurons and read others."""
-    landing = pool.place(load.copy(), drop.copy())
+    used = pool.num_used
+    try:
+        landing = pool.place(load.copy(), drop.copy())
+    except ValueError:
+        if not (text := why_refused(layer)):
+            raise
+        what = f"{used} rows used, {len(drop)} to drop, {len(load)} to load: refused"
+        raise Wrong(diagnosed(f"{what}, allowed {CAPACITY} rows", [text])) from None
     rows = np.asarray(landing.rows)
     expect(rows.shape, load.shape, "shape of the rows to read into")
     unlike = len(set(rows.tolist()))
@@ -63,6 +71,21 @@ def exchange(pool: Pool, layer: Layer, load: np.ndarray, drop: np.ndarray) -> La
     landing.buffer[rows] = layer.rows[load]
     pool.commit()
     return landing
+
+
+def why_refused(layer: Layer) -> str:
+    """Why neurons that fit are refused, if it can be told by what else is: a ValueError may also be NumPy's own."""
+
+    def refused(used: int, load: int, drop: int) -> bool:
+        """Whether a pool with so many used rows refuses to drop some of their neurons and load so many others."""
+        pool = layer.pool()
+        return refuses(pool, np.arange(used), NONE) or refuses(pool, np.arange(used, used + load), np.arange(drop))
+
+    if any(refused(10, *few) for few in ((5, 0), (3, 5), (5, 5), (5, 3))):
+        return ""
+    if refused(CAPACITY - 5, 5, 0):
+        return "A pool may be full."
+    return FREED if refused(CAPACITY - 5, 8, 3) else ""
 
 
 def filled(layer: Layer, count: int) -> tuple[Pool, np.ndarray]:
@@ -179,8 +202,7 @@ def test_place_refuses_to_overflow_and_changes_nothing_then() -> None:
     full, held = filled(layer, 45)
     others = np.setdiff1d(np.arange(NEURONS), held)[:5]
     require(not refuses(full, others, NONE), "45 rows used, 5 to load: refused", "50 of 50 rows", "A pool may be full.")
-    text = "The rows of dropped neurons are free for new ones."
-    require(not refuses(pool, new[:8], drop), "45 rows used, 3 to drop, 8 to load: refused", "50 of 50 rows", text)
+    require(not refuses(pool, new[:8], drop), "45 rows used, 3 to drop, 8 to load: refused", "50 of 50 rows", FREED)
 
 
 def refuses(pool: Pool, load: np.ndarray, drop: np.ndarray) -> bool:

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from flashlite.course.plug import Plug, command
+from flashlite.course.impl.choose import Plug
+from flashlite.course.plug import command
 
 
 class Run(Protocol):

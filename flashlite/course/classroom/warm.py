@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from flashlite.course.classroom.cold import kill_group
+from flashlite.course.impl.choose import Plug
 from flashlite.course.limits import environment
-from flashlite.course.plug import Plug, install
+from flashlite.course.plug import install
 
 LIBRARIES = ("torch", "transformers.modeling_utils")  # which take a second or two to import
 

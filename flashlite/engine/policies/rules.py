@@ -145,10 +145,10 @@ class Held:
     def _check(self, needed: np.ndarray, drop: np.ndarray, extra: np.ndarray) -> None:
         wanted = np.zeros(self.neurons, bool)
         wanted[needed] = True
+        for neuron in drop[wanted[drop]][:1]:  # in DRAM already or not
+            raise Foul(f"it drops neuron {neuron}, which this token needs")
         for neuron in drop[~self._here[drop]][:1]:
             raise Foul(f"it drops neuron {neuron}, which isn't in DRAM")
-        for neuron in drop[wanted[drop]][:1]:
-            raise Foul(f"it drops neuron {neuron}, which this token needs")
         for neuron in extra[self._here[extra] | wanted[extra]][:1]:
             raise Foul(f"it loads neuron {neuron}, which is {'needed' if wanted[neuron] else 'held'} anyway")
 
