@@ -730,5 +730,5 @@ def waits_for_what_was_broken_off(self: Any, x: Tensor) -> None:
         self.window.clear()
         self.memory.clear()
     self._begun = self.window.step(active_set(self.predictor, x))
-    self._under_way = self._submit(self._begun, self.early)[0]
+    self._under_way, self._rows = self._submit(self._begun, self.early)
     self._clock.switch(REST)
