@@ -250,7 +250,7 @@ class Model:
         require(len(passed) < moment, f"an interrupt at {passed[-1]} was swallowed", "that it ends the call")
         return None
 
-    def _turn(self) -> tuple[Layer, Tensor]:
+    def turn(self) -> tuple[Layer, Tensor]:
         """Write until it is the turn of layer FIRST, whose early reads are under way, and which lacks others."""
         for _ in range(20):
             for layer, x in self.token():
