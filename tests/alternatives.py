@@ -312,21 +312,20 @@ def trades_between_layers(nbytes: np.ndarray, measure: Any, budget: float, calls
 
 
 @answers("2.7")
-def momentum(up: Tensor, bias: Tensor, rank: int, data: Any, seed: int, steps: int = 800) -> Any:
+def signs_of_a_mean(up: Tensor, bias: Tensor, rank: int, data: Any, seed: int, steps: int = 800) -> Any:
+    """Every weight moves by the same, in the direction of the mean of its last gradients."""
     generator = torch.Generator().manual_seed(seed)
-    a, b = initial_factors(up, rank)
-    weights = [torch.nn.Parameter(t.clone()) for t in (a, b, bias)]
-    optimizer = torch.optim.SGD(weights, lr=1.0, momentum=0.9)
+    weights = [torch.nn.Parameter(t.clone()) for t in (*initial_factors(up, rank), bias)]
+    means = [torch.zeros_like(weight) for weight in weights]
     for step in range(steps):
         rows = torch.randint(len(data.x), (BATCH,), generator=generator).numpy()
-        optimizer.param_groups[0]["lr"] = 1.0 if step < 0.7 * steps else 0.3
         with torch.enable_grad():
             s = data.x[rows].float() @ weights[0].T @ weights[1].T + weights[2]
             loss = F.softplus(s).mean() + (4 * F.softplus(-s) - F.softplus(s))[data.mask(rows)].sum() / s.numel()
             gradients = torch.autograd.grad(loss, weights)
-        for weight, gradient in zip(weights, gradients):
-            weight.grad = gradient
-        optimizer.step()
+        for weight, mean, gradient in zip(weights, means, gradients):
+            mean.mul_(0.9).add_(gradient, alpha=0.1)
+            weight.data -= 0.015 * (1 - step / steps) * mean.sign()
     return tuple(weight.data for weight in weights)
 
 
