@@ -136,7 +136,7 @@ def fit(
     # end within a minute.
     # Example: up [256, 64], bias [256], rank 32 -> a [32, 64], b [256, 32], bias [256]
     #   the share of neurons that is predicted on new tokens at a recall of 97 %, mean over two layers:
-    #   45 % without training; at most 30, 15 and 12 % for the points, while 2 % of them fire
+    #   about 45 % without training; at most 30, 15 and 12 % for the points, while 2 % of them fire
     # Provided: initial_factors and balanced_loss (exercise 2.3), above; BATCH; torch, F and np. Your caller may have
     # switched gradients off: train under torch.enable_grad().
     # In the engine: flashlite train-predictor my-store --text flashlite/*/*.py --tokens 2048 --steps 20 --out
