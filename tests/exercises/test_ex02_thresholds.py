@@ -182,7 +182,10 @@ def test_budget_and_calls_are_kept() -> None:
     models = [model for kind in (ADDED_UP, Kind(bend=3.0), NOISY) for model in some(kind)]
     for i, model in enumerate(models):
         layers = len(model.own)
-        by_level, top = [model.loss([level] * layers) for level in range(LEVELS)], max(model.loss([LEVELS - 1] * layers), 0)
+        by_level, top = (
+            [model.loss([level] * layers) for level in range(LEVELS)],
+            max(model.loss([LEVELS - 1] * layers), 0),
+        )
         budget, what = (
             (max(1.05 * by_level[5], top) + 1e-6, "a budget like level 5"),
             (max(1.05 * by_level[9], top) + 1e-6, "a budget like level 9"),

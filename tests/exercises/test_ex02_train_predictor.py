@@ -318,8 +318,9 @@ def check_share(at_most: float) -> None:
         mistake = f"All steps saw the same {found.distinct} tokens."
     elif found.share > 0.95 * found.start:
         mistake = (
-            "That is hardly better than without training, if at all: the steps are far too large or far too small, they "
-            "begin elsewhere than with the layer's own factors, or the inputs are of other tokens than what fired."
+            "That is hardly better than without training, if at all: the steps are far too large or far too small, "
+            "training begins elsewhere than with the layer's own factors, or the inputs are of other tokens than what "
+            "fired."
         )
     measured = f"{found.share:.1%} of neurons are predicted, without training {found.start:.1%}"
     require(found.share <= at_most, measured, f"{at_most:.1%}", mistake)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -172,17 +172,21 @@ class Case:
             low, high = (price, high) if self.taken(k, chosen) > self.room else (low, price)
         return tried
 
-    def by_best_steps(self) -> float:
+    def by_best_steps(self) -> Iterator[float]:
         """What a token reads if the change that saves most for a byte is made first, again and again, while one fits.
 
-        It begins with the smallest predictors, or with what a price for a byte of DRAM chooses.
+        It begins with the smallest predictors, and then with what a price for a byte of DRAM chooses, by each window.
         """
-        starts = [(k, self.pick(lambda c, k=k: self.cost(c, k))) for k in self.windows]  # type: ignore[misc]
-        starts += [(k, chosen) for k in self.windows for _, chosen in self._priced(k)[-2:]]
-        return min(self._filled(k, chosen) for k, chosen in starts if self.taken(k, chosen) <= self.room)
+        for k in self.windows:
+            yield self._filled(k, self.pick(lambda c, k=k: self.cost(c, k)))  # type: ignore[misc]
+        for k in self.windows:
+            for _, chosen in self._priced(k)[-2:]:
+                yield self._filled(k, chosen)
 
     def _filled(self, k: int, start: tuple[int, ...]) -> float:
         chosen, left = list(start), self.room - self.taken(k, start)
+        if left < 0:
+            return np.inf
         ways = [[(self.new(c, k), self.cost(c, k)) for c in layer] for layer in self.layers]
         while True:
             steps = [
@@ -244,7 +248,7 @@ def traps(seed: str) -> list[tuple[Case, float]]:
     while len(found) < TRAPS:
         case = tight_case(random)
         least = case.read(*best(case.layers, case.room, case.record))
-        if case.by_best_steps() > least * (1 + TRAP):
+        if all(read > least * (1 + TRAP) for read in case.by_best_steps()):
             found.append((case, least))
     return found
 
@@ -324,7 +328,9 @@ def test_little_more_is_read_than_must_be() -> None:
 def check_excess(over: list[float], models: str) -> None:
     """Raise Wrong if on average of these models more than MOST percent more is read than must be."""
     excess = 100 * float(np.mean(over))
-    require(excess <= MOST, f"on average of {len(over)} {models}, {excess:.2f} % more is read than must be", f"{MOST} %")
+    require(
+        excess <= MOST, f"on average of {len(over)} {models}, {excess:.2f} % more is read than must be", f"{MOST} %"
+    )
 
 
 @pytest.mark.points("6.2", 3)
@@ -335,6 +341,6 @@ def test_little_more_is_read_where_the_best_steps_lead_astray(
     reads = [fitting(case)[0] for case, _ in models]
     over = [read / least - 1 for read, (_, least) in zip(reads, models, strict=True)]
     check_excess(over, "models where the best steps lead astray")
-    astray = np.mean([case.by_best_steps() for case, _ in models])
+    astray = np.mean([min(case.by_best_steps()) for case, _ in models])
     told = f"by the engine's own choice {np.mean([least for _, least in models]):.1f}, by the best steps {astray:.1f}"
     record_property("read", f"{np.mean(reads):.1f} neurons a token, {told}")

@@ -201,9 +201,7 @@ class Layer:
 class Model:
     """LAYERS layers, those from FIRST on read early, and a text whose tokens and layers resemble those before."""
 
-    def __init__(
-        self, capacity: int = NEURONS, sequences: int = 1, ffn: type[OverlappedFFN] = OverlappedFFN
-    ) -> None:
+    def __init__(self, capacity: int = NEURONS, sequences: int = 1, ffn: type[OverlappedFFN] = OverlappedFFN) -> None:
         self.random, self.alarm = rng(), Alarm()
         self.layers = [Layer(i, self.random, capacity, self.alarm, ffn) for i in range(LAYERS)]
         for before, layer in pairwise(self.layers):
