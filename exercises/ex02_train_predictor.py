@@ -131,11 +131,12 @@ def fit(
     # numbers; another seed gives other batches. Leave up, bias and data as they are.
     # Points, on layers with 64 components and 256 neurons, rank 32, 60 steps: 1 for a result of the right form that
     # keeps these limits; 1 if all three are trained; 1 for predicting clearly fewer neurons than the factors that you
-    # may start from; 2 and 1 more for few, and for very few. The message says how many you predict, and how many may be
-    # predicted. Time isn't judged, but the grading, some ten trainings, must end within a minute.
+    # may start from; 2 and 1 more for few, and for very few, as no factors do that weren't trained. The message says
+    # how many you predict, and how many may be predicted. Time isn't judged, but the grading, some ten trainings, must
+    # end within a minute.
     # Example: up [256, 64], bias [256], rank 32 -> a [32, 64], b [256, 32], bias [256]
     #   the share of neurons that is predicted on new tokens at a recall of 97 %, mean over two layers:
-    #   70 % without training; at most 45, 30 and 24.5 % for the points, while 3.5 % of them fire
+    #   about 45 % without training; at most 30, 15 and 12 % for the points, while 2 % of them fire
     # Provided: initial_factors and balanced_loss (exercise 2.3), above; BATCH; torch, F and np. Your caller may have
     # switched gradients off: train under torch.enable_grad().
     # In the engine: flashlite train-predictor my-store --text flashlite/*/*.py --tokens 2048 --steps 20 --out

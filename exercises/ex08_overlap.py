@@ -85,15 +85,16 @@ class OverlappedFFN(FlashFFN):
         # given to another neuron nor moved, and self._submit does both.
         # This layer: while the neurons that it lacks are read, through self.file, it multiplies those that are there.
         # The next layer: for each one in self.following (there is one or none), guess from x what it will need, and
-        # have the reads of it under way, through following.early, while this layer multiplies. Don't wait for them.
-        # Note them in following.begun. When that layer's turn comes, it finds them in its own self.begun, which must be
-        # None again when it is done. self.wasted grows by the number of neurons that were read early and that this
-        # token doesn't need: few of them should be.
+        # have the reads of it under way, through following.early, at the latest when this layer's last product begins.
+        # Don't wait for them. Note them in following.begun. When that layer's turn comes, it finds them in its own
+        # self.begun, which must be None again when it is done. self.wasted grows by the number of neurons that were
+        # read early and that this token doesn't need: few of them should be.
         # Faults: a read that fails raises ReadError in whoever waits for it. Let it pass, or mend it, but never
-        # multiply what didn't come. And an exception may end your method in the midst of a product (the user presses
-        # Ctrl-C). Then no read of this layer may be under way any more, whatever it was; early reads that you have
-        # begun may be, if they are noted. The engine calls self.forget() for every layer before the next call: it waits
-        # for what is in self.begun, and empties window, memory and self.begun.
+        # multiply what didn't come. And an exception may end your method wherever it spends time (the user presses
+        # Ctrl-C): in a predictor, while it waits for early reads, in a product. Then no read through self.file may be
+        # under way any more; early reads may be, but only such as are noted in their layer's begun. The engine calls
+        # self.forget() for every layer before the next call: it waits for what is in self.begun, and empties window,
+        # memory and self.begun.
         # Example: two layers, and a token for which layer 2's predictor named [3 8 9] by the input of layer 1; [3] was
         # in DRAM:
         #   layer 1 multiplies:  2 reads, of 8 and 9, are under way
@@ -107,10 +108,11 @@ class OverlappedFFN(FlashFFN):
         # self._submit(step, file) drops step.drop from memory, gives rows to step.load, begins to read these through a
         # file, and returns (tickets, rows). self.land(tickets) waits; it raises ReadError if any failed, when all have
         # ended. Begun(tickets, neurons) is what goes into begun.
-        # self.activations(x) computes the values of all rows' neurons, [sequences, rows]; those of rows under way are
-        # garbage. self.product_after(h, x, rows) computes the values of `rows` again, when they have landed, and
-        # multiplies everything. self.memory.product(x) does both at once. All of these take the neurons that have a row
-        # at that moment.
+        # self.activations(x) computes the values h of the neurons that the window's last token needs, [sequences, n];
+        # those of rows under way are garbage. self.product_after(h, x, rows) computes the values of `rows` again, when
+        # they have landed, and multiplies h by the down projection: the neurons must be those of self.activations, so
+        # the window may not have moved on since. self.memory.product(x) multiplies all rows at once, of which a longer
+        # window has several times as many.
         # In the engine: flashlite bench --stage 6 --impl ref,8.1=mine
         raise NotImplementedError("exercise 8.1: delete this line and write read_and_multiply, see the TODO above")
 

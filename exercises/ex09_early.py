@@ -65,6 +65,7 @@ class EarlyFFN(FlashFFN):
         # self.file would do the reads at once. Don't wait for them. Then set
         #   self._begun       the step
         #   self._under_way   the tickets of its reads
+        #   self._rows        the rows in which they land
         # A call can be broken off while the layer attends (the user presses Ctrl-C). Then the FFN never ran:
         # self._begun isn't None when you are called the next time, reads may still be under way, and the window names
         # neurons that memory doesn't have for certain. Begin from an empty state then.
@@ -76,7 +77,7 @@ class EarlyFFN(FlashFFN):
         # token 2 needs [3 9]:              begin(x2): load = [9], 1 read is under way
         # Provided: active_set(self.predictor, x) and self.window.step(...), as in chapters 2 and 3; self._submit(step,
         # file) makes room in memory for a step, begins its reads through a file and returns (tickets, rows);
-        # self.forget() waits for all reads under way and empties window, memory and the two fields.
+        # self.forget() waits for all reads under way and empties window, memory, self._begun and self._under_way.
         # In the engine: flashlite bench falcon-mini --stage 6 --dram-budget 75% --impl ref,9.3=mine
         raise NotImplementedError("exercise 9.3: delete this line and write begin, see the TODO above")
 

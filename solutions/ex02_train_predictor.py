@@ -107,11 +107,13 @@ def fit(
     seed: of the batches, and of all else that is random
     steps: how many batches of BATCH tokens, at most
     """
-    # 2.7  Starting from the up projection's own factors, training has nothing to find anew but what a rank so low can't
-    # hold. Adam's steps have a size of their own, whatever the gradient's; so few of them reach far only if they are
-    # large, and they end well only if they get smaller towards the end. Batches are drawn from all tokens by a
-    # generator of its own, so that the seed alone decides. The threshold is found afterwards, so only the order of
-    # scores matters, which is why the loss may weigh hits as it likes.
+    # 2.7  The factors that reproduce a layer's products best can be computed, and aren't what is needed: most of what
+    # products vary by lies far below 0, where nothing fires, and a loss that cares for the sign alone spends the rank
+    # on the rest. Starting from the up projection's own factors, training has nothing to find anew but that. Adam's
+    # steps have a size of their own, whatever the gradient's; so few of them reach far only if they are large, and they
+    # end well only if they get smaller towards the end. Batches are drawn from all tokens by a generator of its own, so
+    # that the seed alone decides. The threshold is found afterwards, so only the order of scores matters, which is why
+    # the loss may weigh hits as it likes.
     # Usual mistakes: a learning rate so small that nothing moves in so few steps, or so large that nothing is found;
     # drawing inputs and what fired from different tokens; always the same batch; leaving the bias out of the optimizer;
     # training `bias` itself instead of a copy; random numbers of torch's global generator.

@@ -72,13 +72,15 @@ def choose_predictors(layers: Sequence[Sequence[Candidate]], room: int, record: 
     # 6.2  For a given window, each layer offers a few pairs of DRAM and reads, and one of each must be taken: a
     # knapsack with a choice in each layer. Go through the layers and keep the ways to choose so far. Of two ways, one
     # that takes more and reads no less can't be part of a better whole, because what follows costs both the same; so
-    # few of the billions of ways remain, and the result is exact. There are other good ones: a price for a byte of DRAM
-    # separates the layers, as the one scale does in exercise 6.1, and comes within a fraction of a percent; so do
-    # swaps, as long as one gains by them.
+    # few of the billions of ways remain, and the result is exact. There are other ways: a grid of a few thousand cells
+    # of DRAM, or all ways for one half of the layers, each with the best for the other half that still fits. The price
+    # alone separates the layers, as the one scale does in exercise 6.1, and comes within a fraction of a percent where
+    # many small steps fill the room; where a few large ones do, it leaves much of it empty.
     # Usual mistakes: choosing the predictors first and the window afterwards; choosing each layer by itself at the
     # window that would be best for it alone; forgetting that predictors take DRAM, too; reads as s_agg(k) - s_agg(k -
     # 1), which are those of a shorter window; filling the room layer after layer, so that the last layers get what is
-    # left.
+    # left; always paying for the change that saves most for a byte, which may leave no room for two others that save
+    # more together.
     least, choice = np.inf, (1, tuple(_smallest(layer, record) for layer in layers))
     for k in range(1, len(layers[0][0].window_rows)):
         taken, read, chosen = np.zeros(1), np.zeros(1), np.zeros((1, 0), np.int64)  # ways that are worth to go on from

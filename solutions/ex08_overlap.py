@@ -79,11 +79,13 @@ class OverlappedFFN(FlashFFN):
         # drive works during it and while the next layer attends. They could begin earlier, but then they would stand in
         # the way of this layer's own reads, for which somebody is waiting. The finally is for a product that is broken
         # off: forget() empties the pool, and a read that still was under way would land in a row that another neuron
-        # has by then.
+        # has by then. For the same reason begun is cleared only when its reads have landed: until then forget() must
+        # find them.
         # Usual mistakes: amending the window and giving rows away while early reads are under way; moving the window on
         # by a step where a guess was in it; beginning the next layer's reads after the product, or waiting for them;
-        # waiting for the missing neurons before the first product; leaving reads under way after an exception;
-        # swallowing ReadError; reading early all that the predictor names, whose last fifth is mostly wrong.
+        # waiting for the missing neurons before the first product; leaving reads under way after an exception, in a
+        # predictor or a wait as well as in a product; swallowing ReadError; reading early all that the predictor names,
+        # whose last fifth is mostly wrong.
         active = active_set(self.predictor, x)
         if (begun := self.begun) is None:
             step = self.window.step(active)

@@ -60,8 +60,9 @@ class EarlyFFN(FlashFFN):
         # attention begins, and the drive has all of attention's time to read it. The bytes are those of stage 5, to the
         # last one. Waiting is left to the FFN, as late as it can be.
         # Usual mistakes: waiting for the reads here, which is stage 5 in another place; reading through self.file; not
-        # noting the step, so that the FFN moves the window on once more; going on after a call that was broken off as
-        # if its neurons had landed; leaving the clock at I/O, so that attention counts as waiting for flash.
+        # noting the step, so that the FFN moves the window on once more; not noting the rows, so that values stay that
+        # were computed before the reads had landed; going on after a call that was broken off as if its neurons had
+        # landed; leaving the clock at I/O, so that attention counts as waiting for flash.
         if self._begun is not None:  # a call was broken off before it used what it had begun
             self.forget()
         step = self.window.step(active_set(self.predictor, x))

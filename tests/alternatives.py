@@ -312,21 +312,20 @@ def trades_between_layers(nbytes: np.ndarray, measure: Any, budget: float, calls
 
 
 @answers("2.7")
-def momentum(up: Tensor, bias: Tensor, rank: int, data: Any, seed: int, steps: int = 800) -> Any:
+def signs_of_a_mean(up: Tensor, bias: Tensor, rank: int, data: Any, seed: int, steps: int = 800) -> Any:
+    """Every weight moves by the same, in the direction of the mean of its last gradients."""
     generator = torch.Generator().manual_seed(seed)
-    a, b = initial_factors(up, rank)
-    weights = [torch.nn.Parameter(t.clone()) for t in (a, b, bias)]
-    optimizer = torch.optim.SGD(weights, lr=1.0, momentum=0.9)
+    weights = [torch.nn.Parameter(t.clone()) for t in (*initial_factors(up, rank), bias)]
+    means = [torch.zeros_like(weight) for weight in weights]
     for step in range(steps):
         rows = torch.randint(len(data.x), (BATCH,), generator=generator).numpy()
-        optimizer.param_groups[0]["lr"] = 1.0 if step < 0.7 * steps else 0.3
         with torch.enable_grad():
             s = data.x[rows].float() @ weights[0].T @ weights[1].T + weights[2]
             loss = F.softplus(s).mean() + (4 * F.softplus(-s) - F.softplus(s))[data.mask(rows)].sum() / s.numel()
             gradients = torch.autograd.grad(loss, weights)
-        for weight, gradient in zip(weights, gradients):
-            weight.grad = gradient
-        optimizer.step()
+        for weight, mean, gradient in zip(weights, means, gradients):
+            mean.mul_(0.9).add_(gradient, alpha=0.1)
+            weight.data -= 0.015 * (1 - step / steps) * mean.sign()
     return tuple(weight.data for weight in weights)
 
 
@@ -539,46 +538,27 @@ def layers_settled_one_by_one(total: int, needs: Sequence[float], neurons: int, 
 
 
 @answers("6.2")
-def priced(layers: Sequence[Sequence[Candidate]], room: int, record: int) -> tuple[int, tuple[int, ...]]:
-    """A price for a byte of DRAM lets each layer decide by itself; then swaps, as long as one gains by them."""
-
-    def cost(layer: Sequence[Candidate], i: int, k: int) -> float:
-        return layer[i].nbytes + layer[i].window_rows[k - 1] * record
-
-    def new(layer: Sequence[Candidate], i: int, k: int) -> float:
-        return layer[i].window_rows[k] - layer[i].window_rows[k - 1]
-
-    def total(measure: Callable[..., float], chosen: Sequence[int], k: int) -> float:
-        return sum(measure(layer, i, k) for layer, i in zip(layers, chosen))
-
-    def cheapest(k: int, price: float) -> list[int]:
-        return [min(range(len(a)), key=lambda i: new(a, i, k) + price * cost(a, i, k)) for a in layers]
-
+def met_in_the_middle(layers: Sequence[Sequence[Candidate]], room: int, record: int) -> tuple[int, tuple[int, ...]]:
+    """All ways for each half of the layers; to each way of the first the best of the second that still fits."""
     least, choice = float("inf"), (1, tuple(_smallest(layer, record) for layer in layers))
+    middle = len(layers) // 2
     for k in range(1, len(layers[0][0].window_rows)):
-        low, high = 0.0, 1e6
-        if total(cost, chosen := cheapest(k, high), k) > room:
-            continue
-        for _ in range(80):
-            tried = cheapest(k, price := (low + high) / 2)
-            if total(cost, tried, k) <= room:
-                high, chosen = price, tried
-            else:
-                low = price
-        better = True
-        while better:
-            better = False
-            for a, layer in enumerate(layers):
-                for b, other in enumerate(layers):
-                    for i in range(len(layer)):
-                        for j in range(len(other)):
-                            tried = [*chosen]
-                            tried[a], tried[b] = i, j
-                            gain = total(new, chosen, k) - total(new, tried, k)
-                            if gain > 1e-9 and total(cost, tried, k) <= room:
-                                chosen, better = tried, True
-        if total(new, chosen, k) < least:
-            least, choice = total(new, chosen, k), (k, tuple(chosen))
+        halves = []
+        for part in (layers[:middle], layers[middle:]):
+            taken, read = np.zeros(1), np.zeros(1)
+            for layer in part:
+                taken = np.add.outer(taken, [c.nbytes + c.window_rows[k - 1] * record for c in layer]).ravel()
+                read = np.add.outer(read, [c.window_rows[k] - c.window_rows[k - 1] for c in layer]).ravel()
+            order = np.argsort(taken)
+            halves.append((order, taken[order], read[order], [len(layer) for layer in part]))
+        (one, taken, read, sizes), (other, others_taken, others_read, others_sizes) = halves
+        fitting = np.searchsorted(others_taken, room - taken, side="right")
+        best = np.append(np.inf, np.minimum.accumulate(others_read))[fitting]
+        if (read + best).min() < least:
+            i = int((read + best).argmin())
+            j = int(others_read[: fitting[i]].argmin())
+            places = *np.unravel_index(one[i], sizes), *np.unravel_index(other[j], others_sizes)
+            least, choice = float((read + best).min()), (k, tuple(int(place) for place in places))
     return choice
 
 
@@ -747,5 +727,5 @@ def waits_for_what_was_broken_off(self: Any, x: Tensor) -> None:
         self.window.clear()
         self.memory.clear()
     self._begun = self.window.step(active_set(self.predictor, x))
-    self._under_way = self._submit(self._begun, self.early)[0]
+    self._under_way, self._rows = self._submit(self._begun, self.early)
     self._clock.switch(REST)

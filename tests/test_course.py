@@ -46,6 +46,7 @@ def edit(course: Course, file: str, old: str, new: str) -> Path:
 
 CORE = [exercise for exercise in read_course(ROOT).exercises if exercise.chapter not in read_course(ROOT).electives]
 MOST = sum(exercise.points for exercise in CORE)
+DESIGNS = ("2.6", "2.7", "6.2", "8.1")  # whose tests record what an answer reached
 
 
 def test_points_sum_to_a_hundred_and_ids_are_in_order(course: Course) -> None:
@@ -141,6 +142,7 @@ def test_solutions_earn_every_point(course: Course) -> None:
     grades = grade(course, ROOT / "solutions", course.exercises, seed=2)
     assert [g for g in grades if g.status != "PASS"] == []
     assert totals(course, grades) == {"total": (MOST, MOST), "elective 9": (15, 15)}
+    assert {g.id: len(g.reached) for g in grades if g.reached} == dict.fromkeys(DESIGNS, 1)
 
 
 BROKEN = {
@@ -376,7 +378,7 @@ def test_grade_reports_writes_json_and_remembers(clone: Course, monkeypatch: pyt
     assert "exercises/ex04_bundle.py (edited)  seed=5" in done.output
     result = json.loads((clone.root / "out.json").read_text())
     assert (result["impl"], result["seed"], result["total"], result["max"]) == ("mine", 5, 7, 7)
-    assert set(result["exercises"][0]) == {"id", "title", "points", "max", "status", "message", "hints"}
+    assert set(result["exercises"][0]) == {"id", "title", "points", "max", "status", "message", "hints", "reached"}
     progress = run(clone, monkeypatch, "progress")
     assert f"7/{MOST}" in progress.output
     assert "next: 0.1" in progress.output

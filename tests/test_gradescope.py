@@ -64,7 +64,7 @@ def _faults(entry: dict[str, Any], fields: dict[str, Any], where: str) -> list[s
 
 
 GRADES = [
-    Grade("3.1", "unions", 4, 4, "PASS", ""),
+    Grade("3.1", "unions", 4, 4, "PASS", "", reached=("read: 3 MB, by the engine's own 3 MB",)),
     Grade("3.2", "the difference", 2, 6, "FAIL", "Neurons were read again.\nk = 4: at [2] found 1, expected 3", (1, 2)),
     Grade("3.3", "evict", 0, 5, "TODO", "exercise 3.3: delete this line"),
     Grade("3.4", "the budget", 0, 3, "ERROR", "ex03_window.py:9: x\nNameError: x"),
@@ -78,6 +78,7 @@ def test_grades_are_what_the_documentation_asks_for() -> None:
     assert [(t["number"], t["score"], t["max_score"], t["status"]) for t in result["tests"]] == [
         ("3.1", 4, 4, "passed"), ("3.2", 2, 6, "failed"), ("3.3", 0, 5, "failed"), ("3.4", 0, 3, "failed")
     ]  # fmt: skip
+    assert result["tests"][0]["output"] == "read: 3 MB, by the engine's own 3 MB"
     assert result["tests"][1]["output"].startswith("FAIL: Neurons were read again.\n")
     assert result["tests"][2]["output"] == "nothing written yet"
     assert (result["extra_data"]["hints"], result["extra_data"]["seed"]) == ({"3.2": [1, 2]}, 7)

@@ -10,6 +10,7 @@ import flashlite
 from flashlite.engine.product import EVERY, down_product, up_product
 from flashlite.storage.store import Store
 
+
 @pytest.mark.parametrize("tokens", [1, 3])
 @pytest.mark.parametrize("n", [0, 1, 3, 4, 65, 1500])
 @pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 1e-4), (torch.bfloat16, 0.2)])

@@ -47,6 +47,7 @@ from flashlite.course.run_tests import Collector
 from flashlite.course.uninitialized import spoil_empty_memory
 
 LIMITS = Limits(memory=1 * 10**9)
+UNGRADED = 10**6  # a seed that no answer is graded with
 SECONDS = 5  # of processor time for one grading; the clock may show twenty times as many
 
 
@@ -72,6 +73,7 @@ class Grader:
         """Instead of running each test once."""
         if session.testsfailed:
             sys.exit("mutate: a file of tests can't be imported")
+        os.environ[SEED] = str(UNGRADED)  # so that what tests keep by their seed is not the reference's own
         for item in session.items:
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)  # imports what is imported in passing
         gc.collect()

@@ -39,6 +39,8 @@ class Printer:
         if grade.status in {"FAIL", "ERROR"}:
             screen.print(escape("\n".join(failure_lines(grade.message, screen.width))))
             screen.print(f"{INDENT}→ flashlite hint {grade.id}", style="dim")
+        for line in grade.reached:
+            screen.print(escape(INDENT + line))
         if grade.status == "PASS" and self._impl == "mine":
             screen.print(f"{INDENT}compare: solutions/{exercise.file}", style="dim")
 

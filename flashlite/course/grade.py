@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 from flashlite.course.classroom.cold import Run, run_cold
 from flashlite.course.classroom.hints import hints_before
@@ -41,6 +42,7 @@ class Grade:
     status: PASS, FAIL, TODO (nothing written yet) or ERROR (it could not be judged)
     message: lines that say what is wrong: what the mistake looks like, if that is known, and where it shows
     hints: the numbers of the hints that were shown before it passed
+    reached: what its tests recorded of an answer that passed, beside what the reference reaches: a line each
     """
 
     id: str
@@ -50,6 +52,7 @@ class Grade:
     status: str
     message: str
     hints: tuple[int, ...] = ()
+    reached: tuple[str, ...] = ()
 
     @property
     def earned(self) -> str:
@@ -160,7 +163,7 @@ def _judged(exercise: Exercise, limits: Limits, ended: int | None, result: Path)
         return _grade(exercise, 0, "ERROR", "the file wrote over the result of its grading")
 
 
-def summarize(exercise: Exercise, results: list[dict[str, str | int]]) -> Grade:
+def summarize(exercise: Exercise, results: list[dict[str, Any]]) -> Grade:
     """The grade of an exercise whose tests ended like this: points of those that passed, message of the worst."""
     if not results:
         return _grade(exercise, 0, "ERROR", "none of its tests ran")
@@ -171,7 +174,9 @@ def summarize(exercise: Exercise, results: list[dict[str, str | int]]) -> Grade:
         points = min(points, max(0, exercise.points - 1))  # a wrong answer always loses something
     if worst["status"] == "TODO":
         points = 0
-    return _grade(exercise, points, str(worst["status"]), str(worst["message"]))
+    found = _grade(exercise, points, str(worst["status"]), str(worst["message"]))
+    reached = tuple(str(line) for result in results for line in result.get("reached", ()))
+    return replace(found, reached=reached) if found.status == "PASS" else found
 
 
 def _grade(exercise: Exercise, points: int, status: str, message: str) -> Grade:

@@ -50,7 +50,8 @@ class Collector:
         """Note the end of a test, or of its set-up if that failed."""
         if call.when == "call" or (call.when == "setup" and call.excinfo):
             error = call.excinfo.value if call.excinfo else None
-            self.results.append({"points": self._points(item), **outcome(error, self.limits)})
+            reached = [f"{name}: {value}" for name, value in item.user_properties]  # by pytest's record_property
+            self.results.append({"points": self._points(item), "reached": reached, **outcome(error, self.limits)})
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Note a test module that can't be imported, most often because the exercise file can't."""

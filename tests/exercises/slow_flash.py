@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -25,6 +25,7 @@ class Ticket:
     def wait(self) -> None:
         """Land. Raises ReadError, each time, if the read fails."""
         if self in self._flash.under_way:
+            self._flash.at("a wait")
             self._flash.under_way.remove(self)
             self._land()
         if self._fails:
@@ -44,11 +45,13 @@ class Flash:
     loaded: the neurons of each submit
     under_way: the tickets that nobody has waited for
     fails, hurries: whether reads that are submitted from now on fail, or land at once
+    at: is told of each submit and each wait before it is done, and may raise an error in its place
     """
 
     def __init__(self, rows: Array) -> None:
         self.rows, self.loaded, self.under_way = rows, list[Array](), list[Ticket]()
         self.fails = self.hurries = False
+        self.at: Callable[[str], None] = lambda what: None
 
     def columns(self, buffer: Array) -> list[Array]:
         """A bundle fills a whole row."""
@@ -56,6 +59,7 @@ class Flash:
 
     def submit(self, layer: int, neurons: Array, matrices: Sequence[Array], rows: Array) -> list[Ticket]:
         """Begin to read."""
+        self.at("a submit")
         self.loaded.append(neurons.copy())
         self.under_way.append(Ticket(self, neurons, matrices[0], rows))
         return self.under_way[-1:]

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flashlite.course.checks import SEED, Call, Wrong, diagnosed, expect, expect_each, require, rng
+from flashlite.course.checks import SEED, Call, Wrong, diagnosed, engines_own, expect, expect_each, require, rng
 from flashlite.engine.predictor import LowRankPredictor
 from flashlite.training.train_predictor import (
     BATCH,
@@ -191,8 +191,9 @@ def test_threshold_of_a_layer_in_which_nothing_fires() -> None:
 
 
 STEPS, RANK, RECALL = 60, 32, 0.97
-COMPONENTS, LAYER_NEURONS, TOPICS = 64, 256, 3
-FEW, VERY_FEW = 0.3, 0.245  # shares of the neurons; without training it is 0.70
+COMPONENTS, LAYER_NEURONS, TOPICS = 64, 256, 40  # of the components, so many are topics
+EACH, QUIETED = 2, 0.6  # topics of a token, and how often something else keeps neurons quiet
+FEWER, FEW, VERY_FEW = 0.3, 0.15, 0.12  # shares of the neurons; without training it is 0.45, by a formula 0.17 at best
 
 
 @dataclass
@@ -210,7 +211,10 @@ class Counted(Activations):
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer whose tokens are about a few topics each, some of them often; each neuron fires for one topic.
+    """A layer each of whose neurons fires for one topic, unless a component that is no topic keeps it quiet.
+
+    Those components vary most, and all that follows from them is how far below 0 a product lies. So the factors that
+    reproduce the products best, which need no training, are not those that tell best what fires.
 
     It is the same in every grading, so that the same limits hold; its tokens are others each time.
     """
@@ -219,31 +223,31 @@ class Layer:
     bias: Tensor
     turned: np.ndarray
     shift: np.ndarray
-    often: np.ndarray
 
     @classmethod
     def of(cls, seed: int) -> Layer:
         """The layer of this number."""
-        chance = np.random.default_rng(seed)
+        chance, neurons = np.random.default_rng(seed), np.arange(LAYER_NEURONS)
         turned, _ = np.linalg.qr(chance.normal(size=(COMPONENTS, COMPONENTS)))
-        often = np.arange(1, COMPONENTS + 1) ** -0.5 / (np.arange(1, COMPONENTS + 1) ** -0.5).sum()
-        topic = chance.integers(0, COMPONENTS, LAYER_NEURONS)
-        up = turned.T[topic] * chance.uniform(0.7, 1.5, (LAYER_NEURONS, 1))
-        up += 0.15 * chance.normal(size=up.shape)
-        made = cls(torch.from_numpy(up).float(), torch.zeros(LAYER_NEURONS), turned, 6 * turned[:, 0], often)
-        rate = np.clip(often[topic] * TOPICS * chance.uniform(0.5, 1, LAYER_NEURONS), 0.004, 0.3)
+        up = np.empty((LAYER_NEURONS, COMPONENTS))
+        up[:, :TOPICS] = 0.1 * chance.normal(size=(LAYER_NEURONS, TOPICS))
+        up[neurons, chance.permutation(neurons % TOPICS)] += 1
+        up[:, TOPICS:] = -chance.uniform(0.2, 1.8, (LAYER_NEURONS, COMPONENTS - TOPICS))
+        up = up * chance.uniform(0.7, 1.5, (LAYER_NEURONS, 1)) @ turned.T
+        made = cls(torch.from_numpy(up).float(), torch.zeros(LAYER_NEURONS), turned, 6 * turned[:, 0])
         products = F.linear(made.inputs(chance, 4096).float(), made.up).numpy()
+        rate = EACH / TOPICS * chance.uniform(0.3, 0.6, LAYER_NEURONS)
         bias = [-np.quantile(products[:, i], 1 - share) for i, share in enumerate(rate)]
         return replace(made, bias=torch.tensor(bias, dtype=torch.float32))
 
     def inputs(self, chance: np.random.Generator, tokens: int) -> Tensor:
         """What enters the layer: [tokens, COMPONENTS] float16."""
-        topics = np.zeros((tokens, COMPONENTS))
-        for _ in range(TOPICS):
-            chosen = chance.choice(COMPONENTS, tokens, p=self.often)
-            topics[np.arange(tokens), chosen] += 1 + chance.exponential(0.5, tokens)
-        topics += 0.3 * chance.normal(size=topics.shape)
-        return torch.from_numpy((topics @ self.turned.T + self.shift).astype(np.float16))
+        parts, token = 0.15 * chance.normal(size=(tokens, COMPONENTS)), np.arange(tokens)
+        for _ in range(EACH):
+            parts[token, chance.integers(0, TOPICS, tokens)] += 1 + chance.exponential(0.5, tokens)
+        quieted = chance.random(tokens) < QUIETED
+        parts[token, chance.integers(TOPICS, COMPONENTS, tokens)] += quieted * chance.exponential(4, tokens)
+        return torch.from_numpy((parts @ self.turned.T + self.shift).astype(np.float16))
 
     def tokens(self, chance: np.random.Generator, tokens: int) -> Counted:
         """Inputs, and which neurons fire for them."""
@@ -279,13 +283,13 @@ class Trained:
 
 
 @cache
-def trained(seed: str) -> Trained:
-    """Train on two layers. seed: of this grading, on which `rng` depends."""
+def trained(seed: str, train: Callable[..., Any] | None = None) -> Trained:
+    """Train on two layers. seed: of this grading, on which `rng` depends; train: by what, by `fit` unless given."""
     chance, shares, seen = rng(), [], []
     for number in (11, 12):
         layer = Layer.of(number)
         data, test = layer.tokens(chance, 4096), layer.tokens(chance, 2048)
-        found = fitted(layer, data, STEPS)
+        found = fitted(layer, data, STEPS, train=train)
         require(all(bool(p.isfinite().all()) for p in found), "NaN or infinite numbers after training", "finite ones")
         seen.append(len(np.unique(np.concatenate(data.asked))) if data.asked else 0)
         start = (*initial_factors(layer.up, RANK), layer.bias)
@@ -293,9 +297,11 @@ def trained(seed: str) -> Trained:
     return Trained(*np.mean(shares, axis=0).tolist(), max(seen))
 
 
-def fitted(layer: Layer, data: Counted, steps: int, seed: int = 7) -> tuple[Tensor, Tensor, Tensor]:
-    """The factors that training gives, once their form is known to be right."""
-    found = fit(layer.up, layer.bias, RANK, data, seed, steps)
+def fitted(
+    layer: Layer, data: Counted, steps: int, seed: int = 7, train: Callable[..., Any] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The factors that training gives, once their form is known to be right. train: see `trained`."""
+    found = (train or fit)(layer.up, layer.bias, RANK, data, seed, steps)
     require(isinstance(found, tuple) and len(found) == 3, f"the result is {type(found).__name__}", "a tuple of three")
     shapes = (RANK, COMPONENTS), (LAYER_NEURONS, RANK), (LAYER_NEURONS,)
     for name, tensor, shape in zip(("a", "b", "bias"), found, shapes, strict=True):
@@ -312,8 +318,9 @@ def check_share(at_most: float) -> None:
         mistake = f"All steps saw the same {found.distinct} tokens."
     elif found.share > 0.95 * found.start:
         mistake = (
-            "That is hardly better than without training, if at all: the steps are far too large or far too small, or "
-            "the inputs are of other tokens than what fired."
+            "That is hardly better than without training, if at all: the steps are far too large or far too small, "
+            "training begins elsewhere than with the layer's own factors, or the inputs are of other tokens than what "
+            "fired."
         )
     measured = f"{found.share:.1%} of neurons are predicted, without training {found.start:.1%}"
     require(found.share <= at_most, measured, f"{at_most:.1%}", mistake)
@@ -370,7 +377,7 @@ def test_all_three_are_trained() -> None:
 
 @pytest.mark.points("2.7", 1)
 def test_training_beats_its_start() -> None:
-    check_share(0.45)
+    check_share(FEWER)
 
 
 @pytest.mark.points("2.7", 2)
@@ -379,5 +386,9 @@ def test_training_leaves_few() -> None:
 
 
 @pytest.mark.points("2.7", 1)
-def test_training_leaves_very_few() -> None:
+def test_training_leaves_very_few(record_property: Callable[[str, object], None]) -> None:
     check_share(VERY_FEW)
+    seed = os.environ.get(SEED, "0")
+    mine, reference = trained(seed), trained(seed, engines_own("flashlite.training.train_predictor").fit)
+    told = f"after training by the engine's own loop {reference.share:.1%}, without training {mine.start:.1%}"
+    record_property("predicted", f"{mine.share:.1%} of the neurons, {told}")

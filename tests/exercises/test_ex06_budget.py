@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import pytest
 
-from flashlite.course.checks import expect, require, rng
+from flashlite.course.checks import SEED, engines_own, expect, require, rng
 from flashlite.engine.budget import FEWEST_ROWS, Candidate, choose_predictors, split_rows
 
 LAYERS = 16
@@ -157,14 +159,47 @@ class Case:
         smallest = self.pick(lambda c: self.cost(c, k))
         if self.taken(k, smallest) > self.room:
             return np.inf
-        low, high, best = 0.0, 1.0, 0.0
+        tried = self._priced(k)
+        return max(self.read(k, chosen) + price * (self.taken(k, chosen) - self.room) for price, chosen in tried)
+
+    def _priced(self, k: int) -> list[tuple[float, tuple[int, ...]]]:
+        """Prices for a byte of DRAM, nearer and nearer to the one that just fills the room, and what is chosen then."""
+        low, high, tried = 0.0, 1.0, []
         for _ in range(50):
             price = (low + high) / 2
             chosen = self.pick(lambda c, price=price: self.new(c, k) + price * self.cost(c, k))  # type: ignore[misc]
-            over = self.taken(k, chosen) - self.room
-            best = max(best, self.read(k, chosen) + price * over)
-            low, high = (price, high) if over > 0 else (low, price)
-        return best
+            tried.append((price, chosen))
+            low, high = (price, high) if self.taken(k, chosen) > self.room else (low, price)
+        return tried
+
+    def by_best_steps(self) -> Iterator[float]:
+        """What a token reads if the change that saves most for a byte is made first, again and again, while one fits.
+
+        It begins with the smallest predictors, and then with what a price for a byte of DRAM chooses, by each window.
+        """
+        for k in self.windows:
+            yield self._filled(k, self.pick(lambda c, k=k: self.cost(c, k)))  # type: ignore[misc]
+        for k in self.windows:
+            for _, chosen in self._priced(k)[-2:]:
+                yield self._filled(k, chosen)
+
+    def _filled(self, k: int, start: tuple[int, ...]) -> float:
+        chosen, left = list(start), self.room - self.taken(k, start)
+        if left < 0:
+            return np.inf
+        ways = [[(self.new(c, k), self.cost(c, k)) for c in layer] for layer in self.layers]
+        while True:
+            steps = [
+                ((read - new) / max(cost - taken, 1e-9), cost - taken, number, i)
+                for number, (layer, now) in enumerate(zip(ways, chosen, strict=True))
+                for (read, taken) in [layer[now]]
+                for i, (new, cost) in enumerate(layer)
+                if new < read and cost - taken <= left
+            ]
+            if not steps:
+                return self.read(k, tuple(chosen))
+            _, paid, number, i = max(steps)
+            chosen[number], left = i, left - paid
 
 
 def cases(count: int = 12) -> list[Case]:
@@ -181,6 +216,40 @@ def cases(count: int = 12) -> list[Case]:
             layers.append(layer)
         case = Case(layers, 0, 4096)
         found.append(replace(case, room=int(case.smallest * random.uniform(1.1, 4))))
+    return found
+
+
+MOST = 1  # per cent
+TRAPS, TRAP = 6, 0.02  # models, and how much more than must be they read by the best steps
+
+
+def tight_case(random: np.random.Generator) -> Case:
+    """A model with little room, in which a few large steps are all that fits."""
+    k, layers = np.arange(1, 9), []
+    for _ in range(int(random.integers(9, 15))):
+        active, layer = np.exp(random.uniform(3, 5.5)), []
+        for gain in random.uniform(0, 1, random.integers(2, 6)):
+            nbytes = 20_000 + 3e4 * active * gain ** random.uniform(0.7, 1.3) * random.uniform(0.8, 1.25)
+            sizes = active * k**0.6 + 3 * active * (1 - 0.9 * gain) * k**0.85
+            layer.append(Candidate(int(nbytes), tuple(sizes.tolist())))
+        layers.append(layer)
+    case = Case(layers, 0, 4096)
+    return replace(case, room=int(case.smallest * random.uniform(1.03, 1.6)))
+
+
+@cache
+def traps(seed: str) -> list[tuple[Case, float]]:
+    """Models in which the best steps lead astray, and the fewest neurons that a token must read there.
+
+    seed: of this grading, on which `rng` depends
+    """
+    random, found = rng(), list[tuple[Case, float]]()
+    best = engines_own("flashlite.engine.budget").choose_predictors
+    while len(found) < TRAPS:
+        case = tight_case(random)
+        least = case.read(*best(case.layers, case.room, case.record))
+        if all(read > least * (1 + TRAP) for read in case.by_best_steps()):
+            found.append((case, least))
     return found
 
 
@@ -213,7 +282,7 @@ SMALL, LARGE = Candidate(1000, (10.0, 18.0, 24.0, 29.0)), Candidate(3000, (8.0, 
 MIDDLE = Candidate(1700, (9.0, 15.0, 19.0, 22.0))
 
 
-@pytest.mark.points("6.2", 2)
+@pytest.mark.points("6.2", 1)
 def test_what_is_chosen_fits() -> None:
     for case in cases():
         fitting(case)
@@ -251,12 +320,27 @@ def test_no_simple_rule_reads_less() -> None:
 
 
 @pytest.mark.points("6.2", 2)
-@pytest.mark.parametrize("percent", [5, 1])
-def test_little_more_is_read_than_must_be(percent: int) -> None:
-    over = []
-    for case in cases():
-        read, _ = fitting(case)
-        over.append(read / case.bound() - 1)
+def test_little_more_is_read_than_must_be() -> None:
+    over = [fitting(case)[0] / case.bound() - 1 for case in cases()]
+    check_excess(over, "models")
+
+
+def check_excess(over: list[float], models: str) -> None:
+    """Raise Wrong if on average of these models more than MOST percent more is read than must be."""
     excess = 100 * float(np.mean(over))
-    found = f"on average of {len(over)} models, {excess:.2f} % more is read than must be"
-    require(excess <= percent, found, f"{percent} %")
+    require(
+        excess <= MOST, f"on average of {len(over)} {models}, {excess:.2f} % more is read than must be", f"{MOST} %"
+    )
+
+
+@pytest.mark.points("6.2", 3)
+def test_little_more_is_read_where_the_best_steps_lead_astray(
+    record_property: Callable[[str, object], None],
+) -> None:
+    models = traps(os.environ.get(SEED, "0"))
+    reads = [fitting(case)[0] for case, _ in models]
+    over = [read / least - 1 for read, (_, least) in zip(reads, models, strict=True)]
+    check_excess(over, "models where the best steps lead astray")
+    astray = np.mean([min(case.by_best_steps()) for case, _ in models])
+    told = f"by the engine's own choice {np.mean([least for _, least in models]):.1f}, by the best steps {astray:.1f}"
+    record_property("read", f"{np.mean(reads):.1f} neurons a token, {told}")

@@ -105,6 +105,10 @@ def check_begun(layer: Layer, t: int, new: set[int], fewer: str = "") -> None:
     text = "Keep the tickets: the FFN waits for those in self._under_way."
     kept = list(layer.ffn._under_way) == layer.early.under_way
     require(kept, f"{what}: self._under_way lacks tickets", "the tickets of the step's reads", text)
+    text = "Keep the rows: the values of their neurons are computed again when the reads have landed."
+    rows = np.sort(layer.ffn.memory._row_of_neuron[found])
+    kept = np.array_equal(np.sort(layer.ffn._rows), rows)
+    require(kept, f"{what}: self._rows isn't what the reads land in", f"{len(rows)} rows", text)
 
 
 @pytest.mark.points("9.3", 2)

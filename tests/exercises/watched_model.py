@@ -13,7 +13,7 @@ import torch
 from slow_flash import Array, Flash, Ticket
 from torch import Tensor
 
-from flashlite.course.checks import expect, require, rng
+from flashlite.course.checks import Wrong, diagnosed, expect, require, rng
 from flashlite.engine.ffn import StreamedFFN
 from flashlite.engine.overlap import FIRST, OverlappedFFN
 from flashlite.engine.pool import Landing, Pool
@@ -27,6 +27,7 @@ QUIET, MARGIN = 1.2 * D_MODEL**0.5, 0.4  # an eighth of the neurons fires; the p
 TIGHT = 12  # rows for about as many neurons as a token needs
 EARLY = "Nothing is read early: begin the next layer's reads, too, for each layer in self.following."
 NOTED = "Note in following.begun what you have begun, as soon as it is: forget() waits for that."
+LOST = "Clear self.begun once its reads have landed, and not before: until then forget() must find them there."
 LANDED = "NaN is what rows hold whose reads haven't landed: wait before you multiply them."
 FAILED = "A read failed, and its neurons were used all the same: let ReadError pass, or read them again."
 OVERFLOW = "Return the step's overflow: what has no room in DRAM is read and multiplied by the caller."
@@ -37,11 +38,39 @@ class Interrupt(KeyboardInterrupt):
     """The user presses Ctrl-C."""
 
 
+class Alarm:
+    """Presses Ctrl-C in the midst of a call, at the beginning of something that takes time.
+
+    moment: the how manieth of the call's moments it is, counted from 1; none if it is 0
+    passed: what was begun at each moment so far
+    """
+
+    def __init__(self) -> None:
+        self.moment, self.passed = 0, list[str]()
+
+    def __call__(self, what: str) -> None:
+        """Something is about to be begun."""
+        if self.moment:
+            self.passed.append(what)
+            if len(self.passed) == self.moment:
+                raise Interrupt
+
+
+class WatchedPredictor(LowRankPredictor):
+    """A predictor that says when it is asked."""
+
+    alarm: Alarm
+
+    def scores(self, x: Tensor) -> Tensor:
+        """As any predictor gives them."""
+        self.alarm("a predictor")
+        return super().scores(x)
+
+
 class WatchedPool(Pool):
     """A pool that sees what is under way when something is done with it. layer: whose it is."""
 
     layer: Layer
-    interrupt = ""  # when Ctrl-C is pressed: at the first product, or at the last one
 
     def place(self, load: Array, drop: Array) -> Landing:
         """As any pool does."""
@@ -55,54 +84,65 @@ class WatchedPool(Pool):
             require(kept, f"{self.layer.what}: a row was taken into which a read is under way", "none", text)
         return landing
 
-    def activations(self, x: Tensor) -> Tensor:
+    def activations(self, x: Tensor, neurons: Array) -> Tensor:
         """As any pool does."""
-        self._see("first", self.num_used)
-        return super().activations(x)
+        self._see(len(neurons))
+        return super().activations(x, neurons)
 
-    def product_after(self, h: Tensor, x: Tensor, landed: Array) -> Tensor:
+    def product_after(self, h: Tensor, x: Tensor, neurons: Array, landed: Array) -> Tensor:
         """As any pool does."""
-        self._see("last", len(landed))
-        return super().product_after(h, x, landed)
+        self._see(len(landed), last=True)
+        return super().product_after(h, x, neurons, landed)
 
     def product(self, x: Tensor) -> Tensor:
         """As any pool does."""
-        self._see("last", self.num_used)
+        self._see(self.num_used, last=True)
         return super().product(x)
 
-    def _see(self, when: str, rows: int) -> None:
+    def _see(self, neurons: int, last: bool = False) -> None:
         layer = self.layer
-        layer.multiplied += rows
+        layer.alarm("a product")
+        layer.multiplied += neurons
         layer.read_meanwhile |= any(len(ticket.neurons) for ticket in layer.flash.under_way)
-        if when == "last":
-            layer.next_under_way = bool(layer.next and layer.next.early.under_way)
+        if last:
+            layer.next_under_way.append(bool(layer.next and layer.next.early.under_way))
             text = "The last product takes all rows, so every read of this layer must have landed by then."
             require(not layer.under_way, f"{layer.what}: {len(layer.under_way)} batches are under way", "0", text)
-        if self.interrupt and (self.interrupt == when or when == "last"):
-            raise Interrupt
 
 
 class Layer:
-    """An FFN of NEURONS neurons on a slow drive. next: the layer that reads early after it."""
+    """An FFN of NEURONS neurons on a slow drive.
+
+    next: the layer that reads early after it
+    multiplied, read_meanwhile: in the last call, values of neurons that were computed, and whether own reads went on
+        at a product
+    next_under_way: whether the next layer's reads went on, at each last product of the last call
+    """
 
     next: Layer | None = None
 
-    def __init__(self, number: int, random: np.random.Generator, capacity: int) -> None:
+    def __init__(
+        self, number: int, random: np.random.Generator, capacity: int, alarm: Alarm, ffn: type[OverlappedFFN]
+    ) -> None:
         self.number, self.what, shape = number, f"layer {number}", FFNShape(NEURONS, D_MODEL, 4, 64)
+        self.alarm = alarm
         self.up, self.down = (self._random(random, NEURONS, D_MODEL) for _ in range(2))
         self.bias, self.down_bias = torch.full((NEURONS,), -QUIET), self._random(random, D_MODEL)
         both = torch.cat([self.up, self.down], 1).numpy().view(np.uint8)
         self.flash, self.early = Flash(both), Flash(both)
+        self.flash.at = lambda what: alarm(what) if what == "a submit" else None
+        self.early.at = alarm
         self.window, self.pool = Window(NEURONS, K, capacity), WatchedPool(capacity, shape, torch.float32, self.bias)
         self.pool.layer = self
-        self.predictor = LowRankPredictor.of(torch.eye(D_MODEL), self.up, self.bias + MARGIN)
+        self.predictor = WatchedPredictor.of(torch.eye(D_MODEL), self.up, self.bias + MARGIN)
+        self.predictor.alarm = alarm
         stream: Any = SimpleNamespace(begin=lambda layer, neurons, at_once: neurons, product=self._streamed)
         calls: Any = SimpleNamespace(tokens=1, sequences=1)
         file: Any = self.flash
         streamed = StreamedFFN(number, stream, self.bias, self.down_bias)
-        self.ffn = OverlappedFFN(streamed, self.predictor, self.window, file, self.pool, calls, Clock())
+        self.ffn = ffn(streamed, self.predictor, self.window, file, self.pool, calls, Clock())
         self.ffn.early = self.early  # type: ignore[assignment]
-        self.read_meanwhile, self.next_under_way, self.multiplied = False, False, 0
+        self.read_meanwhile, self.next_under_way, self.multiplied = False, list[bool](), 0
         self.needed = deque[set[int]](maxlen=K)  # by the last tokens
 
     @staticmethod
@@ -124,7 +164,7 @@ class Layer:
     def call(self, x: Tensor) -> None:
         """The FFN's output for one token must be right, and what it leaves behind."""
         given = x.clone()
-        self.read_meanwhile, self.next_under_way, self.multiplied = False, False, 0
+        self.read_meanwhile, self.next_under_way, self.multiplied = False, [], 0
         self.needed.append(self.named(x))
         out = self.ffn(x)
         expect(x, given, f"{self.what}: x afterwards")
@@ -161,9 +201,9 @@ class Layer:
 class Model:
     """LAYERS layers, those from FIRST on read early, and a text whose tokens and layers resemble those before."""
 
-    def __init__(self, capacity: int = NEURONS, sequences: int = 1) -> None:
-        self.random = rng()
-        self.layers = [Layer(i, self.random, capacity) for i in range(LAYERS)]
+    def __init__(self, capacity: int = NEURONS, sequences: int = 1, ffn: type[OverlappedFFN] = OverlappedFFN) -> None:
+        self.random, self.alarm = rng(), Alarm()
+        self.layers = [Layer(i, self.random, capacity, self.alarm, ffn) for i in range(LAYERS)]
         for before, layer in pairwise(self.layers):
             if layer.number >= FIRST:
                 before.next, before.ffn.following = layer, (layer.ffn,)
@@ -189,11 +229,40 @@ class Model:
             for layer, x in self.token():
                 layer.call(x)
 
-    def settle(self) -> None:
-        """What the engine does after a call that was broken off, before the next one."""
+    def break_off(self, moment: int) -> Layer | None:
+        """Press Ctrl-C in a call of a layer whose early reads are under way, and which lacks others.
+
+        moment: see Alarm
+
+        Returns the layer, or None if its call has fewer moments.
+        """
+        layer, x = self.turn()
+        self.alarm.moment, self.alarm.passed = moment, []
+        try:
+            layer.ffn(x)
+        except Interrupt:
+            return layer
+        finally:
+            self.alarm.moment = 0
+        passed = self.alarm.passed
+        require(len(passed) < moment, f"an interrupt at {passed[-1]} was swallowed", "that it ends the call")
+        return None
+
+    def turn(self) -> tuple[Layer, Tensor]:
+        """Write until it is the turn of layer FIRST, whose early reads are under way, and which lacks others."""
+        for _ in range(20):
+            for layer, x in self.token():
+                if layer.number == FIRST and layer.under_way and layer.named(x).difference(layer.window.held.tolist()):
+                    return layer, x
+                layer.call(x)
+        raise Wrong(diagnosed(f"layer {FIRST}: no read is under way before its turn, allowed one", [EARLY]))
+
+    def settle(self, broken: Layer | None = None) -> None:
+        """What the engine does after a call that was broken off, before the next one. broken: the layer that was."""
         for layer in self.layers:
             text = "However you leave, wait for this layer's reads: the rows that they land in get other neurons."
             require(not layer.flash.under_way, f"{layer.what}: reads are under way after an exception", "none", text)
             layer.ffn.forget()
             layer.needed.clear()
-            require(not layer.early.under_way, f"{layer.what}: early reads are under way after forget()", "0", NOTED)
+            text = LOST if layer is broken else NOTED
+            require(not layer.early.under_way, f"{layer.what}: early reads are under way after forget()", "0", text)

@@ -43,7 +43,9 @@ def refused(reason: str) -> dict[str, Any]:
 
 
 def _test(grade: Grade) -> dict[str, Any]:
-    said = {"PASS": "", "TODO": "nothing written yet"}.get(grade.status, f"{grade.status}: {grade.message}")
+    said = {"PASS": "\n".join(grade.reached), "TODO": "nothing written yet"}.get(
+        grade.status, f"{grade.status}: {grade.message}"
+    )
     return {
         "number": grade.id,
         "name": f"{grade.id} {grade.title}",
