@@ -14,7 +14,9 @@ from flashlite.drive.direct import aligned_buffer
 from flashlite.engine.device.memory import HOST
 from flashlite.engine.resident import ResidentWeights
 from flashlite.families.activation import Activation
-from flashlite.families.configured import empty_model, move_buffers
+from flashlite.families.configured import empty_model, expected_shapes, move_buffers
+from flashlite.storage.int8.resident import scale_name
+from flashlite.storage.int8.rounding import dequantize
 from flashlite.storage.neurons import NeuronFile
 from flashlite.storage.store import Store
 
@@ -34,23 +36,30 @@ class OwnActivation(nn.Module):
 def published_tensors(store: Store) -> Iterator[tuple[str, Tensor]]:
     """A packed model's tensors as transformers names and shapes them, layer after layer.
 
-    Only one layer is in memory at a time: a tensor is a view that holds until the next layer's is asked for.
+    Only one layer is in memory at a time: a tensor is a view that holds until the next layer's is asked for. Matrices
+    in int8 are given as the float32 weights that they stand for.
     """
+    published = expected_shapes(store.config, store.family)
     resident = ResidentWeights(store, persistent=False)
     views = resident.tensors()
     file, neurons = NeuronFile(store, store.layouts[0]), np.arange(store.shape.neurons)
     buffer = aligned_buffer(len(neurons), store.shape.record_bytes)
     columns = torch.from_numpy(buffer).view(store.dtype).split(store.shape.d_model, 1)
-    first, down, *second = columns[: store.shape.matrices]
+
+    def weights(name: str, matrix: Tensor) -> Tensor:
+        scale = views.get(scale_name(name))
+        return matrix if scale is None else dequantize(matrix, scale)
+
     embeddings, *layers = store.groups
     resident.read(embeddings.name)
-    yield from ((name, views[name]) for name in embeddings.tensors)
+    yield from ((name, weights(name, views[name])) for name in embeddings.tensors if name in published)
     for i, group in enumerate(layers):
         resident.read(group.name)
         file.read(i, neurons, buffer, neurons)
-        yield from ((name, views[name]) for name in group.tensors)
-        streamed = zip(store.family.matrices, (first, down.T, *second), strict=True)
-        yield from ((name.format(i), matrix) for name, matrix in streamed)
+        yield from ((name, weights(name, views[name])) for name in group.tensors if name in published)
+        names = [name.format(i) for name in store.family.matrices]
+        first, down, *second = map(weights, names, columns[: store.shape.matrices])
+        yield from zip(names, (first, down.T, *second), strict=True)
 
 
 def load_dense(store: Store, device: torch.device = HOST.device) -> PreTrainedModel:

@@ -17,7 +17,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
 from flashlite.bench.dense import dense_model, published_tensors
 from flashlite.errors import FlashliteError
-from flashlite.families.configured import empty_model
+from flashlite.families.configured import empty_model, expected_shapes
 from flashlite.storage.atomic import new_folder, write_file
 from flashlite.storage.safetensors_file import Specs, new_safetensors
 from flashlite.storage.side_files import CONFIG, copy_files
@@ -83,7 +83,7 @@ def export(store: Store, out: Path | str) -> Path:
     """
     kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(store.config)].__name__
     with new_folder(Path(out)) as folder:
-        config = store.config.to_dict() | {"dtype": str(store.dtype).removeprefix("torch.")}
+        config = store.config.to_dict() | {"dtype": str(store.compute_dtype).removeprefix("torch.")}
         write_file(folder / CONFIG, json.dumps(config | {"architectures": [kind]}, indent=1))
         with new_safetensors(folder / WEIGHTS, _specs(store)) as writer:
             for name, tensor in published_tensors(store):
@@ -94,12 +94,13 @@ def export(store: Store, out: Path | str) -> Path:
 
 def _specs(store: Store) -> Specs:
     """Names, dtypes and shapes in the order of `published_tensors`."""
-    specs: Specs = {}
+    specs, published = Specs(), expected_shapes(store.config, store.family)
     for i, group in enumerate(store.groups, start=-1):
-        specs |= {name: (extent.dtype, extent.shape) for name, extent in group.tensors.items()}
+        names = (name for name in group.tensors if name in published)
+        specs |= {name: (store.compute_dtype, published[name]) for name in names}
         if i >= 0:
             neurons, width = store.shape.neurons, store.shape.d_model
             shapes = ((neurons, width), (width, neurons), (neurons, width))
             named = zip(store.family.matrices, shapes, strict=False)  # where none are gated, a shape is left over
-            specs |= {name.format(i): (store.dtype, shape) for name, shape in named}
+            specs |= {name.format(i): (store.compute_dtype, shape) for name, shape in named}
     return specs

@@ -30,19 +30,25 @@ class StreamedFFN(nn.Module):
     up_bias: [ffn], of the projection that decides which neurons fire
     down_bias: [d_model]
     second_bias: [ffn], of the other projection of gated neurons
+    scales: [ffn] of each matrix in int8, in the order of a record
     """
 
     def __init__(
-        self, layer: int, stream: Stream, up_bias: Tensor, down_bias: Tensor, second_bias: Tensor | None = None
-    ) -> None:
+        self, layer: int, stream: Stream, up_bias: Tensor, down_bias: Tensor, second_bias: Tensor | None = None,
+        scales: Sequence[Tensor] = (),
+    ) -> None:  # fmt: skip
         super().__init__()
         self.layer, self.stream = layer, stream
-        self.up_bias, self.down_bias, self._second_bias = up_bias, down_bias, second_bias
+        self.up_bias, self.down_bias = up_bias, down_bias
+        self._others = [*([] if second_bias is None else [second_bias]), *scales]
 
     @property
     def bias(self) -> Tensor:
-        """Of all rows: [ffn], or [2, ffn] of gated neurons, put together anew, because stage 0 reads biases anew."""
-        return self.up_bias if self._second_bias is None else torch.stack([self.up_bias, self._second_bias])
+        """Of all rows: [ffn], or [2, ffn] of gated neurons, and in int8 with the scales, see int8/neurons.py.
+
+        Several are put together anew, because stage 0 reads them anew.
+        """
+        return torch.stack([self.up_bias, *self._others]) if self._others else self.up_bias
 
     def forward(self, x: Tensor, keep: Tensor | None = None, copy_out: CopyOut | None = None) -> Tensor:
         """The FFN's contribution to the residual stream: [tokens, d_model].

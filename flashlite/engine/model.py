@@ -20,6 +20,7 @@ from flashlite.engine.budget import Budget, longest_window, plan_budget
 from flashlite.engine.calls import Calls, check_process, refuse_copies
 from flashlite.engine.device.place import HERE, Place, place_of
 from flashlite.engine.ffn import FlashFFN, StreamedFFN
+from flashlite.engine.int8.modules import install_int8
 from flashlite.engine.predictor import Predictor
 from flashlite.engine.predictors.choice import Choice, Chosen, choose
 from flashlite.engine.resident import leave_embedding
@@ -30,7 +31,8 @@ from flashlite.errors import FlashliteError
 from flashlite.families.configured import empty_model, install, move_buffers
 from flashlite.storage.find import open_model
 from flashlite.storage.neurons import NeuronFile
-from flashlite.storage.safetensors_file import DTYPES
+from flashlite.storage.int8.resident import scale_name
+from flashlite.storage.safetensors_file import STORED
 from flashlite.storage.store import Store
 from flashlite.storage.tokenizer import generation_config
 from flashlite.storage.verified import VerifiedStore
@@ -79,10 +81,14 @@ class Engine:
 
         def bias(pattern: str, size: int) -> Tensor:
             found = tensors.get(pattern.format(i))
-            return torch.zeros(size, dtype=self.store.dtype, device=self.place.device) if found is None else found
+            kind = self.store.compute_dtype
+            return torch.zeros(size, dtype=kind, device=self.place.device) if found is None else found
 
-        up_bias, *second = (bias(pattern, shape.neurons) for pattern in family.biases)
-        return StreamedFFN(i, self.stream, up_bias, bias(family.down_bias, shape.d_model), *second)
+        up_bias, second_bias = ([bias(pattern, shape.neurons) for pattern in family.biases] + [None])[:2]
+        matrices = family.matrices if self.store.quantized else ()
+        scales = [tensors[scale_name(matrix.format(i))] for matrix in matrices]
+        down_bias = bias(family.down_bias, shape.d_model)
+        return StreamedFFN(i, self.stream, up_bias, down_bias, second_bias, scales)
 
     def _flash_ffn(self, streamed: StreamedFFN, predictor: Predictor) -> FlashFFN:
         rows = self.budget.layer_rows[streamed.layer]
@@ -134,6 +140,8 @@ class Engine:
             install(family, layer, ffn)
         if self.stage.resident:
             leave_embedding(model, self.store, self.resident.file, self.clock, self.place.device)
+        if self.store.quantized:
+            install_int8(model, family, self.weights)
         model.load_state_dict(self.weights, strict=False, assign=True)
         model.tie_weights()
         model.requires_grad_(False).eval()
@@ -142,7 +150,7 @@ class Engine:
         if (norm := family.early_norm(self.store.config)) is not None:
             for layer, ffn in zip(layers, self.sparse, strict=False):  # stages without a predictor have none
                 ffn.hear(layer.get_submodule(norm))
-        refuse_copies(model, self.store.dtype, self.place.device)
+        refuse_copies(model, self.store.compute_dtype, self.place.device)
 
     def _read_group(self, name: str) -> None:
         self.clock.switch(IO)
@@ -181,7 +189,7 @@ def load(
     predictor: "trained", "copy" (a rounded copy of the weights that decide, which needs no training), "oracle", or one
         Predictor a layer; "auto" is "trained" where the store has a trained one, else "copy"
     window: tokens whose neurons stay in DRAM, where a stage has a window, or "auto": as many as the budget has room for
-    dtype: fp32, bf16 or fp16
+    dtype: fp32, bf16, fp16, or int8, which is computed in float32
     verify_reads: compare everything with its checksum when it is read; see VerifiedStore for what that costs
     revision: of a hub model, a branch, a tag or a commit
     device: "cpu", or "cuda" or "cuda:1" for a GPU in whose memory weights lie and are multiplied; generate() then takes
@@ -194,7 +202,7 @@ def load(
         name = getattr(model, "name_or_path", "") or "opt-mini"
         raise FlashliteError(f"load() takes a name or a folder, not a {type(model).__name__}: write load({name!r})")
     if isinstance(dtype, torch.dtype):
-        dtype = next((name for name, kind in DTYPES.items() if kind == dtype), str(dtype))
+        dtype = next((name for name, kind in STORED.items() if kind == dtype), str(dtype))
     stage_number(stage), check_window(window)  # so that what can't work is refused before anything is packed
     place = place_of(device)
     store = open_model(model, dtype, revision)
