@@ -8,6 +8,7 @@ multiplies all rows at once: it compiles nothing for their number, and choosing 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from math import gcd
 
@@ -21,6 +22,20 @@ from flashlite.storage.bundle import unpack_bundles
 WIDE, BLOCK = 1024, 64  # rows; a bf16 product is put together from multiples of these
 FEW = 2**18  # weights; reading that many takes less time than choosing among their rows
 OfRows = Callable[[Tensor, Tensor, Tensor, int], Tensor]  # what some neurons compute, from x, rows, bias and d_model
+
+
+@dataclass(frozen=True)
+class RowProducts:
+    """How neurons are multiplied where they lie, one a row.
+
+    values: their values [tokens, n], see `values_of`
+    product: the part of an FFN that they compute, see `ffn_product`
+    down: the second half of that, from their values, rows, bias and d_model, see `down_product`
+    """
+
+    values: OfRows
+    product: OfRows
+    down: OfRows
 
 
 def ffn_product(x: Tensor, rows: Tensor, bias: Tensor, d_model: int) -> Tensor:

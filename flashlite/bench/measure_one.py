@@ -42,6 +42,7 @@ from flashlite.bench.process.task import (
 from flashlite.bench.process.warm_up import warm_up
 from flashlite.bench.row import DenseCost, Exactness, IdleCost, PeerCost, Record, StageRun, TokenCost
 from flashlite.engine.device.place import place_of
+from flashlite.engine.int8.modules import Int8Linear
 from flashlite.engine.model import Engine, load
 from flashlite.engine.predictor_file import PredictorSet
 from flashlite.engine.stages import LADDER, NAMES
@@ -184,7 +185,9 @@ def _time_stage(new_model: Callable[[], PreTrainedModel], task: StageTask, token
     forget_peak()
     forget_device_peak(device)
     model = new_model()
-    linears = [(part, part) for part in model.modules() if isinstance(part, nn.Linear) and device.type == "cpu"]
+    linears = [
+        (part, part) for part in model.modules() if isinstance(part, (nn.Linear, Int8Linear)) and device.type == "cpu"
+    ]
     linear_seconds = _watch(model, linears, device)
     decoding = forced(model, task.setup.prompt, tokens, kept)
     peak, linear_ms = memory_status("VmHWM"), float(np.median(_token_ms(linear_seconds)[WARM_UP:]))

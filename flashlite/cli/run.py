@@ -58,6 +58,7 @@ def run(
     from flashlite.storage.tokenizer import encode, load_tokenizer, settings_named
 
     place = place_of(device)  # before anything is packed
+    place.check_dtype(dtype)
     store = open_store(plugged.model, dtype, plugged.revision)
     check_exercises(store, plugged)
     tokenizer = load_tokenizer(store)

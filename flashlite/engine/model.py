@@ -30,8 +30,8 @@ from flashlite.engine.window import Window
 from flashlite.errors import FlashliteError
 from flashlite.families.configured import empty_model, install, move_buffers
 from flashlite.storage.find import open_model
-from flashlite.storage.neurons import NeuronFile
 from flashlite.storage.int8.resident import scale_name
+from flashlite.storage.neurons import NeuronFile
 from flashlite.storage.safetensors_file import STORED
 from flashlite.storage.store import Store
 from flashlite.storage.tokenizer import generation_config
@@ -205,6 +205,7 @@ def load(
         dtype = next((name for name, kind in STORED.items() if kind == dtype), str(dtype))
     stage_number(stage), check_window(window)  # so that what can't work is refused before anything is packed
     place = place_of(device)
+    place.check_dtype(dtype)
     store = open_model(model, dtype, revision)
     if verify_reads:
         store = VerifiedStore(store.path)
@@ -256,6 +257,7 @@ def plan(
     No weights are read to find out. Raises FlashliteError if the model can't be loaded so.
     """
     store.check_layout(stage.layout)
+    place.check_dtype(store.dtype_name)
     chosen = place.predictors(choose(store, stage, predictor))
     budget = plan_budget(store, stage, dram_budget, chosen.nbytes, chosen.needs, chosen.advice)
     return chosen, place.budget(budget, store, stage)

@@ -22,18 +22,16 @@ def warm_up(store: Store, prompt: list[int], device: torch.device) -> None:
     config = copy.deepcopy(store.config)
     config.num_hidden_layers, config.vocab_size, config.pad_token_id = 1, SMALL_VOCABULARY, None
     setattr(config, store.family.neurons, config.hidden_size)
-    one_layer = empty_model(config, store.family)
-    sizes = {
-        name: torch.randn(part.shape, dtype=store.dtype, device=device) for name, part in one_layer.named_parameters()
-    }
+    one_layer, kind = empty_model(config, store.family), store.compute_dtype
+    sizes = {name: torch.randn(part.shape, dtype=kind, device=device) for name, part in one_layer.named_parameters()}
     one_layer.load_state_dict(sizes, strict=False, assign=True)
     one_layer.tie_weights()
     one_layer.eval()
     move_buffers(one_layer, device)
     ids = [token % SMALL_VOCABULARY for token in prompt]
     forced(one_layer, ids, ids[:WARM_UP])
-    rows = torch.zeros(5 * WIDE, store.shape.record_bytes // store.shape.itemsize, dtype=store.dtype, device=device)
-    x, up = torch.zeros(1, store.shape.d_model, dtype=store.dtype, device=device), rows[:, : store.shape.d_model]
+    rows = torch.zeros(5 * WIDE, store.shape.record_bytes // store.shape.itemsize, dtype=kind, device=device)
+    x, up = torch.zeros(1, store.shape.d_model, dtype=kind, device=device), rows[:, : store.shape.d_model]
     for n in (*range(BLOCK, WIDE, BLOCK), *range(WIDE, len(rows), WIDE)):  # products are compiled for each shape
         up_product(x, up[:n], rows[:n, 0])
     del one_layer, rows, up

@@ -16,6 +16,12 @@ from torch import Tensor
 from flashlite.engine.int8.product import row_product, row_sum
 from flashlite.engine.product import RowProducts
 from flashlite.families.activation import Activation
+from flashlite.storage.bundle import FFNShape
+
+
+def bias_bytes(shape: FFNShape) -> int:
+    """Bytes of a neuron's biases and scales, which are put together once more beside the resident weights."""
+    return 4 * (2 * shape.matrices - 1)
 
 
 def int8_products(activation: Activation) -> RowProducts:
