@@ -255,7 +255,7 @@ def test_under_autocast_it_computes_as_a_dense_model_does(stage: int, store_of: 
 def test_it_stays_in_float32(store_of: Packed) -> None:
     model = load(store_of("opt"), 5)
     assert model.to(torch.float32) is model
-    with pytest.raises(FlashliteError, match="stays torch.float32 on the CPU"):
+    with pytest.raises(FlashliteError, match=r"stays torch\.float32 on the CPU"):
         model.bfloat16()
 
 

@@ -185,9 +185,8 @@ def _time_stage(new_model: Callable[[], PreTrainedModel], task: StageTask, token
     forget_peak()
     forget_device_peak(device)
     model = new_model()
-    linears = [
-        (part, part) for part in model.modules() if isinstance(part, (nn.Linear, Int8Linear)) and device.type == "cpu"
-    ]
+    on_cpu, kinds = device.type == "cpu", (nn.Linear, Int8Linear)
+    linears = [(part, part) for part in model.modules() if isinstance(part, kinds) and on_cpu]
     linear_seconds = _watch(model, linears, device)
     decoding = forced(model, task.setup.prompt, tokens, kept)
     peak, linear_ms = memory_status("VmHWM"), float(np.median(_token_ms(linear_seconds)[WARM_UP:]))

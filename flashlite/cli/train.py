@@ -140,10 +140,8 @@ def evaluate(
         f"predicted {result.predicted_perplexity:.4f} ({change:+.2%})"
     )
     if beside is not None and (before := result.original_perplexity) is not None:
-        rounding = f"{result.dense_perplexity / before - 1:+.2%}"
-        print(
-            f"dense in {opened.dtype_name} {result.dense_perplexity:.4f}, in {beside.dtype_name} {before:.4f} ({rounding})"
-        )
+        rounded, change = result.dense_perplexity, result.dense_perplexity / before - 1
+        print(f"dense in {opened.dtype_name} {rounded:.4f}, in {beside.dtype_name} {before:.4f} ({change:+.2%})")
     show_json(json_file, result.to_json())
 
 

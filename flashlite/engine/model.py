@@ -84,11 +84,12 @@ class Engine:
             kind = self.store.compute_dtype
             return torch.zeros(size, dtype=kind, device=self.place.device) if found is None else found
 
-        up_bias, second_bias = ([bias(pattern, shape.neurons) for pattern in family.biases] + [None])[:2]
+        biases = [bias(pattern, shape.neurons) for pattern in family.biases]
+        second_bias = biases[1] if len(biases) > 1 else None
         matrices = family.matrices if self.store.quantized else ()
         scales = [tensors[scale_name(matrix.format(i))] for matrix in matrices]
         down_bias = bias(family.down_bias, shape.d_model)
-        return StreamedFFN(i, self.stream, up_bias, down_bias, second_bias, scales)
+        return StreamedFFN(i, self.stream, biases[0], down_bias, second_bias, scales)
 
     def _flash_ffn(self, streamed: StreamedFFN, predictor: Predictor) -> FlashFFN:
         rows = self.budget.layer_rows[streamed.layer]

@@ -39,7 +39,8 @@ def open_model(model: str | Path | Store, dtype: str | None = None, revision: st
 
     model: a Store, the folder of a store or of a checkpoint, a bundled model's name, or a hub id. A local folder comes
         first, so `opt-mini` is the model that comes with flashlite unless a folder of that name is at hand.
-    dtype: fp32, bf16, fp16 or int8; None is the checkpoint's own, in which transformers would load it. A store has but one.
+    dtype: fp32, bf16, fp16 or int8; None is the checkpoint's own, in which transformers would load it. A store has but
+        one.
     revision: of a hub model, a branch, a tag or a commit; None is its main branch. Each commit is packed by itself.
 
     What isn't packed yet is packed first, with a line. Raises FlashliteError.

@@ -133,7 +133,8 @@ def write_store(
         ffn, up_projections, scales = _write_ffn(source, folder, STORED[dtype], layouts, shape, progress)
         files = {RESIDENT: _write_resident(source, folder, STORED[dtype], scales)}
         manifest = {
-            "format": INT8_FORMAT if dtype == "int8" else FORMAT, "name": name, "dtype": dtype, "layouts": list(layouts), "alignment": alignment,
+            "format": INT8_FORMAT if dtype == "int8" else FORMAT, "name": name,
+            "dtype": dtype, "layouts": list(layouts), "alignment": alignment,
             "config": source.config, "files": files | ffn, "up_projections": up_projections,
             **finish(folder, up_projections),
             "copied": {name: digest_of(folder / name) for name in side_files(folder)},

@@ -92,11 +92,11 @@ def install_int8(model: nn.Module, family: Family, weights: Mapping[str, Tensor]
     weights: the resident ones, by name; a head that is the embedding shares its memory
     """
     place, embedding = family.embedding_weight.removesuffix(".weight"), family.embedding_weight
-    rows, scale = model.get_submodule(place), weights[scale_name(embedding)]
-    on_flash = isinstance(rows, FlashEmbedding)
-    model.set_submodule(
-        place, Int8FlashEmbedding(rows, scale) if on_flash else Int8Embedding(weights[embedding], scale)
-    )
+    found, scale = model.get_submodule(place), weights[scale_name(embedding)]
+    if isinstance(found, FlashEmbedding):
+        model.set_submodule(place, Int8FlashEmbedding(found, scale))
+    else:
+        model.set_submodule(place, Int8Embedding(weights[embedding], scale))
     for name in [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]:
         matrix = f"{name}.weight"
         held = embedding if matrix == family.head and matrix not in weights else matrix

@@ -39,7 +39,8 @@ def scale_name(matrix: str) -> str:
 
 def resident_specs(shapes: Shapes, family: Family, layers: int) -> Specs:
     """The tensors of resident.safetensors, in their order. shapes: of all of the model's tensors, by name."""
-    streamed, groups = family.streamed(layers), {EMBEDDINGS: [], **{f"layers.{i}": [] for i in range(layers)}}
+    streamed = family.streamed(layers)
+    groups: dict[str, list[str]] = {name: [] for name in (EMBEDDINGS, *(f"layers.{i}" for i in range(layers)))}
     for name in sorted(shapes):
         groups[family.group_of(name)].append(name)
     specs: Specs = {}
