@@ -168,14 +168,14 @@ def test_what_lies_off_the_grid_is_filled_up(odd: tuple[Store, OPTForCausalLM]) 
 @QUICK
 @given(rows=st.integers(1, 40), width=st.integers(1, 40), seed=st.integers(0, 2**20), exponent=st.integers(-44, 30))
 def test_no_weight_moves_by_more_than_half_a_step(rows: int, width: int, seed: int, exponent: int) -> None:
-    """From subnormal numbers on, in blocks of any size."""
+    """In blocks of any size. A scale that is too small for float32's grid is wrong by half of that grid at most."""
     matrix = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)) * 10.0**exponent
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rounding, "BLOCK", 1 + seed % (2 * width))
         values, scale = quantize("matrix", matrix)
     assert values.dtype == torch.int8
     assert values.min() >= -127
-    assert ((dequantize(values, scale) - matrix).abs() <= (0.5001 * scale + 2e-45)[:, None]).all()
+    assert ((dequantize(values, scale) - matrix).abs() <= (0.5001 * scale + 127 * 2.0**-149)[:, None]).all()
     assert (matrix.abs().amax(1) / 127 == scale).all()
 
 
