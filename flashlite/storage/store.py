@@ -174,16 +174,14 @@ class Store:
                     raise StoreError(f"{self.path / CHECKSUMS} does not have one checksum a record{REPACK}")
 
     def _check_resident(self) -> None:
-        shapes, found = expected_shapes(self.config, self.family), self._extents[RESIDENT]
+        shapes, streamed = expected_shapes(self.config, self.family), self.family.streamed(self.layers)
+        specs = {name: (self.dtype, shape) for name, shape in shapes.items() if name not in streamed}
         if self.quantized:
-            if {n: (e.dtype, e.shape) for n, e in found.items()} != resident_specs(shapes, self.family, self.layers):
-                raise StoreError(f"{self.path / RESIDENT} holds other weights than an int8 store of this model has")
-            return
-        streamed = self.family.streamed(self.layers)
-        expected = {name: shape for name, shape in shapes.items() if name not in streamed}
-        if {name: extent.shape for name, extent in found.items()} != expected:
+            specs = resident_specs(shapes, self.family, self.layers)
+        found = self._extents[RESIDENT]
+        if {name: extent.shape for name, extent in found.items()} != {name: spec[1] for name, spec in specs.items()}:
             raise StoreError(f"{self.path / RESIDENT} holds other weights than the manifest's configuration asks for")
-        if any(extent.dtype != self.dtype for extent in found.values()):
+        if any(extent.dtype != specs[name][0] for name, extent in found.items()):
             raise StoreError(f"{self.path / RESIDENT} is not {self.dtype_name} throughout{REPACK}")
 
     def _group_resident(self) -> list[Group]:
