@@ -171,7 +171,7 @@ def test_no_weight_moves_by_more_than_half_a_step(rows: int, width: int, seed: i
     """In blocks of any size. A scale that is too small for float32's grid is wrong by half of that grid at most."""
     matrix = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)) * 10.0**exponent
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rounding, "BLOCK", 1 + seed % (2 * width))
+        patch.setattr(rounding, "block_rows", lambda width: 1 + seed % 5)
         values, scale = quantize("matrix", matrix)
     assert values.dtype == torch.int8
     assert values.min() >= -127
@@ -198,8 +198,8 @@ def test_a_weight_that_is_not_finite_is_refused(name: str, weight: float, tmp_pa
 @pytest.mark.parametrize("n", [0, 1, 50])
 def test_products_of_rows_in_a_pool(n: int, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of records, in blocks that don't divide them."""
-    monkeypatch.setattr(rounding, "BLOCK", 7 * 24)
-    monkeypatch.setattr(product, "BLOCK", 7 * 24)
+    for module in (rounding, product):
+        monkeypatch.setattr(module, "block_rows", lambda width: 7)
     generator = torch.Generator().manual_seed(0)
     records = torch.randint(-127, 128, (n, 64), dtype=torch.int8, generator=generator)
     up, down = records[:, :24], records[:, 24:48]

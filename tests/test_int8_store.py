@@ -329,6 +329,7 @@ def test_a_benchmark_of_int8(tiny_checkpoint: Path, mini: dict[str, Store]) -> N
     for stage in result.stages:
         assert stage.tokens_equal
         assert stage.max_logit_error <= 1e-4
+        assert stage.peak_rss_bytes <= result.budget_bytes + result.base.total
         assert stage.linear_ms > 0
         assert stage.predicted_ms > 0
 

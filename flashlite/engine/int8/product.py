@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flashlite.storage.int8.rounding import BLOCK, blocks
+from flashlite.storage.int8.rounding import block_rows, blocks
 
 
 def row_product(x: Tensor, rows: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -36,6 +36,6 @@ def row_sum(h: Tensor, rows: Tensor, scale: Tensor) -> Tensor:
     """
     fired, width = h.any(0).nonzero()[:, 0], rows.shape[1]
     out = h.new_zeros(len(h), width)
-    for part in fired.split(max(1, BLOCK // width)):
+    for part in fired.split(block_rows(width)):
         out.addmm_(h[:, part] * scale[part], rows[part].float())
     return out

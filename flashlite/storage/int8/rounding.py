@@ -14,12 +14,17 @@ from torch import Tensor
 from flashlite.errors import CheckpointError
 
 LARGEST = 127  # int8 goes down to -128, but a symmetric range has no use for that
-BLOCK = 2**19  # weights that are float32 at a time: 2 MiB
+BLOCK, FEWEST = 2**17, 128  # weights that are float32 at a time, but no fewer rows: torch multiplies fewer slowly
+
+
+def block_rows(width: int) -> int:
+    """How many rows of so many weights are float32 at a time."""
+    return max(FEWEST, BLOCK // max(1, width))
 
 
 def blocks(rows: int, width: int) -> Iterator[slice]:
-    """The rows of a matrix in parts of at most BLOCK weights, or of one row."""
-    size = max(1, BLOCK // max(1, width))
+    """The rows of a matrix in parts."""
+    size = block_rows(width)
     return (slice(begin, min(begin + size, rows)) for begin in range(0, rows, size))
 
 
