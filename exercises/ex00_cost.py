@@ -31,7 +31,7 @@ from flashlite.storage.int8.rounding import LARGEST
 CPU = torch.device("cpu")
 BUS_BYTES = 2**25
 STANDARD = torch.distributions.Normal(0.0, 1.0)
-STEP = 4 / LARGEST  # of int8, for weights of variance 1
+STEP = 3**0.5 / LARGEST  # of int8, for evenly distributed weights of variance 1
 SAMPLE_BYTES = 2**29  # far more than the processor's caches hold
 
 
@@ -184,10 +184,9 @@ def _biases(shape: FFNShape, rows: int, dtype: torch.dtype, fires: float | None)
 
 def _weights(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Random weights of variance 1, in int8 those whose scale is STEP: [rows, width]."""
-    weights = torch.randn(rows, width)
     if dtype == torch.int8:
-        weights = (weights / STEP).round_().clamp_(-LARGEST, LARGEST)
-    return weights.to(device, dtype)
+        return torch.randint(-LARGEST, LARGEST + 1, (rows, width), dtype=dtype, device=device)
+    return torch.randn(rows, width).to(device, dtype)
 
 
 def linear_speed(width: int, dtype: torch.dtype) -> float:

@@ -86,7 +86,7 @@ class NeuronFile:
         scaled = self._store.dtype == torch.int8 != dtype
         scale = self.first_scale(layer) if scaled else None
         nbytes = self.pieces[0].nbytes  # of a row, or of the bundle that begins with it
-        size = min(self.shape.neurons, max(1, SCAN_BYTES // nbytes))
+        size = min(self.shape.neurons, max(1, SCAN_BYTES // (nbytes * (dtype.itemsize if scaled else 1))))
         buffer = aligned_buffer(size, nbytes)
         rows = torch.from_numpy(buffer).view(torch.int8 if scaled else dtype)[:, : self.shape.d_model]
         for begin in range(0, self.shape.neurons, size):
