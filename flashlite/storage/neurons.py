@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 SCAN_BYTES = 1 << 20
+SCALED_BYTES = 1 << 18  # of rows in int8 that are float32 at a time
 
 
 class NeuronFile:
@@ -86,14 +87,17 @@ class NeuronFile:
         scaled = self._store.dtype == torch.int8 != dtype
         scale = self.first_scale(layer) if scaled else None
         nbytes = self.pieces[0].nbytes  # of a row, or of the bundle that begins with it
-        size = min(self.shape.neurons, max(1, SCAN_BYTES // (nbytes * (dtype.itemsize if scaled else 1))))
+        size = min(self.shape.neurons, max(1, SCAN_BYTES // nbytes))
+        step = max(1, SCALED_BYTES // (self.shape.d_model * dtype.itemsize)) if scaled else size
         buffer = aligned_buffer(size, nbytes)
         rows = torch.from_numpy(buffer).view(torch.int8 if scaled else dtype)[:, : self.shape.d_model]
         for begin in range(0, self.shape.neurons, size):
             part = np.arange(begin, min(begin + size, self.shape.neurons))
             wait_all(self.submit(layer, part, [buffer], part - begin))
-            neurons, found = slice(begin, begin + len(part)), rows[: len(part)]
-            yield neurons, found if scale is None else dequantize(found, scale[neurons])
+            for first in range(0, len(part), step):
+                found = rows[first : min(first + step, len(part))]
+                neurons = slice(begin + first, begin + first + len(found))
+                yield neurons, found if scale is None else dequantize(found, scale[neurons])
 
     def first_scale(self, layer: int) -> Tensor:
         """The scales of these rows in a store of int8: [ffn] float32."""
