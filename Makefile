@@ -4,10 +4,12 @@
 # make chapters of these, the notebooks alone; changes none of them
 # make soak    what takes too long for the tests: faults by many seeds, long texts, many models
 # make lint    style, types, links, and whether exercises and solutions are what the engine's code gives
+# make site    the course and the library as pages, in .flashlite/site/html, which open without a server and without a network
+# make site-test   build them, and look at every page with a headless Chromium
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: bench test slow chapters soak lint clean
+.PHONY: bench test slow chapters soak lint site site-test clean
 
 bench: .venv/ready
 	$(BIN)/flashlite bench opt-mini --json .flashlite/bench.json --plot .flashlite/bench.png
@@ -31,10 +33,19 @@ lint: .venv/ready
 	$(BIN)/python tools/sync.py --check
 	$(BIN)/python tools/check_links.py
 
+site: .venv/site
+	$(BIN)/python tools/site/build_site.py .flashlite/site
+
+site-test: site
+	FLASHLITE_SITE=.flashlite/site/html $(BIN)/python -m pytest tests/site
+
 .venv/ready: pyproject.toml constraints.txt tools/set_up.py
 	@command -v $(firstword $(PYTHON)) >/dev/null || { echo "make: there is no $(firstword $(PYTHON)): install \
 	Python 3.10 or newer, and write make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) tools/set_up.py .venv
+
+.venv/site: .venv/ready
+	@$(PYTHON) tools/set_up.py .venv site
 
 clean:
 	rm -rf .venv .flashlite

@@ -74,7 +74,7 @@ def io_ms(curve: Curve, reads: float, nbytes: float, batches: int) -> float:
     reads, nbytes: of one token, from flash
     batches: in how many parts the token waits for them
     """
-    # TODO 0.2  what reads must cost on this drive (4 points, 10 minutes, paper section 2.2)
+    # TODO 0.2  what reads must cost on this drive (warm-up, 10 minutes, paper section 2.2)
     # How many milliseconds do `reads` random reads of together `nbytes` bytes take on the drive whose throughput
     # `curve` holds? They are done in `batches` that each wait for the one before, so only the reads of one batch are in
     # flight together: on average reads / batches. Their average size is nbytes / reads. Ask the curve for the
@@ -110,7 +110,7 @@ def token_ms(curve: Curve, work: Work, speeds: Speeds) -> float:
     # Example: I/O of 3.28 ms in 10 batches of 0.1 ms, 4e6 bytes copied at 2e9 bytes/s, 5e6 bytes multiplied at 1e9
     # bytes/s, rest 3 ms:
     #   overlapped = False -> 1 + 2 + 3.28 + (3 + 5) = 14.28
-    #   overlapped = True  -> 1 + 2 + max(3.28, 3 + 5) = 11.0
+    #   overlapped = True  -> 11.0
     # Provided: io_ms (exercise 0.2) gives the milliseconds of a token's reads. The fields of Work and Speeds are
     # described above.
     # In the engine: flashlite estimate opt-6.7b --drive 870 --impl ref,ex00=mine

@@ -38,7 +38,7 @@ def merge_adjacent(offsets: np.ndarray, sizes: np.ndarray, most: int) -> np.ndar
     A record joins the read before it if it starts where that one ends and the read has fewer than `most` records.
     offsets, sizes: [records] int64, bytes. Returns the first record of each read: [reads] int64. (Paper: section 3.2)
     """
-    # TODO 0.1  merge adjacent records into one read (5 points, 15 minutes, paper section 3.2)
+    # TODO 0.1  merge adjacent records into one read (warm-up, 15 minutes, paper section 3.2)
     # A drive answers one large read sooner than many small ones, so records that lie side by side in the file should be
     # one read. Go through the records in order: record i joins the read of record i - 1 if it starts exactly where
     # record i - 1 ends (offsets[i] == offsets[i - 1] + sizes[i - 1]) and that read has fewer than `most` records so

@@ -87,7 +87,7 @@ def pack_bundles(up: Tensor, down: Tensor, record_bytes: int) -> np.ndarray:
     up: [ffn, d_model]; down: [d_model, ffn], as published, both of one dtype. Returns [ffn, record_bytes] uint8, the
     bytes of the weights.
     """
-    # TODO 4.1  a neuron as one record (4 points, 15 minutes, paper section 3.2)
+    # TODO 4.1  a neuron as one record (3 points, 15 minutes, paper section 3.2)
     # Put each neuron's two halves side by side, so that one read fetches both. Neuron i needs row i of `up` and column
     # i of `down`. Row i of the result holds the bytes of up[i], right after them the bytes of down[:, i], and zeros up
     # to record_bytes, which is never less than the two halves take.
@@ -108,7 +108,7 @@ def unpack_bundles(rows: Tensor, d_model: int) -> tuple[Tensor, Tensor]:
 
     rows: [n, at least 2 * d_model]. Returns up [n, d_model] and the transposed down [n, d_model].
     """
-    # TODO 4.2  both projections from loaded rows, without a copy (3 points, 5 minutes, paper section 3.3)
+    # TODO 4.2  both projections from loaded rows, without a copy (warm-up, 5 minutes, paper section 3.3)
     # The inverse of packing, for rows of neurons that lie in DRAM. Row i of `rows` holds one neuron's weights: d_model
     # of the up projection, then d_model of the down projection, then perhaps padding, which belongs to neither. Return
     # up and down as a tuple. Both are [n, d_model] with row i for neuron i, so `down` stays transposed.
@@ -127,7 +127,7 @@ def closest_friends(fired: Tensor) -> Tensor:
     friend is the paper's negative result: the neurons that fire most are the closest friend of nearly all others, and
     would be loaded again and again. (Paper: 3.2)
     """
-    # TODO 4.3  closest friends, and why bundling by them fails (5 points, 15 minutes, paper section 3.2)
+    # TODO 4.3  closest friends, and why bundling by them fails (4 points, 15 minutes, paper section 3.2)
     # If two neurons mostly fire together, why not store them together and fetch both with one read? The paper tried it
     # and it failed; find out why. `fired[t, i]` says whether neuron i fired for token t. Two neurons fire together as
     # often as there are tokens for which both fired. For each neuron i return the other neuron that fires together with

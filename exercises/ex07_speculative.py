@@ -22,7 +22,7 @@ def expected_tokens(acceptance: float, draft: int) -> float:
     # draft + 1.
     # `acceptance` may be 0 (the answer is 1) and 1 (draft + 1); `draft` may be 0 (1).
     # Example: acceptance 0.5, draft 2: none accepted with chance 0.5, one with 0.25, both with 0.25
-    #   1 * 0.5 + 2 * 0.25 + 3 * 0.25 = 1.75 = 1 + 0.5 + 0.25
+    #   1 * 0.5 + 2 * 0.25 + 3 * 0.25 = 1.75
     # In the engine: the last code cell of chapter 7
     raise NotImplementedError("exercise 7.1: delete this line and write expected_tokens, see the TODO above")
 
@@ -40,8 +40,8 @@ def expected_speedup(acceptance: float, draft: int, draft_cost: float, check_cos
     # checks them all in one call, which takes check_cost. A round yields expected_tokens(acceptance, draft) tokens. A
     # value above 1 says that the draft pays. `draft` may be 0 and draft_cost may be 0; check_cost is above 0.
     # Example: acceptance 0.8, draft 4, draft_cost 0.1: a round yields 3.3616 tokens
-    #   check_cost 1   -> 3.3616 / 1.4 = 2.40
-    #   check_cost 1.5 -> 3.3616 / 1.9 = 1.77     the drafted tokens need more neurons from flash
+    #   check_cost 1   -> 2.40
+    #   check_cost 1.5 -> 1.77     the drafted tokens need more neurons from flash
     # Provided: expected_tokens (exercise 7.1).
     # In the engine: the last code cell of chapter 7
     raise NotImplementedError("exercise 7.2: delete this line and write expected_speedup, see the TODO above")

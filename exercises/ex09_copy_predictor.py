@@ -23,11 +23,12 @@ STEP_ERROR = 12**-0.5  # standard error of rounding to whole steps, in steps
 BF16_STEP = 2.0**-8  # of a bf16 number, relative
 
 
-def margin(x: Tensor, scale: Tensor) -> Tensor:
+def margin(x: Tensor, scale: Tensor, errors: float = ERRORS) -> Tensor:
     """How far rounding may move the products of x with a matrix's rows, but for few of them: [tokens, ffn] float32.
 
     x: [tokens, d_model]
     scale: [ffn], the step in which each row was rounded
+    errors: how many standard errors this is
     """
     # TODO 9.2  the margin that rounding needs (4 points, 15 minutes, paper section 3.1 trains a predictor instead)
     # A predictor without training: the deciding matrix itself, each row rounded to whole steps (int8). Row i has steps
@@ -35,18 +36,18 @@ def margin(x: Tensor, scale: Tensor) -> Tensor:
     # weights, come out just below: it would be missed. So the threshold is lowered by a margin. Return it for each
     # token and neuron, [tokens, ffn] float32, in the unit of the products, 0 or above.
     # Take each weight's error to be a random number that is equally likely anywhere from half a step below to half a
-    # step above. Its mean is 0, and its standard deviation, for a step of 1, is STEP_ERROR. The errors of different
-    # weights are independent, and the error of a product is the sum of the weights' errors, each times one component of
-    # x. The margin is ERRORS standard deviations of this sum.
+    # step above: its mean is 0, and for a step of 1 its variance is 1/12. The errors of different weights are
+    # independent. The margin is `errors` standard deviations of the error that they give a product. `errors` is a
+    # number above 0, ERRORS if it isn't given.
     # x: [tokens, d_model] float32, bfloat16 or float16; scale: [ffn] bfloat16. Components of x reach 1000, and there
     # may be thousands: their squares must not overflow in float16. An x of zeros has a margin of 0. Leave both as they
     # are.
     # The command that runs yours in the engine measures the small gated model that chapter 9's cells write: run the
     # notebook's cells down to its gated bundles first.
-    # Example: STEP_ERROR = 0.2887, ERRORS = 2, scale = [0.01 0.02], x = [[3 4]]:
-    #   a weight of row 0 is off by 0.002887, the product by the root of (3 * 0.002887)^2 + (4 * 0.002887)^2: 0.014434
-    #   margin = [[0.028868 0.057735]]
-    # Provided: STEP_ERROR and ERRORS, above; torch.linalg.vector_norm, which can compute in another dtype than its
+    # Example: scale = [0.01 0.02], x = [[3 4]]:
+    #   errors = 2 -> [[0.028868 0.057735]]
+    #   errors = 1 -> [[0.014434 0.028868]]
+    # Provided: STEP_ERROR, above: the root of 1/12. torch.linalg has functions that compute in another dtype than their
     # input's.
     # In the engine: flashlite bench .flashlite/gated --stage 5 --predictor copy --impl ref,ex09=mine
     raise NotImplementedError("exercise 9.2: delete this line and write margin, see the TODO above")

@@ -30,3 +30,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'flashlite' has no attribute {name!r}")
     return getattr(import_module(f"flashlite.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """The names that are imported when they are used are told like all others."""
+    return sorted({*globals(), *__all__})

@@ -19,7 +19,12 @@ DTYPE_NAMES: tuple[str, ...] = get_args(Dtype)
 LAYOUTS = ("split", "bundled")
 STAGES = ("naive", "resident", "predictor", "window", "bundle", "pool", "overlap")  # the ladder, see engine/stages.py
 LAST_STAGE = len(STAGES) - 1
+POLICY_STAGES = (  # what is said where a policy can't run
+    "a policy of your own runs at stages 3 to 5: stage 6 guesses and takes guesses back, which a policy can't, so "
+    "leave stage 6 out"
+)
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+BUNDLED_NAMES = ("opt-mini", "falcon-mini", "falcon-mini-gelu")  # they come along; the last is to be relufied
 MANIFEST = "manifest.json"  # the file that makes a folder a store
 WEIGHT_FILES = (  # in the order in which transformers looks for them
     "model.safetensors",
@@ -36,21 +41,23 @@ def is_store(path: Path | str) -> bool:
 
 
 def stage_number(stage: int | str) -> int:
-    """A stage's number, by its number or its name. Raises FlashliteError if there is no such stage."""
+    """A stage's number, by its number or its name, as text too. Raises FlashliteError if there is no such stage."""
     if isinstance(stage, str) and stage in STAGES:
         return STAGES.index(stage)
+    if isinstance(stage, str) and re.fullmatch(r"\d{1,18}", stage):
+        return stage_number(int(stage))
     if isinstance(stage, int) and 0 <= stage <= LAST_STAGE:
         return stage
-    raise FlashliteError(f"unknown stage {stage!r}: choose 0 to {LAST_STAGE}, or {', '.join(STAGES)}")
+    raise FlashliteError(f"unknown stage {stage!r:.40}: choose 0 to {LAST_STAGE}, or {', '.join(STAGES)}")
 
 
 def parse_stages(text: str) -> list[int]:
-    """The numbers of the stages in "0-6" or "0,3,5". Raises FlashliteError if the text is malformed."""
+    """The numbers of the stages in "0-6" or "0,3,5"; each may be named too. Raises FlashliteError if there are none."""
     first, dash, last = text.partition("-")
-    try:
-        numbers = [stage_number(int(part)) for part in ([first, last] if dash else text.split(","))]
-    except ValueError:
-        raise FlashliteError(f"stages {text!r} are not understood: write 0-6 or 0,3,5") from None
+    parts = [part.strip() for part in ([first, last] if dash else text.split(","))]
+    if not all(part in STAGES or part.isdecimal() for part in parts):
+        raise FlashliteError(f"stages {text!r} are not understood: write 0-6 or 0,3,5, or names: {', '.join(STAGES)}")
+    numbers = [stage_number(part) for part in parts]
     if dash and numbers[0] > numbers[1]:
         raise FlashliteError(f"stages {text!r} are none: write the lower number first")
     return list(range(numbers[0], numbers[1] + 1)) if dash else numbers

@@ -16,12 +16,13 @@ from torch.nn.functional import pad
 from flashlite.drive.direct import aligned_buffer
 from flashlite.drive.flash import Ticket
 from flashlite.engine.int8.neurons import int8_ffn_of
-from flashlite.engine.product import BLOCK
 from flashlite.engine.timing import IO, MEMORY, PRODUCT, REST, Clock
 from flashlite.errors import ReadError
 from flashlite.families.activation import RELU, Activation
 from flashlite.storage.bundle import round_up, unpack_bundles
 from flashlite.storage.neurons import NeuronFile, wait_all
+
+BLOCK = 64  # rows; torch compiles a bf16 product for each number of rows, so there are few such numbers
 
 
 def relu_ffn(x: Tensor, up: Tensor, bias: Tensor, down: Tensor, keep: Tensor | None = None) -> Tensor:

@@ -1,8 +1,7 @@
 # Solutions of exercises 2.5: flashlite.engine.product as the engine runs it.
 """The sparse product: an FFN's output from the rows of the neurons that are in DRAM. (Paper: section 3.3)
 
-Its two halves use the fastest products that torch has where the number of rows differs from token to token. A GPU
-multiplies all rows at once: it compiles nothing for their number, and choosing among them would make the host wait.
+Its two halves are compiled products over picked rows, see kernels/rows.py. A GPU takes torch's.
 """
 
 from __future__ import annotations
@@ -10,18 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from math import gcd
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
 
+from flashlite.engine.kernels.rows import products, weighted_sum
 from flashlite.families.activation import Activation
 from flashlite.storage.bundle import unpack_bundles
 
-WIDE, BLOCK = 1024, 64  # rows; a bf16 product is put together from multiples of these
-FEW = 2**18  # weights; reading that many takes less time than choosing among their rows
-OfRows = Callable[[Tensor, Tensor, Tensor, int], Tensor]  # what some neurons compute, from x, rows, bias and d_model
+Picked = np.ndarray | slice  # rows, [n] int64, or a stretch of them
+EVERY = slice(None)
+OfRows = Callable[..., Tensor]  # what picked neurons compute, from x, rows, bias, d_model and which rows are picked
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class RowProducts:
 
     values: their values [tokens, n], see `values_of`
     product: the part of an FFN that they compute, see `ffn_product`
-    down: the second half of that, from their values, rows, bias and d_model, see `down_product`
+    down: the second half of that, from their values, rows, bias, d_model and which rows, see `down_product`
     """
 
     values: OfRows
@@ -55,50 +54,48 @@ def ffn_product(x: Tensor, rows: Tensor, bias: Tensor, d_model: int) -> Tensor:
     return down_product(up_product(x, up, bias).relu_(), rows, d_model)
 
 
-def up_product(x: Tensor, up: Tensor, bias: Tensor) -> Tensor:
-    """x up^T + bias: [tokens, n]. x: [tokens, d_model]; up: [n, d_model]; bias: [n].
+def up_product(x: Tensor, up: Tensor, bias: Tensor, picked: Picked = EVERY) -> Tensor:
+    """x up^T + bias, of picked rows: [tokens, n].
 
-    n differs from token to token, and torch compiles a bf16 product anew for every shape. Compiling takes as long
-    as a third of the product, and half a megabyte stays in memory. So a bf16 product is put together from few shapes:
-    as many wide blocks as fit, then as many blocks as fit, and one last block that overlaps the rows before it.
+    x: [tokens, d_model]
+    up: [rows, d_model]
+    bias: [rows]
+    picked: which rows of up and bias; all unless given
     """
-    n = len(up)
-    if n < BLOCK or x.dtype == torch.float32 or x.is_cuda:
-        return torch.addmm(bias, x, up.T)
-    wide, whole = n // WIDE * WIDE, n // BLOCK * BLOCK
-    parts = [torch.addmm(bias[part], x, up[part].T) for part in (slice(wide), slice(wide, whole), slice(n - BLOCK, n))]
-    parts[2] = parts[2][:, BLOCK - (n - whole) :]
-    return torch.cat(parts, 1)
+    if x.is_cuda:
+        return torch.addmm(bias[picked], x, up[picked].T)
+    index = rows_of(picked, len(up))
+    return products(x.float(), up, index).add_(bias[picked]).to(x.dtype)
 
 
-def down_product(h: Tensor, rows: Tensor, d_model: int) -> Tensor:
-    """h down: [tokens, d_model], where only the rows of neurons that fired are read, if there are many rows.
+def down_product(h: Tensor, rows: Tensor, d_model: int, picked: Picked = EVERY) -> Tensor:
+    """h down, of picked rows: [tokens, d_model]. Only the rows of neurons that fired are read.
 
-    h: [tokens, n], activations
-    rows: [n, columns], without gaps; of the columns, at least 2 * d_model, the second d_model are the down projection
-
-    embedding_bag sums some rows with weights, but it takes whole rows. So each row is seen as several units, whose
-    length divides both d_model and the padded row, and each unit of the output is a bag of its own.
+    h: [tokens, n], the values of the picked rows' neurons
+    rows: [rows, at least 2 * d_model], of which the second d_model columns are the down projection
+    d_model: the width of one projection
+    picked: which rows; all unless given
     """
-    if h.is_cuda or (h.dtype == torch.float32 and len(rows) * d_model <= FEW):
-        return h @ rows[:, d_model : 2 * d_model]
-    unit = gcd(rows.shape[1], d_model)
-    first, units = d_model // unit, rows.shape[1] // unit
-    fired = (h.any(0) if len(h) > 1 else h[0]).nonzero()[:, 0]
-    index = (fired * units + torch.arange(first, 2 * first)[:, None]).expand(len(h), -1, -1)
-    weights = h[:, None, fired].expand(index.shape)
-    begins = torch.arange(len(h) * first) * len(fired)
-    bags = embedding_bag(
-        index.reshape(-1), rows.view(-1, unit), begins, mode="sum", per_sample_weights=weights.reshape(-1)
-    )
-    return bags.view(len(h), d_model)
+    down = rows[:, d_model : 2 * d_model]
+    if h.is_cuda:  # to choose among the rows would make the host wait
+        return h @ down[picked]
+    values = h.float().numpy()
+    fired = np.flatnonzero(values[0] if len(values) == 1 else values.any(0))
+    weights = torch.from_numpy(values.take(fired, 1))
+    return weighted_sum(weights, down, rows_of(picked, len(rows))[fired], d_model).to(h.dtype)
+
+
+def rows_of(picked: Picked, rows: int) -> np.ndarray:
+    """The numbers of picked rows of so many: [n] int64."""
+    return np.arange(rows)[picked] if isinstance(picked, slice) else picked
 
 
 def values_of(activation: Activation) -> OfRows:
-    """How the values of neurons, [tokens, n], follow from x [tokens, d_model], their rows, their biases and d_model.
+    """How the values of neurons, [tokens, n], follow from x, rows, bias, d_model and which rows are picked.
 
-    rows: [n, at least d_model], or [n, at least 3 * d_model] of gated neurons
-    bias: [n], or [2, n] of gated neurons, the gate's first
+    x: [tokens, d_model]
+    rows: [rows, at least d_model], or [rows, at least 3 * d_model] of gated neurons
+    bias: [rows], or [2, rows] of gated neurons, the gate's first
     """
     return partial(_values, activation)
 
@@ -108,12 +105,14 @@ def any_product_of(activation: Activation) -> OfRows:
     return partial(_product, activation)
 
 
-def _values(activation: Activation, x: Tensor, rows: Tensor, bias: Tensor, d_model: int) -> Tensor:
+def _values(
+    activation: Activation, x: Tensor, rows: Tensor, bias: Tensor, d_model: int, picked: Picked = EVERY
+) -> Tensor:
     first = rows[:, :d_model]
     if bias.ndim == 1:
-        return activation(up_product(x, first, bias))
+        return activation(up_product(x, first, bias, picked))
     second = rows[:, 2 * d_model : 3 * d_model]
-    return activation(up_product(x, first, bias[0]), up_product(x, second, bias[1]))
+    return activation(up_product(x, first, bias[0], picked), up_product(x, second, bias[1], picked))
 
 
 def _product(activation: Activation, x: Tensor, rows: Tensor, bias: Tensor, d_model: int) -> Tensor:

@@ -1,4 +1,4 @@
-# Solutions of exercises 2.3, 2.4: flashlite.training.train_predictor as the engine runs it.
+# Solutions of exercises 2.3, 2.4, 2.7: flashlite.training.train_predictor as the engine runs it.
 """Training the low-rank predictors on a packed model's own activations. (Paper: section 3.1 and appendix)
 
 The model runs over texts, and every FFN is streamed. For every layer we keep the input of its FFN and note which
@@ -21,11 +21,12 @@ from flashlite.engine.predictor_file import LayerReport, PredictorSet
 from flashlite.storage.bundle import round_up
 from flashlite.storage.neurons import NeuronFile
 from flashlite.storage.store import Store
+from flashlite.training.choose_rank import Trained, choose_within, room_in
 from flashlite.training.distributed import ALONE, Group
 from flashlite.training.evaluate import Tally, streamed_model, watch
 
 POSITIVE_WEIGHT = 4.0  # a missed neuron costs quality, a superfluous one only bytes
-STEPS, BATCH, LEARNING_RATE = 800, 512, 1e-3
+STEPS, BATCH = 800, 512
 WINDOW = 5  # tokens; the window that ranks are chosen for
 
 
@@ -95,7 +96,6 @@ def initial_factors(up: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return vh[:rank] * root[:, None], u[:, :rank] * root
 
 
-@torch.enable_grad()
 def fit(
     up: Tensor, bias: Tensor, rank: int, data: Activations, seed: int, steps: int = STEPS
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
@@ -104,21 +104,29 @@ def fit(
     up, bias: the layer's up projection, where training starts
     rank: of the two thin matrices
     data: the layer's activations
-    seed: of the batches
-    steps: how many batches of BATCH tokens
+    seed: of the batches, and of all else that is random
+    steps: how many batches of BATCH tokens, at most
     """
+    # 2.7  Starting from the up projection's own factors, training has nothing to find anew but what a rank so low can't
+    # hold. Adam's steps have a size of their own, whatever the gradient's; so few of them reach far only if they are
+    # large, and they end well only if they get smaller towards the end. Batches are drawn from all tokens by a
+    # generator of its own, so that the seed alone decides. The threshold is found afterwards, so only the order of
+    # scores matters, which is why the loss may weigh hits as it likes.
+    # Usual mistakes: a learning rate so small that nothing moves in so few steps, or so large that nothing is found;
+    # drawing inputs and what fired from different tokens; always the same batch; leaving the bias out of the optimizer;
+    # training `bias` itself instead of a copy; random numbers of torch's global generator.
     rng = np.random.default_rng(seed)
-    parameters = [p.clone().requires_grad_() for p in (*initial_factors(up, rank), bias)]
-    a, b, c = parameters
-    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE)
+    a, b, c = parameters = [p.clone().requires_grad_() for p in (*initial_factors(up, rank), bias)]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-2)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
-    for _ in range(steps):
-        batch = rng.integers(0, len(data.x), BATCH)
-        scores = F.linear(F.linear(data.x[batch].float(), a), b, c)
-        balanced_loss(scores, data.mask(batch)).backward()
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
+    with torch.enable_grad():  # whatever the caller has switched off
+        for _ in range(steps):
+            batch = rng.integers(0, len(data.x), BATCH)
+            scores = F.linear(F.linear(data.x[batch].float(), a), b, c)
+            balanced_loss(scores, data.mask(batch)).backward()
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
     return a.detach(), b.detach(), c.detach()
 
 
@@ -144,14 +152,18 @@ def calibrate(a: Tensor, b: Tensor, bias: Tensor, data: Activations, recall: flo
     data: the activations to calibrate on
     recall: share of the firing neurons that must be predicted
     """
-    rounded = LowRankPredictor.of(a, b, bias)
-    scores = torch.cat([rounded.scores(x).float() for x in data.x.float().split(4096)])
+    return with_recall(LowRankPredictor.of(a, b, bias), bias, data, recall)
+
+
+def with_recall(predictor: LowRankPredictor, bias: Tensor, data: Activations, recall: float) -> LowRankPredictor:
+    """The same predictor with another threshold. bias: [ffn] float32, its own, not rounded. data, recall: as above."""
+    scores = torch.cat([predictor.scores(x).float() for x in data.x.float().split(4096)])
     threshold, fired = threshold_for(scores, data.mask(slice(None)), recall), data.mask(slice(None))
     while True:  # rounding the shifted bias to bf16 moves scores a little
-        predictor = LowRankPredictor(rounded.a, rounded.b, bias - threshold)
-        mask = torch.cat([predictor.mask(x) for x in data.x.float().split(4096)])
+        moved = LowRankPredictor(predictor.a, predictor.b, bias - threshold)
+        mask = torch.cat([moved.mask(x) for x in data.x.float().split(4096)])
         if not fired.any() or (mask & fired).sum() >= recall * fired.sum():
-            return predictor
+            return moved
         threshold -= 0.02
 
 
@@ -165,6 +177,7 @@ def report(predictor: LowRankPredictor, data: Activations, length: int) -> Layer
 def train_predictors(
     store: Store, train: Tensor, held_out: Tensor, recall: float = 0.97, seed: int = 0,
     progress: Callable[[str], None] = lambda line: None, steps: int = STEPS, group: Group = ALONE,
+    budget: int | float | str | None = None,
 ) -> PredictorSet:  # fmt: skip
     """Train one predictor a layer on the texts `train`; calibrate it on one half of `held_out` and report on the other.
 
@@ -174,29 +187,37 @@ def train_predictors(
     progress: is told of each predictor
     seed, steps: see `fit`
     group: of processes, which share the layers among each other; each returns the predictors of all layers
+    budget: the DRAM budget that the model is to run in, see `parse_budget`; any, if it is None
 
-    Ranks start at an eighth of d_model and double while that saves DRAM: a larger predictor must pay for itself by the
-    rows that its smaller active set frees in a window of 5.
+    Ranks start at an eighth of d_model and double up to a half of it. Without a budget they do so while that saves
+    DRAM: a larger predictor must pay for itself by the rows that its smaller active set frees in a window of 5. With
+    one, all of them are trained, and `choose_predictors` chooses among them. Raises BudgetError if it is too small.
     """
-    mine, layers, reports = range(group.rank, store.layers, group.size), [], []
+    if budget is not None:
+        room_in(store, budget)  # a budget that can't work is refused before anything is trained
+    mine, trained = range(group.rank, store.layers, group.size), list[list[Trained]]()
     halves = held_out[::2], held_out[1::2] if len(held_out) > 1 else held_out
     ffns = streamed_model(store).flash.ffns
     activations = (collect(store, texts, mine) for texts in (train, *halves))
     for i, data, calibration, test in zip(mine, *activations, strict=True):
         up, bias = up_projection(store, i), ffns[i].up_bias.float() - store.activation.threshold
-        best: tuple[float, LowRankPredictor, LayerReport] | None = None
+        found, costs = list[Trained](), list[float]()
         rank = lowest = round_up(store.shape.d_model // 8, INT8_BLOCK)
         while rank <= max(lowest, store.shape.d_model // 2):
             predictor = calibrate(*fit(up, bias, rank, data, seed, steps), calibration, recall)
             quality = report(predictor, test, held_out.shape[1])
-            cost = predictor.nbytes + quality.window_rows[WINDOW - 1] * store.shape.record_bytes
-            progress(_line(i, store.layers, quality, cost))
-            if best is not None and cost >= best[0]:
+            found.append((predictor, quality))
+            costs.append(predictor.nbytes + quality.window_rows[WINDOW - 1] * store.shape.record_bytes)
+            progress(_line(i, store.layers, quality, costs[-1]))
+            if budget is None and costs[-1] >= min(costs[:-1], default=np.inf):
                 break
-            best, rank = (cost, predictor, quality), rank * 2
-        assert best is not None
-        layers.append(best[1])
-        reports.append(best[2])
+            rank *= 2
+        trained.append([found[costs.index(min(costs))]] if budget is None else found)
+    if budget is None:
+        chosen = [layer[0] for layer in trained]
+    else:
+        chosen = choose_within(budget, trained, store, progress, group)
+    layers, reports = [predictor for predictor, _ in chosen], [quality for _, quality in chosen]
     return _gathered(PredictorSet(layers, reports, store.up_projections), store, group)
 
 

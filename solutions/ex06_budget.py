@@ -1,4 +1,4 @@
-# Solutions of exercises 6.1: flashlite.engine.budget as the engine runs it.
+# Solutions of exercises 6.1, 6.2: flashlite.engine.budget as the engine runs it.
 """How a DRAM budget is spent: resident weights, predictors, read buffers, and the rest on neurons."""
 
 from __future__ import annotations
@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from flashlite.arguments import parse_budget
 from flashlite.engine.int8.neurons import bias_bytes
@@ -43,6 +45,63 @@ class Budget:
     layer_rows: tuple[int, ...]
     rows: int
     host: int = 0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A predictor that a layer could have.
+
+    nbytes: the DRAM that it takes
+    window_rows: window_rows[k - 1] is s_agg(k), the mean size of the union of k tokens' predicted sets, in neurons
+    """
+
+    nbytes: int
+    window_rows: tuple[float, ...]
+
+
+def choose_predictors(layers: Sequence[Sequence[Candidate]], room: int, record: int) -> tuple[int, tuple[int, ...]]:
+    """Divide DRAM between better predictors and a longer window so that a token reads as little as possible.
+
+    layers: the predictors that each layer could have, one or more; all window_rows are equally long, at least 2
+    room: bytes of DRAM for the predictors of all layers and their neurons
+    record: bytes of a neuron
+
+    Returns the window k in tokens, below the length of window_rows, and the place of each layer's predictor among its
+    candidates. In a layer a window of k takes s_agg(k) rows, and a token reads s_agg(k + 1) - s_agg(k) neurons. If no
+    choice has room, the window is 1 and each predictor is the one that takes least DRAM with it.
+    """
+    # 6.2  For a given window, each layer offers a few pairs of DRAM and reads, and one of each must be taken: a
+    # knapsack with a choice in each layer. Go through the layers and keep the ways to choose so far. Of two ways, one
+    # that takes more and reads no less can't be part of a better whole, because what follows costs both the same; so
+    # few of the billions of ways remain, and the result is exact. There are other good ones: a price for a byte of DRAM
+    # separates the layers, as the one scale does in exercise 6.1, and comes within a fraction of a percent; so do
+    # swaps, as long as one gains by them.
+    # Usual mistakes: choosing the predictors first and the window afterwards; choosing each layer by itself at the
+    # window that would be best for it alone; forgetting that predictors take DRAM, too; reads as s_agg(k) - s_agg(k -
+    # 1), which are those of a shorter window; filling the room layer after layer, so that the last layers get what is
+    # left.
+    least, choice = np.inf, (1, tuple(_smallest(layer, record) for layer in layers))
+    for k in range(1, len(layers[0][0].window_rows)):
+        taken, read, chosen = np.zeros(1), np.zeros(1), np.zeros((1, 0), np.int64)  # ways that are worth to go on from
+        for layer in layers:
+            costs = np.array([c.nbytes + c.window_rows[k - 1] * record for c in layer])
+            new = np.array([c.window_rows[k] - c.window_rows[k - 1] for c in layer])
+            taken, read = (taken[:, None] + costs).ravel(), (read[:, None] + new).ravel()
+            order = np.lexsort((read, taken))
+            order = order[taken[order] <= room]
+            before = np.minimum.accumulate(np.append(np.inf, read[order]))[:-1]
+            order = order[read[order] < before]  # of ways that take more and read no less, nothing is gained
+            way, last = np.divmod(order, len(layer))
+            taken, read, chosen = taken[order], read[order], np.column_stack([chosen[way], last])
+        if len(read) and read[-1] < least:
+            least, choice = read[-1], (k, tuple(chosen[-1].tolist()))
+    return choice
+
+
+def _smallest(layer: Sequence[Candidate], record: int) -> int:
+    """The place of the predictor that takes least DRAM with a window of one token."""
+    costs = [candidate.nbytes + candidate.window_rows[0] * record for candidate in layer]
+    return costs.index(min(costs))
 
 
 def split_rows(total: int, needs: Sequence[float], neurons: int, spare: int) -> tuple[int, ...]:

@@ -22,11 +22,12 @@ STEP_ERROR = 12**-0.5  # standard error of rounding to whole steps, in steps
 BF16_STEP = 2.0**-8  # of a bf16 number, relative
 
 
-def margin(x: Tensor, scale: Tensor) -> Tensor:
+def margin(x: Tensor, scale: Tensor, errors: float = ERRORS) -> Tensor:
     """How far rounding may move the products of x with a matrix's rows, but for few of them: [tokens, ffn] float32.
 
     x: [tokens, d_model]
     scale: [ffn], the step in which each row was rounded
+    errors: how many standard errors this is
     """
     # 9.2  Variances of independent errors add up, so the standard deviation grows with the root of the sum of squares:
     # the norm of x. The worst that could happen, every weight half a step off in the wrong direction, grows with the
@@ -35,10 +36,10 @@ def margin(x: Tensor, scale: Tensor) -> Tensor:
     # on the very threshold, and further away, where most are, none.
     # Usual mistakes: the worst case (half a step times the sum of absolute values) instead of the standard deviation;
     # the square of the norm; the mean of squares in place of their sum; one norm for all tokens together; squares in
-    # float16, which ends at 65504; leaving out ERRORS.
+    # float16, which ends at 65504; leaving out `errors`.
     # each weight is wrong by another error than its neighbour: they partly cancel, and their variances add up
     norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
-    return norm * (ERRORS * STEP_ERROR * scale.float())
+    return norm * (errors * STEP_ERROR * scale.float())
 
 
 class CopyPredictor:

@@ -7,6 +7,7 @@ only say what that is.
 # ruff: noqa: B905
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,14 +19,17 @@ from torch import Tensor
 from flashlite.bench.cost import Speeds, Work, io_ms
 from flashlite.bench.speculative import expected_tokens
 from flashlite.drive.probe import Curve
-from flashlite.engine.budget import FEWEST_ROWS
+from flashlite.engine.budget import FEWEST_ROWS, Candidate, _smallest
+from flashlite.engine.overlap import Begun
 from flashlite.engine.pool import Landing, ffn_product
 from flashlite.engine.predictor import active_set
 from flashlite.engine.predictors.copy_predictor import ERRORS, STEP_ERROR
 from flashlite.engine.timing import REST
 from flashlite.engine.window import LONGEST_UNION, Step
+from flashlite.errors import ReadError
 from flashlite.storage.bundle import unpack_bundles
 from flashlite.storage.neurons import wait_all
+from flashlite.training.train_predictor import BATCH, balanced_loss, initial_factors
 
 
 def answers(exercise: str) -> Callable[[Any], Any]:
@@ -192,6 +196,167 @@ def clamped(x: Tensor, rows: Tensor, bias: Tensor, d_model: int) -> Tensor:
     return hidden.matmul(down)
 
 
+@answers("2.6")
+def interpolated_curves(nbytes: np.ndarray, measure: Any, budget: float, calls: int) -> list[int]:
+    layers, levels = nbytes.shape
+    seen: dict[tuple[int, ...], float] = {}
+
+    def lost(choice: list[int]) -> float:
+        if tuple(choice) not in seen:
+            seen[tuple(choice)] = measure(choice) if len(seen) < calls else float("inf")
+        return seen[tuple(choice)]
+
+    def total(choice: Any) -> float:
+        return sum(nbytes[i, level] for i, level in enumerate(choice))
+
+    low, high = 0, levels - 1
+    while low < high:
+        middle = (low + high) // 2
+        if lost([middle] * layers) <= budget:
+            high = middle
+        else:
+            low = middle + 1
+    common, base = [low] * layers, lost([low] * layers)
+    curve = np.zeros((layers, levels))
+    for i in range(layers):
+        at = sorted({max(low - 3, 0), max(low - 1, 0), low, min(low + 2, levels - 1)})
+        nats = [lost([*common[:i], level, *common[i + 1 :]]) - base for level in at]
+        x, known = np.log(nbytes[i]), np.log(nbytes[i, at])
+        curve[i] = np.interp(x, known, nats)
+        if len(at) > 1:
+            slope = (nats[1] - nats[0]) / (known[1] - known[0])
+            curve[i] = np.where(x < known[0], nats[0] + 1.5 * slope * (x - known[0]), curve[i])
+    best, low_price, high_price = common, -12.0, 12.0
+    for _ in range(12):
+        price = nbytes.sum() / budget * np.exp((low_price + high_price) / 2)
+        choice = [int(level) for level in (nbytes + price * curve).argmin(axis=1)]
+        if lost(choice) <= budget:
+            high_price = (low_price + high_price) / 2
+            best = min(best, choice, key=total)
+        else:
+            low_price = (low_price + high_price) / 2
+    tried = set()
+    while len(seen) < calls:
+        steps = [
+            (max(curve[i, best[i] - 1] - curve[i, best[i]], 1e-12) / (nbytes[i, best[i]] - nbytes[i, best[i] - 1]), i)
+            for i in range(layers)
+            if best[i] > 0 and i not in tried
+        ]
+        if not steps:
+            break
+        i = min(steps)[1]
+        choice = [*best[:i], best[i] - 1, *best[i + 1 :]]
+        if lost(choice) <= budget:
+            best = choice
+        else:
+            tried.add(i)
+    return best
+
+
+@answers("2.6")
+def trades_between_layers(nbytes: np.ndarray, measure: Any, budget: float, calls: int) -> np.ndarray:
+    layers, levels = nbytes.shape
+    left, memory = calls, {}
+
+    def ask(choice: np.ndarray) -> float:
+        nonlocal left
+        key = choice.tobytes()
+        if key not in memory:
+            if left == 0:
+                return math.inf
+            left -= 1
+            memory[key] = measure([int(level) for level in choice])
+        return memory[key]
+
+    def read(choice: np.ndarray) -> float:
+        return nbytes[np.arange(layers), choice].sum()
+
+    best = np.full(layers, levels - 1)
+    for stride in (4, 2, 1):
+        while best.min() >= stride and ask(best - stride) <= budget:
+            best = best - stride
+    for stride in (2, 2, 1, 1, 1):
+        if left < 2 * layers:
+            break
+        base, steps = ask(best), []
+        for i in range(layers):
+            for by in (-stride, stride):
+                moved = best.copy()
+                moved[i] = min(max(best[i] + by, 0), levels - 1)
+                if moved[i] != best[i]:
+                    steps.append((i, moved[i], ask(moved) - base, read(moved) - read(best)))
+        downs = sorted((s for s in steps if s[3] < 0), key=lambda s: max(s[2], 0) / -s[3])
+        ups = sorted((s for s in steps if s[3] > 0), key=lambda s: s[2] / s[3])
+        found = best
+        options = []
+        for n_down in range(1, len(downs) + 1):
+            for n_up in range(len(ups) + 1):
+                choice = best.copy()
+                for i, level, _, _ in [*ups[:n_up], *downs[:n_down]]:
+                    choice[i] = level
+                nats = base + sum(s[2] for s in steps if choice[s[0]] == s[1])
+                options.append((nats, read(choice), choice))
+        options = [o for o in options if o[1] < read(best)]
+        slack = 1.0
+        for _ in range(6):
+            fitting = [o for o in options if o[0] <= budget * slack and o[1] < read(found)]
+            if not fitting or left == 0:
+                break
+            choice = min(fitting, key=lambda o: o[1])[2]
+            if ask(choice) <= budget:
+                found = choice
+            else:
+                slack -= 0.12
+        best = found
+    return best
+
+
+@answers("2.7")
+def momentum(up: Tensor, bias: Tensor, rank: int, data: Any, seed: int, steps: int = 800) -> Any:
+    generator = torch.Generator().manual_seed(seed)
+    a, b = initial_factors(up, rank)
+    weights = [torch.nn.Parameter(t.clone()) for t in (a, b, bias)]
+    optimizer = torch.optim.SGD(weights, lr=1.0, momentum=0.9)
+    for step in range(steps):
+        rows = torch.randint(len(data.x), (BATCH,), generator=generator).numpy()
+        optimizer.param_groups[0]["lr"] = 1.0 if step < 0.7 * steps else 0.3
+        with torch.enable_grad():
+            s = data.x[rows].float() @ weights[0].T @ weights[1].T + weights[2]
+            loss = F.softplus(s).mean() + (4 * F.softplus(-s) - F.softplus(s))[data.mask(rows)].sum() / s.numel()
+            gradients = torch.autograd.grad(loss, weights)
+        for weight, gradient in zip(weights, gradients):
+            weight.grad = gradient
+        optimizer.step()
+    return tuple(weight.data for weight in weights)
+
+
+@answers("2.7")
+def epochs_and_an_average(up: Tensor, bias: Tensor, rank: int, data: Any, seed: int, steps: int = 800) -> Any:
+    rng = np.random.default_rng(seed)
+    start = [*initial_factors(up, rank), bias]
+    values = [t.clone() for t in start]
+    first, second = ([torch.zeros_like(t) for t in start] for _ in range(2))
+    mean, order = None, np.zeros(0, np.int64)
+    with torch.enable_grad():
+        for step in range(1, steps + 1):
+            if len(order) < BATCH:
+                order = np.concatenate([order, rng.permutation(len(data.x))])
+            rows, order = order[:BATCH], order[BATCH:]
+            leaves = [t.detach().requires_grad_() for t in values]
+            scores = F.linear(F.linear(data.x[rows].float(), leaves[0]), leaves[1], leaves[2])
+            balanced_loss(scores, data.mask(rows)).backward()
+            rate = 2e-2 * (1 - 0.9 * step / steps)
+            for i, leaf in enumerate(leaves):
+                first[i] = 0.9 * first[i] + 0.1 * leaf.grad
+                second[i] = 0.99 * second[i] + 0.01 * leaf.grad**2
+                size = (second[i] / (1 - 0.99**step)).sqrt() + 1e-8
+                values[i] = values[i] - rate * first[i] / (1 - 0.9**step) / size
+            values = [t.detach() for t in values]
+            if step > 0.8 * steps or mean is None:
+                mean = values if mean is None else [0.7 * m + 0.3 * v for m, v in zip(mean, values)]
+    return tuple(mean)
+
+
 @answers("3.1")
 def windows_one_by_one(mask: Tensor, length: int) -> tuple[float, ...]:
     means = []
@@ -356,6 +521,75 @@ def layers_settled_one_by_one(total: int, needs: Sequence[float], neurons: int, 
     return tuple(int(row) for row in rows(low + left / slope))
 
 
+@answers("6.2")
+def priced(layers: Sequence[Sequence[Candidate]], room: int, record: int) -> tuple[int, tuple[int, ...]]:
+    """A price for a byte of DRAM lets each layer decide by itself; then swaps, as long as one gains by them."""
+
+    def cost(layer: Sequence[Candidate], i: int, k: int) -> float:
+        return layer[i].nbytes + layer[i].window_rows[k - 1] * record
+
+    def new(layer: Sequence[Candidate], i: int, k: int) -> float:
+        return layer[i].window_rows[k] - layer[i].window_rows[k - 1]
+
+    def total(measure: Callable[..., float], chosen: Sequence[int], k: int) -> float:
+        return sum(measure(layer, i, k) for layer, i in zip(layers, chosen))
+
+    def cheapest(k: int, price: float) -> list[int]:
+        return [min(range(len(a)), key=lambda i: new(a, i, k) + price * cost(a, i, k)) for a in layers]
+
+    least, choice = float("inf"), (1, tuple(_smallest(layer, record) for layer in layers))
+    for k in range(1, len(layers[0][0].window_rows)):
+        low, high = 0.0, 1e6
+        if total(cost, chosen := cheapest(k, high), k) > room:
+            continue
+        for _ in range(80):
+            tried = cheapest(k, price := (low + high) / 2)
+            if total(cost, tried, k) <= room:
+                high, chosen = price, tried
+            else:
+                low = price
+        better = True
+        while better:
+            better = False
+            for a, layer in enumerate(layers):
+                for b, other in enumerate(layers):
+                    for i in range(len(layer)):
+                        for j in range(len(other)):
+                            tried = [*chosen]
+                            tried[a], tried[b] = i, j
+                            gain = total(new, chosen, k) - total(new, tried, k)
+                            if gain > 1e-9 and total(cost, tried, k) <= room:
+                                chosen, better = tried, True
+        if total(new, chosen, k) < least:
+            least, choice = total(new, chosen, k), (k, tuple(chosen))
+    return choice
+
+
+@answers("6.2")
+def on_a_grid(layers: Sequence[Sequence[Candidate]], room: int, record: int) -> tuple[int, tuple[int, ...]]:
+    """The room in a few thousand cells: how little can be read with so many of them, layer after layer."""
+    cells, least = 4000, float("inf")
+    choice = 1, tuple(_smallest(layer, record) for layer in layers)
+    for k in range(1, len(layers[0][0].window_rows)):
+        reads, steps = np.zeros(cells + 1), []
+        for layer in layers:
+            costs = [c.nbytes + c.window_rows[k - 1] * record for c in layer]
+            sizes = [int(np.ceil(cost * cells / max(room, 1))) for cost in costs]
+            tried = np.full((len(layer), cells + 1), np.inf)
+            for i, size in enumerate(sizes):
+                if size <= cells:
+                    tried[i, size:] = reads[: cells + 1 - size] + layer[i].window_rows[k] - layer[i].window_rows[k - 1]
+            steps.append((sizes, tried.argmin(0)))
+            reads = tried.min(0)
+        if reads[-1] < least:
+            least, left, places = float(reads[-1]), cells, list[int]()
+            for sizes, best in reversed(steps):
+                places.insert(0, int(best[left]))
+                left -= sizes[places[0]]
+            choice = k, tuple(places)
+    return choice
+
+
 @answers("7.1")
 def closed_form(acceptance: float, draft: int) -> float:
     if acceptance == 1:
@@ -380,6 +614,84 @@ def tokens_over_time(acceptance: float, draft: int, draft_cost: float, check_cos
     return expected_tokens(acceptance, draft) / time
 
 
+@answers("8.1")
+def the_next_layer_first(self: Any, x: Tensor) -> tuple[Tensor, np.ndarray]:
+    """The next layer's reads are begun as soon as its guess can be told."""
+    for following in self.following:
+        guess = following.window.step(following.likely(x))
+        early, _ = following._submit(guess, following.early)
+        following.begun = Begun(early, guess.load)
+    needed = active_set(self.predictor, x)
+    if self.begun is not None:
+        self.land(self.begun.tickets)
+        step = self.window.amend(needed)
+        self.wasted += len(np.setdiff1d(self.begun.neurons, needed))
+        self.begun = None
+    else:
+        step = self.window.step(needed)
+    tickets, rows = self._submit(step, self.file)
+    try:
+        values = self.activations(x)
+    except BaseException:
+        self.land(tickets)
+        raise
+    self.land(tickets)
+    return self.product_after(values, x, rows), step.overflow
+
+
+@answers("8.1")
+def beside_the_window(self: Any, x: Tensor) -> tuple[Tensor, np.ndarray]:
+    """A guess takes free rows alone, and the window doesn't know of it."""
+    from flashlite.engine.window import NONE, Step
+
+    guessed = NONE
+    if self.begun is not None:
+        self.land(self.begun.tickets)
+        guessed, self.begun = self.begun.neurons, None
+    step = self.window.step(active_set(self.predictor, x))
+    wrong = np.setdiff1d(guessed, self.window.held)
+    self.wasted += len(wrong)
+    changes = Step(np.setdiff1d(step.load, guessed), np.union1d(step.drop, wrong), step.overflow)
+    tickets, rows = self._submit(changes, self.file)
+    try:
+        h = self.activations(x)
+    finally:
+        self.land(tickets)
+    for following in self.following:
+        free = following.memory.capacity - following.memory.num_used
+        likely = np.setdiff1d(following.likely(x), following.window.held)[:free]
+        reads, _ = following._submit(Step(likely, NONE, NONE), following.early)
+        following.begun = Begun(reads, likely)
+    return self.product_after(h, x, rows), step.overflow
+
+
+@answers("8.1")
+def read_again(self: Any, x: Tensor) -> tuple[Tensor, np.ndarray]:
+    """Early reads that failed are no reason to give up: the layer begins from nothing."""
+    active, begun = active_set(self.predictor, x), self.begun
+    try:
+        if begun is None:
+            step = self.window.step(active)
+        else:
+            self.land(begun.tickets)
+            step = self.window.amend(active)
+            self.wasted += int((~np.isin(begun.neurons, active)).sum())
+    except ReadError:
+        self.forget()
+        step = self.window.step(active)
+    self.begun = None
+    tickets, rows = self._submit(step, self.file)
+    try:
+        h = self.activations(x)
+    finally:
+        self.land(tickets)
+    if self.following:
+        following = self.following[0]
+        guess = following.window.step(following.likely(x))
+        following.begun = Begun(following._submit(guess, following.early)[0], guess.load)
+    return self.product_after(h, x, rows), step.overflow
+
+
 @answers("9.1")
 def by_masks(self: Any, first: Tensor, second: Tensor | None = None) -> Tensor:
     first[first <= self.threshold] = 0
@@ -401,14 +713,14 @@ def copied_back(self: Any, first: Tensor, second: Tensor | None = None) -> Tenso
 
 
 @answers("9.2")
-def variances(x: Tensor, scale: Tensor) -> Tensor:
+def variances(x: Tensor, scale: Tensor, errors: float = ERRORS) -> Tensor:
     variance = x.float().square().sum(1)[:, None] * (scale.float() * STEP_ERROR).square()
-    return ERRORS * variance.sqrt()
+    return errors * variance.sqrt()
 
 
 @answers("9.2")
-def outer_product(x: Tensor, scale: Tensor) -> Tensor:
-    return torch.outer(x.to(torch.float64).norm(dim=1), scale.double() * ERRORS / 12**0.5).float()
+def outer_product(x: Tensor, scale: Tensor, errors: float = ERRORS) -> Tensor:
+    return torch.outer(x.to(torch.float64).norm(dim=1), scale.double() * errors / 12**0.5).float()
 
 
 @answers("9.3")

@@ -6,8 +6,10 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import chromium
 import pytest
 import sync
 import torch
@@ -155,7 +157,9 @@ def course() -> Course:
 def copy_course(folder: Path) -> Course:
     """A copy of the course with untouched exercises, which a test may change."""
     for name in ("exercises", "solutions", "flashlite", "tests/exercises"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "opt_mini"))
+        shutil.copytree(
+            ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "opt_mini", "hints.json")
+        )
     for name in ("course.toml", "pyproject.toml"):
         shutil.copyfile(ROOT / name, folder / name)
     copied = read_course(folder)
@@ -167,3 +171,21 @@ def copy_course(folder: Path) -> Course:
 def clone(tmp_path: Path) -> Course:
     """A copy of the course for one test."""
     return copy_course(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def site() -> Path:
+    """The built site, which `make site-test` builds anew and names; other runs skip what asks for it."""
+    if "FLASHLITE_SITE" not in os.environ:
+        pytest.skip("the site is tested by `make site-test`, which builds it and needs Chromium")
+    return Path(os.environ["FLASHLITE_SITE"]).resolve(strict=True)
+
+
+@pytest.fixture(scope="session")
+def browser(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[chromium.Chromium]:
+    """A browser for all tests. Where there is none they fail, because `make site-test` was asked for."""
+    program = chromium.find()
+    assert program, "there is no Chromium: install it, on Debian and Ubuntu with `apt-get install chromium`"
+    opened = chromium.Chromium(program, tmp_path_factory.mktemp("profile"))
+    yield opened
+    opened.close()

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 import flashlite
 from flashlite.arguments import DTYPE_NAMES, STAGES, parse_stages
 from flashlite.cli import options
-from flashlite.cli.unsolved import ESTIMATE, PACK, STAGES_OF, TRAIN
+from flashlite.cli.unsolved import CALIBRATE, CHOOSE, ESTIMATE, PACK, STAGES_OF, TRAIN
 from flashlite.course.manifest import Course
 from flashlite.course.open_clean import open_clean
 from flashlite.errors import FlashliteError
@@ -91,9 +91,19 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     *((("pack", model, "out"), words) for model, words in MODELS.values()),
     *((("run", *arguments), words) for arguments, words in SHARED),
     *((("bench", *arguments), words) for arguments, words in SHARED),
-    (("run", "--stage", "9"), "--stage"), (("run", "--stage", "-1"), "--stage"), (("run", "--stage", "x"), "--stage"),
+    (("run", "--stage", "9"), "unknown stage 9"), (("run", "--stage", "-1"), "unknown stage '-1'"),
+    (("run", "--stage", "x"), "unknown stage 'x': choose 0 to 6, or naive, resident"),
+    (("run", "--prompt", "x", "--prompt-file", "a file"), "--prompt and --prompt-file both give a prompt"),
+    (("run", "--prompt-file", "nowhere"), "--prompt-file nowhere cannot be read: No such file"),
+    (("run", "--prompt-file", "empty"), "--prompt-file empty cannot be read: it is a folder"),
+    (("run", "--prompt-file", "nothing"), "nothing is empty: to begin a new text, write --prompt"),
+    (("run", "--prompt-file", "latin"), "latin is not UTF-8 at byte 2"),
+    (("run", "--prompt-file", "zeros"), "zeros holds a zero byte"),
+    (("run", "--prompt-file", "/dev/zero"), "has more than 16 MiB"),
+    (("run", "--prompt", "-"), "standard input, which --prompt - reads, is empty"),
     (("run", "--max-new-tokens", "0"), "--max-new-tokens"),
     (("bench", "--stage", "9"), "unknown stage 9"), (("bench", "--stages", "x"), "are not understood"),
+    (("bench", "--stages", "pool,x"), "are not understood"),
     (("bench", "--stages", "5-3"), "write the lower number first"), (("bench", "--stages=-1"), "are not understood"),
     (("bench", "--stages", "0-99999999999"), "unknown stage 99999999999"),
     *((("bench", option, "-1"), option) for option in ("--tokens", "--prompt-tokens", "--rounds", "--slow-tokens",
@@ -110,6 +120,14 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     (("train-predictor", "store", "--text", "a file", "--out", "empty"), "empty is a folder"),
     (("train-predictor", "store", "--text", "a file", "--out", "a file/x"), "is not a folder"),
     (("train-predictor", "store", "--text", "a file", "--steps", "0"), "--steps"),
+    (("calibrate", "nowhere", "--text", "a file"), "is not a store"),
+    (("calibrate", "store", "--text", "nowhere"), "nowhere cannot be read"),
+    (("calibrate", "store", "--text", "a file", "--out", "empty"), "empty is a folder"),
+    (("calibrate", "store", "--text", "a file", "--loss-budget", "0"), "--loss-budget"),
+    (("calibrate", "store", "--text", "a file", "--loss-budget", "nan"), "--loss-budget"),
+    (("calibrate", "store", "--text", "a file", "--tokens", "0"), "--tokens"),
+    (("calibrate", "store", "--text", "a file", "--impl", "ref,ex02=mine"), "exercise 2.2: delete"),
+    (("calibrate", "store"), "Missing option '--text'"),
     (("estimate", "opt-7b"), "choose one of opt-125m"), (("estimate", "opt-6.7b", "nowhere"), "cannot be probed"),
     (("estimate", "opt-6.7b", "--drive", "nonsense"), "no published drive is called 'nonsense'"),
     (("estimate", "opt-6.7b", "--drive", "Samsung"), "4 published drives are called 'Samsung'"),
@@ -129,6 +147,13 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     (("synth", "opt-125m", "out", "--seed", "-1"), "--seed"),
     (("synth", "opt-125m", "out", "--layout", "bundled,x"), "layout 'bundled,x' is not known"),
     *((("verify", folder), "is not a store") for folder in ("nowhere", "empty", "a file")),
+    (("verify", "nowhere"), "make one with `flashlite pack MODEL nowhere`"),
+    *(((command, "falcon-mini"), "falcon-mini is not a store: make one with `flashlite pack falcon-mini OUT`")
+      for command in ("verify", "card")),
+    (("card", "nowhere"), "is not a store"), (("card", "a/b"), "is not a store"),
+    (("card", "store", "--repo", "tiny"), "'tiny' is not the hub id of a repository: write OWNER/NAME"),
+    (("card", "store", "--repo", "a/b/c"), "'a/b/c' is not the hub id"),
+    (("stores", "--yes", "--remove", "no such store"), "there is nothing called 'no such store'"),
     *((("train-predictor", folder, "--text", "a file"), "is not a store") for folder in ("nowhere", "empty")),
     (("train-predictor", "store", "--text", "nowhere"), "nowhere cannot be read"),
     (("train-predictor", "store", "--text", "a file", "nowhere"), "nowhere cannot be read"),
@@ -146,6 +171,7 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     (("train-predictor", "store", "--text", "a file", "--recall", "2"), "--recall"),
     (("train-predictor", "store", "--text", "a file", "--recall", "nan"), "--recall"),
     (("train-predictor", "store", "--text", "a file", "--seed", "-1"), "--seed"),
+    (("train-predictor", "store", "--text", "a file", "--dram-budget", "half"), "'half' is not understood"),
     (("train-predictor", "store"), "Missing option '--text'"),
     (("eval", "store", "--text", "nowhere"), "nowhere cannot be read"),
     (("eval", "store", "--text", "a file", "--tokens", "-5"), "--tokens"),
@@ -167,6 +193,8 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], t
     (folder / "store").mkdir()
     (folder / "store/manifest.json").write_text("{}")
     (folder / "a file").write_text("text")
+    for name, content in {"nothing": b"", "latin": b"na\xefve", "zeros": b"a\0b"}.items():
+        (folder / name).write_bytes(content)
     (folder / "other.json").write_text("[]")
     result = json.loads((ROOT / "results/bench-opt-6.7b-bf16.json").read_text())
     (folder / "curveless.json").write_text(json.dumps(result | {"curve": {}}))
@@ -191,6 +219,12 @@ def test_refused_before_torch_is_imported(
     assert err.startswith("flashlite: ")
     assert words in err
     assert out == ""
+
+
+def test_stages_may_be_named() -> None:
+    assert parse_stages("naive,5, overlap") == [0, 5, 6]
+    assert parse_stages("pool") == parse_stages("5") == [5]
+    assert parse_stages("window-overlap") == parse_stages("3-6") == [3, 4, 5, 6]
 
 
 def test_names_that_need_no_torch_are_those_of_the_code_behind_them() -> None:
@@ -248,8 +282,18 @@ def test_exercises_that_a_stage_needs_are_those_that_it_calls(stage: int, tiny_s
              "--out", "{out}/predictor"),
             TRAIN,
         ),
+        (
+            ("train-predictor", "{store}", "--text", "course.toml", "--tokens", "6000", "--steps", "1",
+             "--dram-budget", "50%", "--out", "{out}/predictor"),
+            TRAIN | CHOOSE,
+        ),
+        (
+            ("calibrate", "{store}", "--text", "course.toml", "--tokens", "2048", "--loss-budget", "0.05",
+             "--out", "{out}/predictor"),
+            CALIBRATE,
+        ),
     ],
-    ids=["pack", "pack split", "estimate", "train-predictor"],
+    ids=["pack", "pack split", "estimate", "train-predictor", "train-predictor for a budget", "calibrate"],
 )  # fmt: skip
 def test_exercises_that_a_command_needs_are_those_that_it_calls(
     arguments: tuple[str, ...], needed: set[str], tiny_checkpoint: Path, opt_mini: Store, tmp_path: Path

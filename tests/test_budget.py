@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
@@ -14,7 +15,16 @@ from transformers import OPTForCausalLM
 import flashlite
 from flashlite.bench.decoding import greedy
 from flashlite.drive import flash
-from flashlite.engine.budget import FEWEST_ROWS, Budget, longest_window, parse_budget, plan_budget, split_rows
+from flashlite.engine.budget import (
+    FEWEST_ROWS,
+    Budget,
+    Candidate,
+    choose_predictors,
+    longest_window,
+    parse_budget,
+    plan_budget,
+    split_rows,
+)  # fmt: skip
 from flashlite.engine.resident import ResidentWeights
 from flashlite.engine.stages import LADDER, Stage
 from flashlite.errors import BudgetError, FlashliteError
@@ -128,6 +138,35 @@ def test_split_leaves_rows_over_only_when_every_layer_is_full(
     one_more_each = sum(rows) + len(rows) + spare * (max(rows) + 1)
     assume(one_more_each < total)
     assert set(rows) == {neurons}
+
+
+CANDIDATES = st.builds(
+    Candidate,
+    st.integers(0, 3000),
+    st.lists(st.integers(0, 20), min_size=4, max_size=4).map(lambda new: tuple(itertools.accumulate(new))),
+)
+
+
+@ANY_TIME
+@given(
+    layers=st.lists(st.lists(CANDIDATES, min_size=1, max_size=3), min_size=1, max_size=4), room=st.integers(0, 20_000)
+)
+def test_no_other_choice_of_predictors_and_window_reads_less(layers: list[list[Candidate]], room: int) -> None:
+    def cost(chosen: tuple[Candidate, ...], k: int) -> float:
+        return sum(c.nbytes + 100 * c.window_rows[k - 1] for c in chosen)
+
+    def read(chosen: tuple[Candidate, ...], k: int) -> float:
+        return sum(c.window_rows[k] - c.window_rows[k - 1] for c in chosen)
+
+    window, places = choose_predictors(layers, room, 100)
+    found = tuple(layer[i] for layer, i in zip(layers, places, strict=True))
+    fitting = [(c, k) for c in itertools.product(*layers) for k in (1, 2, 3) if cost(c, k) <= room]
+    if fitting:
+        assert cost(found, window) <= room
+        assert read(found, window) == min(read(c, k) for c, k in fitting)
+    else:
+        assert window == 1
+        assert cost(found, 1) == min(cost(c, 1) for c in itertools.product(*layers))
 
 
 @STAGES

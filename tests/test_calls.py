@@ -160,7 +160,7 @@ def test_natural_values_are_taken(tiny_store: Store, tmp_path: Path) -> None:
     ({"dram_budget": 1.5}, r"budget 1\.5 is not understood.*0\.5"), ({"dram_budget": -0.5}, "not understood"),
     ({"dram_budget": None}, "not understood"), ({"dram_budget": True}, "not understood"),
     ({"window": 2.5}, "window of 2.5 tokens is not understood"), ({"window": "5"}, "whole number"),
-    ({"stage": 2.5}, "unknown stage 2.5"), ({"stage": None}, "unknown stage"), ({"stage": "5"}, "choose 0 to 6"),
+    ({"stage": 2.5}, "unknown stage 2.5"), ({"stage": None}, "unknown stage"), ({"stage": "7"}, "choose 0 to 6"),
     ({"predictor": None}, "unknown predictor None"), ({"predictor": 3}, "unknown predictor 3"),
 ])  # fmt: skip
 def test_other_values_are_named(arguments: dict[str, Any], says: str, tiny_checkpoint: Path) -> None:

@@ -43,6 +43,7 @@ def test_every_exercise_is_told_in_full(course: Course, monkeypatch: pytest.Monk
         squeezed = " ".join(text.split())
         for exercise in (e for e in course.exercises if e.chapter == number):
             assert f"<b>{exercise.id} {exercise.title}</b>" in text
+            assert f"· {exercise.worth} · {exercise.minutes} min" in text
             for line in exercise.task.strip().splitlines():
                 assert " ".join(line.split()) in squeezed
         assert f"flashlite grade {number}" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -11,12 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from conftest import TINY, add_predictor, call, save_checkpoint
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import OPTForCausalLM, PreTrainedTokenizerFast
 
 import flashlite
 from flashlite.cli import checks
+from flashlite.cli.main import app
 from flashlite.engine.predictor_file import PredictorSet
 from flashlite.engine.stages import LADDER
 from flashlite.errors import FlashliteError
@@ -219,3 +222,104 @@ def test_run_verifies_reads_if_asked_to(
         f"flashlite: {store / ffn_file('bundled')}: layer 2, bundle of neuron 255 was altered; pack the model again"
     )
     assert call(monkeypatch, capsys, *args[:-1])[0] == 0
+
+
+# The prompt
+
+
+@pytest.mark.parametrize("way", ["file", "input", "typed"])
+@pytest.mark.parametrize("content", [b"w5 w7\nw9\n", b"\xef\xbb\xbfw5 w7\r\nw9\r\n"], ids=["unix", "windows"])
+def test_a_prompt_is_read_from_a_file_or_from_standard_input(
+    way: str, content: bytes, store_with_tokenizer: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], tmp_path: Path,
+) -> None:  # fmt: skip
+    args = ("run", store_with_tokenizer, "--dram-budget", "1MB", "--max-new-tokens", 5)
+    expected = call(monkeypatch, capsys, *args, "--prompt", "w5 w7\nw9\n")[1].splitlines()
+    (tmp_path / "prompt").write_bytes(content)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: way == "typed")
+    given = ("--prompt-file", tmp_path / "prompt") if way == "file" else ("--prompt", "-")
+    code, out, err = call(monkeypatch, capsys, *args, *given)
+    assert (code, out.splitlines()[:-1]) == (0, expected[:-1])
+    waits = "type the prompt, and end it with Ctrl-D on a line of its own"
+    assert [waits in line for line in err.splitlines()] == [True] * (way == "typed")
+
+
+def test_a_closed_standard_input_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    code, _, err = call(monkeypatch, capsys, "run", "--prompt", "-")
+    assert (code, err) == (
+        1, "flashlite: --prompt - reads standard input, which is closed: write --prompt TEXT\n",
+    )  # fmt: skip
+
+
+def test_stages_are_named_or_numbered(
+    store_with_tokenizer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ("run", store_with_tokenizer, "--prompt", "w5 w7 w9", "--dram-budget", "1MB", "--max-new-tokens", 5)
+    reads = {
+        stage: call(monkeypatch, capsys, *args, "--stage", stage)[1].split(" ms, ")[-1]
+        for stage in ("3", "window", "5", "pool")
+    }
+    assert (reads["3"], reads["5"]) == (reads["window"], reads["pool"])
+    assert reads["3"] != reads["5"]
+
+
+def test_run_ends_with_the_line_that_a_model_tells_of_itself(
+    store_with_tokenizer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = flashlite.load(store_with_tokenizer, dram_budget="1MB")
+    assert repr(model.flash) == "[no calls yet; budget 1.0 MB]"
+    said = []
+    monkeypatch.setattr("flashlite.engine.model.load", lambda *_, **__: said.append(model) or model)
+    args = ("run", store_with_tokenizer, "--prompt", "w5 w7 w9", "--dram-budget", "1MB", "--max-new-tokens", 5)
+    out = call(monkeypatch, capsys, *args)[1]
+    assert said == [model]
+    assert out.splitlines()[-1] == repr(model.flash)
+    calls = model.flash.calls
+    reads = sum(call.reads for call in calls[1:]) / len(calls[1:])
+    assert re.fullmatch(rf"\[{len(calls)} calls in .* reads; budget 1\.0 MB\]", repr(model.flash))
+    assert f" MB in {reads:.0f} reads" in repr(model.flash)
+
+
+def test_a_checkpoint_without_a_tokenizer_is_refused_before_it_is_packed(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FLASHLITE_HOME", str(tmp_path / "home"))
+    code, _, err = call(monkeypatch, capsys, "run", tiny_checkpoint, "--prompt", "x")
+    assert code == 1
+    assert err.splitlines()[-1].startswith(f"flashlite: {tiny_checkpoint} does not hold a tokenizer that can be loaded")
+    assert not (tmp_path / "home").exists()
+
+
+# Help
+
+
+def test_help_lists_the_engine_first_and_then_the_course(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments in ((), ("-h",), ("--help",)):
+        code, out, _ = call(monkeypatch, capsys, *arguments)
+        assert code == 0
+        engine, course = out.split("The engine")[1].split("The course")
+        first = [re.findall(r"^│ (\S+)", panel, re.MULTILINE) for panel in (engine, course)]
+        assert [first[0][:2], first[1][0]] == [["run", "pack"], "grade"]
+
+
+@pytest.mark.parametrize("command", typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+def test_each_command_has_its_help_at_h(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short, long = (call(monkeypatch, capsys, command, name)[:2] for name in ("-h", "--help"))
+    assert short == long
+    assert short[0] == 0
+    assert f"flashlite {command} " in short[1]
+
+
+def test_what_is_imported_later_is_listed_at_once() -> None:
+    code = "import sys, flashlite; print(dir(flashlite), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {"load", "pack", "Store", "FlashliteError", "__version__"} <= set(re.findall(r"'(\w+)'", done.stdout))
+    assert done.stdout.split()[-1] == "False"

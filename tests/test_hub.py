@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -14,11 +15,12 @@ from urllib.parse import unquote
 
 import pytest
 import torch
-from conftest import make_model, save_checkpoint
+from conftest import call, make_model, save_checkpoint
 from transformers import AutoTokenizer, OPTForCausalLM
 
 import flashlite
 from flashlite.errors import CheckpointError, FlashliteError, StoreError
+from flashlite.storage import find
 from flashlite.storage.find import open_model
 from flashlite.storage.hub import BUNDLED_MODEL, find_checkpoint
 from flashlite.storage.pack import pack
@@ -407,3 +409,133 @@ def test_a_tilde_of_nobody_is_one_line(tiny_checkpoint: Path, monkeypatch: pytes
     with pytest.raises(FlashliteError, match="home folder") as error:
         open_model(tiny_checkpoint)
     assert_one_line(error)
+
+
+# Stores
+
+
+@pytest.fixture
+def published(tiny_store: Store, tmp_path: Path) -> Path:
+    """The folder of a store that may be altered, with its card."""
+    shutil.copytree(tiny_store.path, folder := tmp_path / "published")
+    (folder / "README.md").write_text("# a card")
+    (folder / "evil.py").write_text("raise SystemExit")
+    return folder
+
+
+def test_a_store_is_loaded_by_its_hub_id(hub: Hub, published: Path, tiny_model: OPTForCausalLM) -> None:
+    commit = hub.publish(published)
+    model = flashlite.load(MODEL, dram_budget="1MB", predictor="trained")
+    assert commit in str(model.flash.store.path)
+    assert sorted(hub.fetched) == sorted(path.name for path in published.iterdir() if path.name not in LEFT)
+    ids = torch.arange(3, 23)[None]
+    exact = flashlite.load(MODEL, dram_budget="1MB", predictor="oracle", stage=4)
+    written = exact.generate(ids, max_new_tokens=8, do_sample=False)
+    assert torch.equal(written, tiny_model.generate(ids, max_new_tokens=8, do_sample=False))
+    assert not (find.shelf()).exists()  # nothing is packed, and nothing is there twice
+
+
+def test_a_store_of_the_hub_is_compared_with_its_checksums_once(
+    hub: Hub, published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.publish(published)
+    compared: list[Path] = []
+    monkeypatch.setattr(Store, "verify", lambda store: compared.append(store.path))
+    first = open_model(MODEL)
+    open_model(MODEL)
+    assert compared == [first.path]
+    file = (first.path / "ffn-split.safetensors").resolve()
+    os.utime(file, ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns + 1))
+    open_model(MODEL)
+    assert compared == [first.path] * 2
+
+
+@pytest.mark.parametrize("name", ["ffn-bundled.safetensors", "resident.safetensors", "checksums.safetensors"])
+def test_a_damaged_store_of_the_hub_is_refused_each_time(name: str, hub: Hub, published: Path) -> None:
+    content = bytearray((published / name).read_bytes())
+    content[-1] ^= 1
+    (published / name).write_bytes(content)
+    hub.publish(published)
+    for _ in range(2):
+        with pytest.raises(StoreError, match=f"{MODEL}, a store of the hub: .*{name}: .* was altered; fetch it ") as e:
+            flashlite.load(MODEL, dram_budget="1MB")
+        assert_one_line(e)
+
+
+def test_an_incomplete_store_of_the_hub_is_refused(hub: Hub, published: Path) -> None:
+    (published / "ffn-bundled.safetensors").unlink()
+    hub.publish(published)
+    with pytest.raises(StoreError, match=r"ffn-bundled.safetensors cannot be read: .*fetch it again") as error:
+        open_model(MODEL)
+    assert_one_line(error)
+
+
+def test_revisions_of_a_store_are_told_apart(hub: Hub, tmp_path: Path) -> None:
+    for seed, ref in ((0, "old"), (1, "main")):
+        hub.publish(pack(save_checkpoint(make_model(seed), tmp_path / f"{seed}"), tmp_path / f"s{seed}").path, ref=ref)
+    for revision, seed in (("old", 0), (None, 1)):
+        store = open_model(MODEL, revision=revision)
+        assert torch.equal(embedding(store), make_model(seed).model.decoder.embed_tokens.weight)
+    with pytest.raises(StoreError, match="was packed as fp32, not bf16"):
+        open_model(MODEL, "bf16")
+
+
+def test_offline_a_downloaded_store_is_used_with_a_line(
+    hub: Hub, offline: Any, published: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub.publish(published)
+    first = open_model(MODEL)
+    offline()
+    caplog.clear()
+    assert open_model(MODEL).path == first.path
+    assert ["as it was downloaded before" in line for line in caplog.messages] == [True]
+
+
+def test_a_store_that_lies_in_the_hubs_cache_needs_no_hub(
+    hub: Hub, offline: Any, published: Path, tmp_path: Path
+) -> None:
+    commit = "0" * 40  # as `hf download` lays it out, blobs and links
+    cache = tmp_path / "hub-cache" / "models--someone--tiny"
+    for folder in ("blobs", "refs", f"snapshots/{commit}"):
+        (cache / folder).mkdir(parents=True)
+    (cache / "refs/main").write_text(commit)
+    for i, path in enumerate(sorted(published.iterdir())):
+        shutil.copyfile(path, cache / f"blobs/{i}")
+        (cache / f"snapshots/{commit}/{path.name}").symlink_to(f"../../blobs/{i}")
+    offline()
+    store = open_model(MODEL)
+    assert store.path == cache / "snapshots" / commit
+    store.verify()
+
+
+def test_verify_takes_the_hub_id_of_a_store(
+    hub: Hub,
+    published: Path,
+    tiny_checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    hub.publish(published, ref="v1")
+    hub.publish(tiny_checkpoint)
+    assert call(monkeypatch, capsys, "verify", MODEL, "--revision", "v1")[:2] == (
+        0, f"{MODEL} is complete and unaltered\n",
+    )  # fmt: skip
+    code, _, err = call(monkeypatch, capsys, "verify", MODEL)
+    assert (code, err) == (
+        1, f"flashlite: {MODEL} is a checkpoint, not a store: make one with `flashlite pack {MODEL} OUT`\n",
+    )  # fmt: skip
+    assert "model.safetensors" not in hub.fetched
+
+
+def test_a_store_of_the_hub_is_not_packed_again(hub: Hub, published: Path, tmp_path: Path) -> None:
+    hub.publish(published)
+    with pytest.raises(CheckpointError, match="is a store, which is packed already"):
+        pack(MODEL, tmp_path / "store")
+
+
+def test_a_store_says_which_commit_of_the_hub_it_was_packed_from(
+    hub: Hub, tiny_checkpoint: Path, tiny_store: Store
+) -> None:
+    commit = hub.publish(tiny_checkpoint)
+    assert open_model(MODEL).manifest["packed_from"] == {"model": MODEL, "commit": commit}
+    assert "packed_from" not in tiny_store.manifest

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_model, save_checkpoint, smallest_budget
@@ -20,9 +21,10 @@ from transformers import OPTForCausalLM, PreTrainedModel
 
 import flashlite
 from flashlite.bench.dense import load_dense
-from flashlite.engine.int8 import product
 from flashlite.engine.int8.modules import Int8FlashEmbedding, Int8Linear
 from flashlite.engine.int8.product import row_product, row_sum
+from flashlite.engine.kernels.rows import FEW
+from flashlite.engine.product import EVERY
 from flashlite.engine.stages import LADDER
 from flashlite.errors import CheckpointError, FlashliteError
 from flashlite.storage.int8 import rounding
@@ -194,24 +196,26 @@ def test_a_weight_that_is_not_finite_is_refused(name: str, weight: float, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
-@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("picks", [False, True])
+@pytest.mark.parametrize("tokens", [1, 3, FEW, FEW + 1])
 @pytest.mark.parametrize("n", [0, 1, 50])
-def test_products_of_rows_in_a_pool(n: int, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_of_rows_in_a_pool(n: int, tokens: int, picks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of records, in blocks that don't divide them."""
-    for module in (rounding, product):
-        monkeypatch.setattr(module, "block_rows", lambda width: 7)
+    monkeypatch.setattr(rounding, "block_rows", lambda width: 7)
     generator = torch.Generator().manual_seed(0)
     records = torch.randint(-127, 128, (n, 64), dtype=torch.int8, generator=generator)
     up, down = records[:, :24], records[:, 24:48]
     x, scale = torch.randn(tokens, 24, generator=generator), torch.rand(n, generator=generator)
     bias = torch.randn(n, generator=generator)
-    values = row_product(x, up, scale, bias)
-    wanted = x.double() @ (up.double() * scale.double()[:, None]).T + bias.double()
+    picked = np.random.default_rng(0).permutation(n)[: n // 2] if picks else EVERY
+    values = row_product(x, up, scale, bias, picked)
+    wanted = (x.double() @ (up.double() * scale.double()[:, None]).T + bias.double())[:, picked]
     torch.testing.assert_close(values.double(), wanted, atol=1e-4, rtol=1e-6)
-    torch.testing.assert_close(row_product(x, up, scale).double(), wanted - bias.double(), atol=1e-4, rtol=1e-6)
+    unbiased = row_product(x, up, scale, picked=picked)
+    torch.testing.assert_close(unbiased.double(), wanted - bias[picked].double(), atol=1e-4, rtol=1e-6)
     h = values.relu()
-    wanted = h.double() @ (down.double() * scale.double()[:, None])
-    torch.testing.assert_close(row_sum(h, down, scale).double(), wanted, atol=1e-2, rtol=1e-5)
+    wanted = h.double() @ (down.double() * scale.double()[:, None])[picked]
+    torch.testing.assert_close(row_sum(h, down, scale, picked).double(), wanted, atol=1e-2, rtol=1e-5)
 
 
 # The modules

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from conftest import ROOT, copy_course
 
 from flashlite.course import grade as grading
 from flashlite.course import limits as limits_module
+from flashlite.course.classroom.cold import Run, run_cold
+from flashlite.course.classroom.warm import Warm
 from flashlite.course.grade import Grade, grade, grade_one
 from flashlite.course.limits import Limits, environment, missing
 from flashlite.course.manifest import Course
@@ -147,24 +150,30 @@ def contents(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
-@pytest.fixture(scope="module")
-def graded(clone: Course, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Grade]:
-    """Every student's file graded, two at a time, with a secret in this process's own variables."""
+@pytest.fixture(scope="module", params=["cold", pytest.param("warm", marks=linux_only)])
+def graded(
+    request: pytest.FixtureRequest, clone: Course, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Grade]]:
+    """Every student's file graded, two at a time or by one warm process, with a secret in this process's variables."""
+    warm = Warm(clone.root) if request.param == "warm" else None
+    run: Run = warm.run if warm else run_cold
     solved = (ROOT / "solutions/ex03_window.py").read_text()
     assert MARK in solved
 
     def judge(name: str) -> Grade:
         folder = tmp_path_factory.mktemp(name)
         (folder / "ex03_window.py").write_text(solved.replace(MARK, f"{STUDENTS[name]}\n\n\n{MARK}"))
-        return grade_one(clone, folder, clone.find("3.2"), seed=1)
+        return grade_one(clone, folder, clone.find("3.2"), seed=1, run=run)
 
-    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1 if warm else 2) as pool:
         patch.setenv("SECRET_TOKEN", "secret")
         patch.setattr(grading, "LIMITS", Limits(file=25 * 10**6))
         before = contents(clone.root)
         grades = dict(zip(STUDENTS, pool.map(judge, STUDENTS), strict=True))
         assert contents(clone.root) == before, "grading must write nothing into the course"
-    return grades
+    yield grades
+    if warm:
+        warm.close()
 
 
 @linux_only

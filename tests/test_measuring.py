@@ -82,7 +82,7 @@ def test_a_step_takes_as_long_as_its_kind_or_as_all_did() -> None:
     assert seconds_left(["dense", "stage 0", "stage 1"], done) == 3 + 30 + 12
     assert seconds_left([], done) == 0
     assert seconds_left(["dense"], {}) is None
-    assert [process._spoken(seconds) for seconds in (20, 40, 3500, 4000, 90_000)] == [
+    assert [process.spoken_time(seconds) for seconds in (20, 40, 3500, 4000, 90_000)] == [
         "less than a minute", "about 1 min", "about 58 min", "about 1 h 7 min", "about 25 h 0 min",
     ]  # fmt: skip
 

@@ -412,7 +412,11 @@ def test_predictors_are_trained_for_every_family(kind: str, store_of: Callable[.
 @pytest.mark.parametrize(
     ("kind", "changes", "words"),
     [
-        ("llama", {"hidden_act": "silu"}, "only ReLU leaves neurons at exactly zero.*`flashlite relufy` trains"),
+        (
+            "llama",
+            {"hidden_act": "silu"},
+            "only ReLU leaves neurons at exactly zero.*flashlite relufy MODEL OUT --text",
+        ),
         ("llama", {"hidden_act": ...}, "activation 'silu' is not supported"),
         ("falcon-7b", {"activation": ...}, "activation 'gelu' is not supported"),
         ("phi", {"hidden_act": "gelu_new"}, "activation 'gelu_new' is not supported"),

@@ -46,7 +46,7 @@ def test_a_wrong_answer_in_a_file_is_told_why_by_a_whole_grading(chapter: int, c
     (tmp_path / exercise.file).write_text(text, encoding="utf-8")
     grade = grade_one(course, tmp_path, exercise, seed=1)
     assert grade.status in {"FAIL", "ERROR"}, grade
-    assert grade.points < grade.max
+    assert grade.points < grade.max or grade.max == 0
     assert re.search(mutant["says"], grade.message), f"the message doesn't name the mistake: {grade.message}"
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
+from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import OPTForCausalLM
 from typer.testing import CliRunner
@@ -37,6 +41,7 @@ from flashlite.families.configured import read_config
 from flashlite.families.known import family_of
 from flashlite.storage.bundle import FFNShape
 from flashlite.storage.checkpoint import Checkpoint
+from flashlite.storage.hub import BUNDLED
 from flashlite.storage.store import Store
 from flashlite.training.planted import PlantedModel, write_planted
 from flashlite.training.planted_figures import figures_of
@@ -248,6 +253,52 @@ def test_estimate_knows_every_model_by_name(name: str, monkeypatch: pytest.Monke
     assert result["sparsity"]["active"] == pytest.approx(figures.mean)
     waste = result["bytes_per_token"]["overlap"] / result["bytes_per_token"]["pool"]
     assert waste == pytest.approx(1.0 if name in ("falcon-7b", "phi-2") else 1.25)
+
+
+@pytest.mark.parametrize("name", ["opt-mini", "falcon-mini"])
+def test_estimate_takes_what_was_measured_of_a_model_that_comes_along(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cost, "SAMPLE_BYTES", 2**22)
+    result = estimate(name, {"drive": drives.find_drive("SATA").curve()}, "fp32")
+    with safe_open(BUNDLED[name] / "predictor.safetensors", "pt") as file:
+        layers = json.loads(file.metadata()["reports"])
+    config = json.loads((BUNDLED[name] / "config.json").read_text())
+    neurons, width = config.get("ffn_dim") or config["ffn_hidden_size"], config["hidden_size"]
+
+    def mean(of: Callable[[dict[str, Any]], float]) -> float:
+        return sum(map(of, layers)) / len(layers)
+
+    found = result["sparsity"]
+    assert found["active"] == pytest.approx(mean(lambda layer: layer["active"]))
+    assert found["predicted"] == pytest.approx(mean(lambda layer: layer["predicted"]))
+    assert found["resident"] == pytest.approx(mean(lambda layer: layer["window_rows"][4]) / neurons)
+    fresh = mean(lambda layer: layer["window_rows"][5] - layer["window_rows"][4])  # that a token adds to five others'
+    assert found["new"] == pytest.approx(fresh / neurons)
+    assert result["bytes_per_token"]["pool"] == pytest.approx(len(layers) * fresh * 2 * width * 4)
+    assert found["wasted"] == (0.0 if name == "falcon-mini" else 0.25)
+
+
+def test_estimate_of_a_model_with_gelu_says_how_to_give_it_relu() -> None:
+    with pytest.raises(FlashliteError, match="flashlite relufy MODEL OUT --text FILES"):
+        estimate("falcon-mini-gelu", {})
+
+
+def test_an_estimate_fits_a_narrow_terminal() -> None:
+    times = dict.fromkeys(NAMES, 12345.6)
+    curves = {f"{d.kind}: {d.name}": times for d in drives.DRIVES}
+    shares = {"active": 0.03, "predicted": 0.1, "resident": 0.24, "new": 0.024}
+    result = {"model": "m", "dtype": "bf16", "weight_bytes": 10**9, "sparsity": shares, "bytes_per_token": times}
+    table = tables.estimate_table(result | {"drives": {"this drive": times, **curves}})
+    screen = Console(width=80, file=io.StringIO())
+    screen.print(table)
+    lines = screen.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    for name, line in zip(["this drive", *(d.kind for d in drives.DRIVES)], lines[-8:-1], strict=True):
+        assert line.strip().startswith(name)
+        assert line.count("12346") == len(NAMES)
+    assert max(map(len, lines)) <= 80
+    for drive, line in zip(drives.DRIVES, tables.drive_lines(drives.DRIVES), strict=True):
+        assert line.startswith(f"{drive.kind}: {drive.name}, ")
 
 
 def test_each_matrix_of_a_gated_neuron_is_a_read_where_they_lie_apart() -> None:

@@ -175,3 +175,31 @@ def test_a_timeline_has_a_bar_for_each_moment_where_and_as_long_as_it_was() -> N
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["processor", "drive"]
     looks = {(bar.get_facecolor(), bar.get_hatch()) for bar in bars(figure.axes[0])}
     assert len(looks) == 3, "each kind of work differs from the others"
+
+
+# Files
+
+
+def test_a_figure_that_cannot_be_drawn_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = plots.save(plots.bars({"a": 1.0}, "", ""), tmp_path / "a figure.png")
+    before = path.read_bytes()
+
+    def broken(figure: Figure, place: Path, **_: object) -> None:
+        place.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", broken)
+    with pytest.raises(OSError, match="No space left"):
+        plots.save(plots.bars({"b": 2.0}, "", ""), path)
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["a figure.png"]
+
+
+@pytest.mark.parametrize(("name", "begin"), [("a.svg", b"<?xml"), ("a.PDF", b"%PDF"), ("a.png", b"\x89PNG")])
+def test_the_ending_says_the_format_and_a_link_keeps_its_place(name: str, begin: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).symlink_to(tmp_path / "target")
+    plots.save(plots.bars({"a": 1.0}, "", ""), tmp_path / name)
+    assert (tmp_path / name).is_symlink()
+    plots.save(plots.bars({"a": 1.0}, "", ""), tmp_path / f"other-{name}")
+    for path in (tmp_path / "target", tmp_path / f"other-{name}"):
+        assert path.read_bytes().startswith(begin)

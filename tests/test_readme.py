@@ -18,9 +18,9 @@ from transformers import OPTForCausalLM
 import flashlite
 from flashlite.cli.main import app
 
-RUN = {"run", "verify", "hint", "progress", "eval"}  # commands that are run as shown
+RUN = {"run", "stores", "contest", "verify", "hint", "progress", "eval"}  # commands that are run as shown
 # these take minutes, or a network
-PARSED = {"probe", "bench", "estimate", "pack", "synth", "train-predictor", "relufy", "grade"}
+PARSED = {"probe", "bench", "estimate", "pack", "card", "calibrate", "synth", "train-predictor", "relufy", "grade"}
 
 
 def blocks(language: str, file: str = "README.md") -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, FalconConfig, LlamaConfig, PreTrainedTokenizerFast
 
 import flashlite
+from flashlite.cli.training_progress import StepLines
 from flashlite.errors import CheckpointError, FlashliteError
 from flashlite.families.llama import LLAMA
 from flashlite.storage.tokenizer import load_tokenizer
@@ -83,6 +85,7 @@ def test_the_command_makes_a_checkpoint_that_streams(
     code, said, err = call(monkeypatch, capsys, *args, "--json", "r.json", "--plot", "r.png")
     assert code == 0, err
     assert "held-out perplexity" in said
+    assert re.search(r"^step 1 of 6: loss \d", err, re.MULTILINE)
     assert (tmp_path / "r.png").stat().st_size > 10_000
     result = json.loads((tmp_path / "r.json").read_text())
     assert result.items() <= json.loads((out / RECORD).read_text()).items()
@@ -294,3 +297,30 @@ def test_a_relufied_model_is_trained_on_again(checkpoint: Path, data: tuple[Tens
     again = relufy(open_to_relufy(tmp_path / "first"), tmp_path / "second", *data, RECIPE)
     assert again.activation == "relu"
     assert again.born == Point(0, again.log[0].perplexity, again.log[0].zeros, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "first", "told"),
+    [
+        (1.0, 1, {1: None, 30: "3 min", 59: "2 min", 88: "2 min", 117: "1 min", 146: "1 min", 175: "less"}),
+        (20.0, 1, {1: None, **{step: "" for step in range(2, 201)}}),
+        (1.0, 101, {101: None, 130: "1 min", 159: "1 min", 188: "less"}),
+    ],
+    ids=["quick", "slow", "gone on with"],
+)
+def test_without_a_terminal_a_reader_never_waits_long_for_a_line(
+    seconds: float, first: int, told: dict[int, str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    lines, found = StepLines(200), {}
+    for step in range(first, 201):
+        now += seconds
+        if (line := lines.after(step, 2.5)) is not None:
+            found[step] = line
+    assert found.keys() == told.keys()
+    assert found.pop(first) == f"step {first} of 200: loss 2.500"
+    for step, line in found.items():
+        assert line.startswith(f"step {step} of 200: loss 2.500, ")
+        assert line.endswith(" left")
+        assert (told[step] or "") in line

@@ -27,6 +27,7 @@ FLOORS = (
     "bench",
     "plots",
     "course",
+    "contest",
     "cli",
 )  # from the ground
 ENTRANCES = {PACKAGE / "__init__.py", PACKAGE / "__main__.py"}  # on no floor: they only lead in

@@ -27,13 +27,15 @@ def fake_python(folder: Path, pretends: str) -> Path:
     return python
 
 
-def make(folder: Path, python: object, **variables: str) -> subprocess.CompletedProcess[str]:
+def make(
+    folder: Path, python: object, target: str = ".venv/ready", **variables: str
+) -> subprocess.CompletedProcess[str]:
     """Run make in a folder that holds what it needs to set an environment up, as if no other make had started it."""
     for name in ("Makefile", "pyproject.toml", "constraints.txt", "tools"):
         if not (folder / name).exists():
             (folder / name).symlink_to(ROOT / name)
     return subprocess.run(
-        ["make", ".venv/ready", f"PYTHON={python}"], cwd=folder, capture_output=True, text=True, check=False,
+        ["make", target, f"PYTHON={python}"], cwd=folder, capture_output=True, text=True, check=False,
         env={name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))} | variables,
     )  # fmt: skip
 
@@ -114,6 +116,16 @@ def test_a_set_up_says_how_far_it_is(tmp_path: Path) -> None:
     assert steps[-1].endswith("packages: 3")
     assert "[course,dev]" in (tmp_path / ".venv/asked").read_text()
     assert make(tmp_path, sys.executable).stdout.strip() == "make: '.venv/ready' is up to date."
+
+
+def test_what_builds_the_site_is_added_to_the_environment(tmp_path: Path) -> None:
+    fake_pip(tmp_path / ".venv", "Installing collected packages: sphinx, furo\\n")
+    make(tmp_path, sys.executable)
+    done = make(tmp_path, sys.executable, target=".venv/site")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "make: installing; packages: 2"
+    assert "[site]" in (tmp_path / ".venv/asked").read_text()
+    assert make(tmp_path, sys.executable, target=".venv/site").stdout.strip() == "make: '.venv/site' is up to date."
 
 
 def test_what_pip_says_last_is_shown_if_it_fails_and_make_goes_on_from_there(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ Key = tuple[str, str]  # an exercise, and the change that a mutant made
 class Case:
     """An answer to an exercise, and how it was graded with each seed.
 
-    change: what is wrong with it, or an alternative's name; says: a pattern that its message must have.
+    change: what is wrong with it, or an alternative's name
+    says: a pattern that its message must have; without one, a wrong answer made by hand must not be told any mistake
     """
 
     exercise: Exercise

@@ -4,7 +4,8 @@ tools/mutants.py makes them of the engine's own functions, and of the other righ
 must lose points with every seed, unless tests/mutants/equivalent.toml says why it is not a mistake; the right answers
 must get all points. The exit code is 0 only if all of this holds.
 
---hand        grade those of tests/mutants/ instead, which a person made; each must be told what it `says`
+--hand        grade those of tests/mutants/ instead, which a person made; each must be told what it `says`, and none
+              may be told another mistake than its own
 --sample N    grade N mutants alone, chosen by --seed
 --seeds N     grade each with N seeds, 3 unless given
 --seed S      the first of these seeds, 0 unless given
@@ -145,14 +146,35 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def faults(right: list[Case], wrong: list[Case]) -> list[str]:
-    """What is wrong with how these answers were graded, a line each."""
+def diagnosis(grade: Grade) -> str:
+    """The mistake that a message names, above the line that says what was found; empty if it names none, as where the
+    answer raised an error."""
+    return " ".join(grade.message.splitlines()[:-1]) if grade.status == "FAIL" else ""
+
+
+def misled(case: Case) -> list[Grade]:
+    """The grades that name another mistake than the one that this case says it has."""
+    return [g for g in case.grades if diagnosis(g) and not (case.says and re.search(case.says, diagnosis(g)))]
+
+
+def told(cases: list[Case]) -> str:
+    """How many of these wrong answers, made by hand, were told their own mistake, none, and another one."""
+    wrong = [case for case in cases if misled(case)]
+    right = [case for case in cases if case not in wrong and all(diagnosis(grade) for grade in case.grades)]
+    silent = len(cases) - len(right) - len(wrong)
+    return f"{len(right)} mutants are told their mistake, {silent} that they are wrong, {len(wrong)} another mistake"
+
+
+def faults(right: list[Case], wrong: list[Case], hand: bool) -> list[str]:
+    """What is wrong with how these answers were graded, a line each. hand: whether a person made the wrong ones."""
     found = [f"{c.exercise.id} {c.change or 'reference'} lost points: {c.grades}" for c in right if c.lost]
     for case in wrong:
         if passed := len(case.grades) - case.lost:
             found.append(f"{case.exercise.id} got all points with {passed} seeds: {case.change}")
         unnamed = [g.message for g in case.grades if g.status != "PASS" and not re.search(case.says, g.message)]
         found += [f"{case.exercise.id} {case.change} isn't told {case.says!r}: {message}" for message in unnamed]
+        others = misled(case) if hand else []
+        found += [f"{case.exercise.id} {case.change} is told another mistake: {grade.message}" for grade in others]
     return found
 
 
@@ -182,8 +204,10 @@ def main() -> None:
     grade(course, [*right, *wrong], seeds, given.show or given.hand)
     for case in wrong if given.show else ():
         print(f"{case.exercise.id} {case.change}\n    {case.grades[0].status} {case.grades[0].message}")
-    found = faults(right, wrong)
+    found = faults(right, wrong, given.hand)
     found += [f"{exercise} has no such mutant, which {EQUIVALENT.name} names: {change}" for exercise, change in stale]
+    if given.hand:
+        print(told(wrong))
     print(*found, f"{len(right)} right answers and {len(wrong)} mutants graded, {len(found)} faults", sep="\n")
     sys.exit(1 if found else 0)
 

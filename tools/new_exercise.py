@@ -37,9 +37,9 @@ provided = """TODO: what the function may use"""
 why = """TODO: why the solution is as it is"""
 mistakes = """TODO: the usual mistakes"""
 hints = [
-  "TODO: a question that leads to the idea",
-  "TODO: the idea",
-  "TODO: the solution, in words",
+  "TODO: where to look",
+  "TODO: which idea",
+  "TODO: the property or the pitfall that decides it, or a smaller example, but never the answer",
 ]
 
 '''

@@ -1,4 +1,6 @@
-"""Set up the environment that `make` runs everything in: python tools/set_up.py FOLDER
+"""Set up the environment that `make` runs everything in: python tools/set_up.py FOLDER [EXTRA]
+
+EXTRA     what to add to an environment that is there, by its name in pyproject.toml: site
 
 This file is read by any Python 3, so that one that is too old can be told so. A set-up that was interrupted goes on
 where it was: what is downloaded and installed already is kept.
@@ -27,8 +29,13 @@ UNITS = {"bytes": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 
 def main():
     """Do what is missing, and say what is being done."""
-    folder = Path(sys.argv[1])
+    folder, extra = Path(sys.argv[1]), "".join(sys.argv[2:])
     check_python()
+    if extra:
+        say("adding to {} what the {} needs, about 20 MB".format(folder, extra))
+        install(folder, extra, "installing")
+        (folder / extra).touch()
+        return
     if is_sound(folder):
         say("step 1 of 3: the environment in {} is there".format(folder))
     else:
@@ -36,7 +43,7 @@ def main():
         make_environment(folder)
     size = "3 GB, because torch for Linux brings CUDA along" if sys.platform == "linux" else "0.3 GB"
     say("step 2 of 3: downloading; if nothing is at hand yet, about {}".format(size))
-    install(folder)
+    install(folder, EXTRAS, "step 3 of 3: installing, which takes a minute or two")
     (folder / "ready").touch()
 
 
@@ -117,11 +124,11 @@ def environment():
     )
 
 
-def install(folder):
-    """Install flashlite for work on it, and all that its course and its tests need, and tell how far that is."""
+def install(folder, extras, last):
+    """Install flashlite for work on it, with what these extras need, and tell how far that is. last: the last step."""
     command = [
         str(folder / "bin/python"), "-m", "pip", "install", "-c", str(ROOT / "constraints.txt"),
-        "-e", "{}[{}]".format(ROOT, EXTRAS),
+        "-e", "{}[{}]".format(ROOT, extras),
     ]  # fmt: skip
     pip = subprocess.Popen(
         command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True
@@ -136,7 +143,7 @@ def install(folder):
                 say("  {}, {:.0f} MB, after {:.0f} MB".format(download.group(1), size / 1e6, before / 1e6))
             before += size
         elif line.startswith("Installing collected packages"):
-            say("step 3 of 3: installing, which takes a minute or two; packages: {}".format(line.count(",") + 1))
+            say("{}; packages: {}".format(last, line.count(",") + 1))
     if pip.wait():
         sys.stderr.writelines(lines[-15:])
         fail("pip could not install everything, see above; what it has is kept, and make goes on from there")

@@ -7,29 +7,35 @@ drive is a curve: the user's own, or a published one. (Paper: sections 2.1 and 3
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 
 from flashlite.bench.cost import Speeds, Work, copy_speed, linear_speed, product_speed, token_ms
 from flashlite.drive.probe import Curve
 from flashlite.drive.reads import LARGEST_READ
 from flashlite.engine.budget import LARGEST_BUFFER
+from flashlite.engine.predictor_file import LayerReport, PredictorSet
 from flashlite.engine.stages import NAMES
 from flashlite.errors import FlashliteError
 from flashlite.families.activation import Activation
-from flashlite.families.configured import expected_shapes
+from flashlite.families.configured import expected_shapes, read_config
 from flashlite.families.family import Family
-from flashlite.families.known import FAMILIES, activation_of
+from flashlite.families.known import FAMILIES, activation_of, family_of
 from flashlite.families.opt import OPT, resident_and_streamed
 from flashlite.families.published import published_config
 from flashlite.storage.bundle import FFNShape
+from flashlite.storage.hub import BUNDLED
 from flashlite.storage.int8.resident import resident_specs
 from flashlite.storage.safetensors_file import STORED
-from flashlite.storage.store import shape_of
+from flashlite.storage.side_files import CONFIG
+from flashlite.storage.store import PREDICTOR, shape_of
+from flashlite.storage.weights import read_json
 from flashlite.training.planted_figures import FIGURES
+from flashlite.training.train_predictor import WINDOW
 
 GRID = 512  # bytes; the grid of most drives
 MOST_LAYERS = 32  # that a sample of products goes round
@@ -63,6 +69,22 @@ class Sparsity:
         planted = FIGURES[name]
         predicted, wasted = planted.predicted_over_active * planted.mean, 0.0 if parallel else cls.wasted
         return cls(planted.mean, predicted, planted.resident, planted.new, wasted)
+
+    @classmethod
+    def measured(cls, reports: Sequence[LayerReport], neurons: int, parallel: bool) -> Sparsity:
+        """A model's whose predictors were measured, with the window that they were measured for.
+
+        neurons: of a layer
+        parallel: see `of`
+        """
+
+        def mean(of: Callable[[LayerReport], float]) -> float:
+            return sum(map(of, reports)) / len(reports)
+
+        resident = mean(lambda r: r.window_rows[WINDOW - 1]) / neurons
+        new = mean(lambda r: r.window_rows[WINDOW]) / neurons - resident
+        wasted = 0.0 if parallel else cls.wasted
+        return cls(mean(lambda r: r.active), mean(lambda r: r.predicted), resident, new, wasted)
 
 
 def count_work(shape: FFNShape, layers: int, resident_bytes: int, sparsity: Sparsity) -> dict[str, Work]:
@@ -101,23 +123,24 @@ def estimate(
 ) -> dict[str, Any]:
     """Milliseconds a token at every stage and on every drive, and what they follow from.
 
-    name: a published model, such as opt-6.7b or falcon-7b
+    name: a published model, such as opt-6.7b or falcon-7b, or one that comes with flashlite
     curves: drives by name
     dtype: fp32, bf16, fp16 or int8
-    sparsity: shares of neurons, those of Sparsity.of unless given
+    sparsity: shares of neurons; unless given, those of Sparsity.of, or those that were measured of a model that comes
+        with flashlite
 
     Raises FlashliteError for an unknown name or dtype.
     """
     if dtype not in STORED:
         raise FlashliteError(f"unknown dtype {dtype!r}: choose one of {', '.join(STORED)}")
-    config, kind = published_config(name), STORED[dtype]
+    config, kind = _config(name), STORED[dtype]
     family = FAMILIES[config.model_type]
-    sparsity = sparsity or Sparsity.of(name, family.early_norm(config) is not None)
+    shape, activation = shape_of(config, family, kind, GRID), activation_of(config, family)
+    sparsity = sparsity or _sparsity(name, config, shape)
     resident, streamed = (n * kind.itemsize for n in _weights(config, family))
     if dtype == "int8":  # whose scales, norms and biases are float32
         specs = resident_specs(expected_shapes(config, family), family, config.num_hidden_layers)
         resident = sum(dtype.itemsize * math.prod(shape) for dtype, shape in specs.values())
-    shape, activation = shape_of(config, family, kind, GRID), activation_of(config, family)
     works = count_work(shape, config.num_hidden_layers, resident, sparsity)
     rest = 1e3 * resident / linear_speed(shape.d_model, kind)
     whole = _speeds(shape, kind, activation, rest, LARGEST_BUFFER // shape.neuron_bytes, None)
@@ -131,6 +154,24 @@ def estimate(
         "bytes_per_token": {stage: work.bytes for stage, work in works.items()},
         "drives": {drive: _drive_ms(curve, works, speeds) for drive, curve in curves.items()},
     }  # fmt: skip
+
+
+def _config(name: str) -> PreTrainedConfig:
+    """The configuration of a published model, or of one that comes with flashlite."""
+    if name not in BUNDLED:
+        return published_config(name)
+    content = read_json(BUNDLED[name] / CONFIG)
+    return read_config(content, family_of(content))
+
+
+def _sparsity(name: str, config: PreTrainedConfig, shape: FFNShape) -> Sparsity:
+    """What is known of a model's sparsity."""
+    parallel = family_of({"model_type": config.model_type}).early_norm(config) is not None
+    if name not in BUNDLED:
+        return Sparsity.of(name, parallel)
+    path = BUNDLED[name] / PREDICTOR
+    trained = PredictorSet.from_bytes(path.read_bytes(), config.num_hidden_layers, shape, path)
+    return Sparsity.measured(trained.reports, shape.neurons, parallel)
 
 
 def _weights(config: Any, family: Family) -> tuple[int, int]:

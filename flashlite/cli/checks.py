@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flashlite.arguments import LAYOUTS, MANIFEST, is_store, parse_budget
+from flashlite.arguments import BUNDLED_NAMES, LAST_STAGE, LAYOUTS, MANIFEST, POLICY_STAGES, is_store, parse_budget
+from flashlite.course import plug
 from flashlite.course.manifest import find_course
 from flashlite.errors import BudgetError, FlashliteError
 
@@ -35,8 +36,27 @@ def check_model(model: str) -> None:
 
 def check_store(store: Path) -> None:
     """Raise FlashliteError unless a folder is a store."""
-    if not is_store(store):
-        raise FlashliteError(f"{store} is not a store: make one with `flashlite pack MODEL {store}`")
+    if is_store(store):
+        return
+    model = str(store) in BUNDLED_NAMES or (store / CONFIG).exists()
+    arguments = f"{store} OUT" if model else f"MODEL {store}"
+    raise FlashliteError(f"{store} is not a store: make one with `flashlite pack {arguments}`")
+
+
+def check_store_name(store: str) -> None:
+    """Raise FlashliteError unless this is a store's folder or could be the hub id of a store."""
+    if os.path.exists(store) or not _has_owner(store):
+        check_store(Path(store))
+
+
+def check_repository(name: str) -> None:
+    """Raise FlashliteError unless this could be a repository of the hub, with its owner's name."""
+    if not _has_owner(name):
+        raise FlashliteError(f"{name!r} is not the hub id of a repository: write OWNER/NAME")
+
+
+def _has_owner(name: str) -> bool:
+    return "/" in name and re.fullmatch(HUB_ID, name) is not None
 
 
 def check_budget(budget: str) -> None:
@@ -120,6 +140,12 @@ def check_exercises(store: Store, plugged: Plugged) -> None:
             f"the exercises {', '.join(sorted(slots))} run OPT in fp32, bf16 or fp16, and {store.path} is "
             f"{'in int8' if kind == 'opt' else f'of type {kind}'}: leave them out of --impl"
         )
+
+
+def check_policy(impl: str, stages: Iterable[int]) -> None:
+    """Raise FlashliteError if `--impl` names a policy for the contest and one of the stages can't run it."""
+    if LAST_STAGE in stages and impl != "ref" and plug.POLICY in plug.choose(find_course(), impl):
+        raise FlashliteError(POLICY_STAGES)
 
 
 def check_stages(

@@ -1,46 +1,27 @@
-"""The course's commands: grade, hint, progress. They work inside a clone of the course."""
+"""The course's commands: grade, hint, progress, report. They work inside a clone of the course."""
 
 from __future__ import annotations
 
-import csv
 import importlib.util
-import io
 import json
 import random
-from dataclasses import asdict, dataclass
+import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flashlite.course.grade import TIME_LIMIT, Grade, as_json, grade, submission_folder, totals, visible_folders
-from flashlite.course.manifest import MANIFEST, Course, Exercise, find_course
+from flashlite.cli import teach
+from flashlite.cli.grades import STYLES, Printer, screen, shown
+from flashlite.cli.teach import Classroom, chosen_exercises, grade_class
+from flashlite.course.classroom import gradescope
+from flashlite.course.classroom.hints import hints_before, next_hint
+from flashlite.course.classroom.state import STATE, Last, last_grades, remember, write_text
+from flashlite.course.grade import JOBS, TIME_LIMIT, as_json, grade, packed_archives, submission_folder, totals
+from flashlite.course.manifest import Course, Exercise, find_course
 from flashlite.errors import FlashliteError
-from flashlite.storage.strict_json import read_object
-
-STATE = ".flashlite"
-STYLES = {"PASS": "bold green", "FAIL": "bold red", "TODO": "yellow", "ERROR": "bold magenta"}
-screen = Console(highlight=False, soft_wrap=True)
-
-
-@dataclass(frozen=True)
-class Last:
-    """How an exercise did when it was last graded."""
-
-    points: int
-    status: str
-
-    @classmethod
-    def read(cls, noted: object, most: int) -> Last | None:
-        """What was noted of an exercise that is worth `most` points now; None if it makes no sense."""
-        points, status = (noted.get("points"), noted.get("status")) if isinstance(noted, dict) else (None, None)
-        if type(points) is not int or not isinstance(status, str) or status not in STYLES:
-            return None
-        whole = {"PASS": most, "TODO": 0}  # these two say it all, whatever the exercise was worth when it was graded
-        return cls(whole.get(status, max(0, min(points, most - 1))), status)
 
 
 def register(app: typer.Typer) -> None:
@@ -48,165 +29,102 @@ def register(app: typer.Typer) -> None:
     app.command("grade")(grade_command)
     app.command("hint")(hint)
     app.command("progress")(progress)
+    app.command("report")(report)
+    teach.register(app)
 
 
 def grade_command(
-    which: Annotated[str | None, typer.Argument(help="a chapter (3) or an exercise (3.2); all if not given")] = None,
+    which: Annotated[
+        list[str] | None, typer.Argument(help="chapters (3) and exercises (3.2 3.3); all if not given")
+    ] = None,
     impl: Annotated[str, typer.Option(help="mine, or solutions")] = "mine",
     seed: Annotated[int | None, typer.Option(help="of the inputs; a new one each time if not given")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the result to this file")] = None,
+    gradescope_file: Annotated[
+        Path | None, typer.Option("--gradescope", help="write it to this file as Gradescope reads it, results.json")
+    ] = None,
     submission: Annotated[Path | None, typer.Option(help="grade the exercise files in this folder")] = None,
     classroom: Annotated[Path | None, typer.Option("--class", help="grade every folder in this one")] = None,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="with --class: a line a student")] = None,
     time_limit: Annotated[float, typer.Option(help="seconds for one exercise")] = TIME_LIMIT,
+    jobs: Annotated[
+        int, typer.Option(help="grading processes at a time", min=1, show_default="one a core, at most 8")
+    ] = JOBS,
 ) -> None:
     """Grade exercises. The exit code is 0 only if every one of them passes; an elective that nobody asked for and that
     isn't begun is left out of this."""
     if importlib.util.find_spec("pytest") is None:
         raise FlashliteError("grading needs pytest: pip install pytest")
-    course = find_course()
+    course, began = find_course(), time.monotonic()
     exercises, seed = chosen_exercises(course, which), random.randrange(100_000) if seed is None else seed
     if classroom is not None:
-        return grade_class(course, classroom, exercises, seed, csv_file or Path("grades.csv"), time_limit)
-    folder, impl = _folder(course, impl, submission)
-    printer = _Printer(course, folder, impl, seed)
-    grades = grade(course, folder, exercises, seed, time_limit, printer)
-    result = as_json(course, impl, seed, grades)
-    target = json_file or course.root / STATE / "grade.json"
-    _write(target, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        _check_class(json_file, gradescope_file, submission)
+        asked = Classroom(classroom, csv_file or Path("grades.csv"), seed, time_limit, jobs)
+        return grade_class(course, asked, exercises)
+    folder, impl = _folder(course, impl, submission, gradescope_file)
+    grades = grade(course, folder, exercises, seed, time_limit, Printer(course, folder, impl, seed), jobs)
+    target = gradescope_file or json_file or course.root / STATE / "grade.json"
+    if gradescope_file is not None:
+        _write_json(gradescope_file, gradescope.results(grades, seed, time.monotonic() - began))
+    if gradescope_file is None or json_file is not None:
+        _write_json(json_file or target, as_json(course, impl, seed, grades))
     if submission is None and impl == "mine":
-        _remember(course, grades)
+        remember(course, grades)
     lines = [f"{name} [bold]{points}/{most}[/bold]" for name, (points, most) in totals(course, grades).items()]
-    screen.print("\n" + "\n".join([f"{lines[0]} → {_shown(target)}", *lines[1:]]))
-    left_out = [g for g in grades if which is None and course.is_elective(g.id) and g.status == "TODO"]
+    screen.print("\n" + "\n".join([f"{lines[0]} → {shown(target)}", *lines[1:]]))
+    left_out = [g for g in grades if not which and course.is_elective(g.id) and g.status == "TODO"]
     raise typer.Exit(0 if all(g.status == "PASS" for g in grades if g not in left_out) else 1)
 
 
-def chosen_exercises(course: Course, which: str | None) -> list[Exercise]:
-    """All exercises, those of a chapter, or one. Raises FlashliteError if there is none of that name."""
-    if which is None:
-        return list(course.exercises)
-    of_chapter = [e for e in course.exercises if str(e.chapter) == which]
-    return of_chapter or [course.find(which)]
+def _check_class(json_file: Path | None, gradescope_file: Path | None, submission: Path | None) -> None:
+    """Raise FlashliteError for an option that says nothing of a class."""
+    one = {"--json": json_file, "--gradescope": gradescope_file, "--submission": submission}
+    if beside := next((name for name, path in one.items() if path is not None), None):
+        raise FlashliteError(f"--class goes without {beside}, which is for one student: write one of them")
 
 
-def _folder(course: Course, impl: str, submission: Path | None) -> tuple[Path, str]:
+def _folder(course: Course, impl: str, submission: Path | None, gradescope_file: Path | None) -> tuple[Path, str]:
+    """Where the files to grade are, and whose they are called. Gradescope is told as well if there are none."""
     if submission is not None:
-        if not submission.is_dir():
-            raise FlashliteError(f"{submission} is no folder: name the one that holds a student's exercise files")
-        if (folder := submission_folder(course, submission)) is None:
-            raise FlashliteError(f"{submission} holds no exercise files, such as {next(iter(course.files))}")
-        return folder, submission.resolve().name
+        if (reason := _refused(course, submission)) is not None:
+            if gradescope_file is not None:
+                _write_json(gradescope_file, gradescope.refused(reason))
+            raise FlashliteError(reason)
+        return submission_folder(course, submission) or submission, submission.resolve().name
     if impl not in {"mine", "solutions"}:
         raise FlashliteError(f"--impl {impl!r}: grade takes mine or solutions")
     return course.root / ("exercises" if impl == "mine" else "solutions"), impl
 
 
-class _Printer:
-    """Prints grades as they come in, under a line for each file."""
-
-    def __init__(self, course: Course, folder: Path, impl: str, seed: int) -> None:
-        self._course, self._folder, self._impl, self._seed, self._file = course, folder, impl, seed, ""
-
-    def __call__(self, exercise: Exercise, grade: Grade) -> None:
-        path = self._folder / exercise.file
-        if self._file != exercise.file:
-            self._file = exercise.file
-            state = "edited" if path.is_file() and self._course.is_edited(path) else "untouched"
-            shown = f"{_shown(path)} ({state})" if self._impl != "solutions" else _shown(path)
-            screen.print(f"impl={escape(self._impl)}  {escape(shown)}  seed={self._seed}", style="dim")
-        first, *rest = grade.message.splitlines() or [""]
-        status = f"[{STYLES[grade.status]}]{grade.status:5}[/]"
-        said = escape(first) if grade.status in {"FAIL", "ERROR"} else ""
-        screen.print(f"{grade.id} {grade.title:52} {status} {grade.points}/{grade.max}  {said}".rstrip())
-        if grade.status in {"FAIL", "ERROR"}:
-            screen.print(f"    {escape(' '.join(rest))}  → flashlite hint {grade.id}".replace("      →", "    →"))
-        if grade.status == "PASS" and self._impl == "mine":
-            screen.print(f"    compare: solutions/{exercise.file}", style="dim")
+def _refused(course: Course, submission: Path) -> str | None:
+    """Why a submission can't be graded, if it can't."""
+    if not submission.is_dir():
+        return f"{submission} is no folder: name the one that holds a student's exercise files"
+    if submission_folder(course, submission) is not None:
+        return None
+    archives = ", ".join(path.name for path in packed_archives(submission))
+    reason = f"{submission} holds no exercise files, such as {next(iter(course.files))}"
+    return f"{reason}: unpack {archives}" if archives else reason
 
 
-def _shown(path: Path) -> str:
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def _write(path: Path, text: str) -> None:
-    from flashlite.storage.atomic import write_file
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FlashliteError(f"{path} cannot be written: {error.strerror}") from None
-    write_file(path, text)
-
-
-def grade_class(
-    course: Course, folder: Path, exercises: list[Exercise], seed: int, target: Path, time_limit: float
-) -> None:
-    """Grade every student's folder in `folder`; writes a CSV with a line a student and prints the totals.
-
-    A folder without exercise files may be that of a student who handed in nothing: it gets its line, and no points.
-    """
-    if (folder / MANIFEST).is_file():
-        raise FlashliteError(f"{folder} is a clone of the course: name the folder that holds the students' folders")
-    students = visible_folders(folder)
-    if not any(submission_folder(course, student) for student in students):
-        raise FlashliteError(
-            f"{folder} holds no folders with exercise files: put each student's into a folder of their own"
-        )
-    rows = []
-    for student in students:
-        place = submission_folder(course, student)
-        grades = grade(course, place or student, exercises, seed, time_limit)
-        points, sums = {g.id: g.points for g in grades}, totals(course, grades)
-        rows.append({"student": student.name, **points, **{name: earned for name, (earned, _) in sums.items()}})
-        shown = "  ".join(f"{name} {earned}/{most}" for name, (earned, most) in sums.items()).removeprefix("total ")
-        said = "" if place else "  no exercise files found in it"
-        screen.print(escape(f"{student.name:30} {shown}{said}"))
-        result = as_json(course, student.name, seed, grades)
-        _write(course.root / STATE / "class" / f"{student.name}.json", json.dumps(result))
-    table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    _write(target, table.getvalue())
-    screen.print(f"{len(rows)} {'student' if len(rows) == 1 else 'students'}, seed {seed} → {_shown(target)}")
-
-
-def _state(course: Course, name: str) -> dict[str, Any]:
-    """What was noted before, by exercise, if this version can read it."""
-    try:
-        return read_object(course.root / STATE / name)
-    except (OSError, ValueError):
-        return {}
-
-
-def _last_grades(course: Course) -> dict[str, Last]:
-    """The last grading of each exercise, as far as it was noted in a form that is still understood."""
-    noted = _state(course, "progress.json")
-    return {e.id: last for e in course.exercises if (last := Last.read(noted.get(e.id), e.points)) is not None}
-
-
-def _remember(course: Course, grades: list[Grade]) -> None:
-    known = _last_grades(course) | {g.id: Last(g.points, g.status) for g in grades}
-    text = json.dumps({identifier: asdict(last) for identifier, last in known.items()}, indent=1)
-    _write(course.root / STATE / "progress.json", text + "\n")
+def _write_json(path: Path, result: object) -> None:
+    write_text(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
 
 def hint(exercise: Annotated[str, typer.Argument(help="its number, such as 3.2")]) -> None:
-    """Show the next hint for an exercise; after the last one they begin again."""
+    """Show the next hint for an exercise; after the last one they begin again. A grade says which were shown before the
+    exercise passed; they cost no points."""
     course = find_course()
-    asked, shown = course.find(exercise), _state(course, "hints.json")
-    number = shown.get(asked.id, 0)
-    number = number % len(asked.hints) if type(number) is int else 0
-    _write(course.root / STATE / "hints.json", json.dumps(shown | {asked.id: number + 1}))
-    screen.print(f"{asked.id} {asked.title}: hint {number + 1} of {len(asked.hints)}", style="bold")
-    screen.print(escape(asked.hints[number]))
+    asked, last = course.find(exercise), last_grades(course).get(exercise)
+    number = next_hint(course.root / "exercises", asked, passed=last is not None and last.status == "PASS")
+    screen.print(f"{asked.id} {asked.title}: hint {number} of {len(asked.hints)}", style="bold")
+    screen.print(escape(asked.hints[number - 1]))
 
 
 def progress() -> None:
     """Show how far the course is done, by the last grading of each exercise."""
     course = find_course()
-    known = _last_grades(course)
+    known = last_grades(course)
     table = Table("chapter", "", "points", "exercises", title="flashlite: the course", width=min(100, screen.width))
     for chapter, title in course.chapters.items():
         name = f"{chapter} {title}{' (elective)' if chapter in course.electives else ''}"
@@ -215,6 +133,9 @@ def progress() -> None:
     earned, most = _points(core, known)
     screen.print(table)
     screen.print(f"{bar(earned, most, 40)} {earned}/{most} points")
+    hints = {e.id: len(hints_before(course.root / "exercises", e)) for e in course.exercises}
+    if any(hints.values()):
+        screen.print("hints: " + ", ".join(f"{count} of {identifier}" for identifier, count in hints.items() if count))
     following = next((e for e in course.exercises if e.id not in known or known[e.id].status != "PASS"), None)
     if following is not None:
         screen.print(f"next: {following.id} {following.title}, {following.minutes} minutes, exercises/{following.file}")
@@ -236,3 +157,19 @@ def bar(earned: int, most: int, width: int) -> str:
     """Points as a bar of `width` characters."""
     filled = round(width * earned / most) if most else 0
     return "█" * filled + "░" * (width - filled)
+
+
+def report(
+    out: Annotated[Path | None, typer.Option(help="the folder to write to; report/ of your clone if not given")] = None,
+    bench: Annotated[
+        Path | None, typer.Option(help="a result of bench --json; the newest in .flashlite/ if not given")
+    ] = None,
+) -> None:
+    """Fill the report with your own figures, plots and grades, in Markdown and HTML. Answer its questions in report.md,
+    and run this again: your answers are kept."""
+    course = find_course()
+    from flashlite.course.report.write import write_report
+
+    folder = out or course.root / "report"
+    missing = write_report(course, folder, bench)
+    screen.print(escape("\n".join([f"{shown(folder / 'report.md')}, {shown(folder / 'report.html')}", *missing])))

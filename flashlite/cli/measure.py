@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flashlite.arguments import Dtype, parse_stages, parse_window, stage_number
+from flashlite.arguments import BUNDLED_NAMES, Dtype, parse_stages, parse_window, stage_number
 from flashlite.cli import unsolved
-from flashlite.cli.checks import check_exercises, check_stages
+from flashlite.cli.checks import check_exercises, check_policy, check_stages
 from flashlite.cli.options import (
     BudgetOption,
     DeviceOption,
@@ -102,6 +102,7 @@ def bench(
     """
     numbers, window_tokens = parse_stages(stages), parse_window(window)
     check_outputs(json_file, plot)
+    check_policy(impl, numbers)
     unsolved.check_solved(impl, unsolved.of_stages(numbers) | unsolved.COST_MODEL)
     plugged = plug.plug_in(impl, model, dtype, revision)
     from flashlite.bench import ladder
@@ -154,7 +155,7 @@ def _show_complete(result: Result | None, wanted: int, wide: bool) -> None:
 
 
 def estimate(
-    name: Annotated[str, typer.Argument(help="a published model, such as opt-6.7b or falcon-7b")],
+    name: Annotated[str, typer.Argument(help="a published model, such as opt-6.7b or falcon-7b, or opt-mini")],
     folder: FolderArgument = Path("."),
     drive: Annotated[str | None, typer.Option(help="only this published drive, by a part of its name")] = None,
     dtype: Annotated[Dtype, typer.Option(help="of the weights")] = "bf16",
@@ -173,7 +174,8 @@ def estimate(
     from flashlite.drive.published import DRIVES, find_drive
     from flashlite.families.published import check_published
 
-    check_published(name)
+    if name not in BUNDLED_NAMES:
+        check_published(name)
     drives = [find_drive(drive)] if drive else DRIVES
     curves = {f"{d.kind}: {d.name}": d.curve() for d in drives}
     measured = _read_result(against, name, dtype) if against else None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 from rich.console import Console
 
-from flashlite.arguments import LAST_STAGE, Dtype, PredictorKind, parse_stages, parse_window
+from flashlite.arguments import LAST_STAGE, Dtype, PredictorKind, parse_stages, parse_window, stage_number
 from flashlite.cli import checks
 from flashlite.errors import FlashliteError
 
@@ -56,7 +56,13 @@ FolderArgument = Annotated[Path, typer.Argument(help="a folder on the drive to m
 TextOption = Annotated[list[Path], typer.Option("--text", help="text files: --text a.py b.py", show_default=False)]
 MORE_FILES = {"allow_extra_args": True}  # a shell expands --text *.py to several words
 JsonOption = Annotated[
-    Path | None, typer.Option("--json", help="write the result to this file, or with - to stdout", callback=expanded)
+    Path | None,
+    typer.Option(
+        "--json",
+        help="write the result to this file, or with - to stdout, as without it where stdout is not a terminal; then "
+        "words go to stderr",
+        callback=expanded,
+    ),
 ]
 PlotOption = Annotated[Path | None, typer.Option("--plot", help="write the figure to this file", callback=expanded)]
 BudgetOption = Annotated[
@@ -74,10 +80,13 @@ LayoutOption = Annotated[
     str,
     typer.Option("--layout", help="bundled, split, or bundled,split for both", callback=checked(checks.check_layouts)),
 ]
-StageOption = Annotated[int, typer.Option("--stage", help="of the ladder", min=0, max=LAST_STAGE)]
+StageOption = Annotated[
+    str,
+    typer.Option("--stage", help=f"of the ladder, 0 to {LAST_STAGE} or by name: pool", callback=checked(stage_number)),
+]
 StagesOption = Annotated[
     str,
-    typer.Option("--stages", "--stage", help="a range or a list: 0-6, or 0,3,5", callback=checked(parse_stages)),
+    typer.Option("--stages", "--stage", help="a range or a list: 0-6, or 0,3,pool", callback=checked(parse_stages)),
 ]
 WindowOption = Annotated[
     str,
@@ -186,8 +195,11 @@ def show_plot(draw: Callable[[ModuleType], Figure], plot: Path | None, name: str
         print(f"no plot at {path}: {reason}")
 
 
-def open_store(model: str, dtype: str | None = None, revision: str | None = None) -> Any:
-    """The store that a model argument means, packed if need be."""
+def open_store(
+    model: str, dtype: str | None = None, revision: str | None = None,
+    check: Callable[[Path], object] = lambda checkpoint: None,
+) -> Any:  # fmt: skip
+    """The store that a model argument means, packed if need be. check: is given a checkpoint's folder before that."""
     from flashlite.storage.find import open_model
 
-    return open_model(model, dtype, revision)
+    return open_model(model, dtype, revision, check)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flashlite.arguments import is_store
-from flashlite.cli import checks, unsolved
+from flashlite.cli import calibrate, checks, unsolved
 from flashlite.cli.options import (
     MORE_FILES,
     DtypeOption,
@@ -26,7 +23,6 @@ from flashlite.cli.options import (
     TextOption,
     check_outputs,
     checked,
-    notes,
     open_store,
     show_json,
     show_plot,
@@ -34,6 +30,7 @@ from flashlite.cli.options import (
     show_table,
     words_beside_json,
 )  # fmt: skip
+from flashlite.cli.training_progress import training_progress
 from flashlite.course import plug
 from flashlite.errors import FlashliteError
 
@@ -41,7 +38,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from flashlite.storage.tokenizer import Speaker
-    from flashlite.training.train_model import Point
 
 HELD_OUT_TOKENS = 32_768  # the most that are read of files that are held out
 HeldOutOption = Annotated[
@@ -54,6 +50,14 @@ OriginalOption = Annotated[
         callback=checked(checks.check_model),
     ),
 ]  # fmt: skip
+RunBudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dram-budget",
+        help="what the model will have: ranks are chosen so that a token reads least in it",
+        callback=checked(checks.check_budget),
+    ),
+]
 CheckpointArgument = Annotated[
     str, typer.Argument(help="a checkpoint folder or a hub id", callback=checked(checks.check_model))
 ]
@@ -62,6 +66,7 @@ CheckpointArgument = Annotated[
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
     app.command("train-predictor", context_settings=MORE_FILES)(train_predictor)
+    app.command(context_settings=MORE_FILES)(calibrate.calibrate)
     app.command("eval", context_settings=MORE_FILES)(words_beside_json(evaluate))
     app.command(context_settings=MORE_FILES)(words_beside_json(relufy))
 
@@ -75,6 +80,7 @@ def train_predictor(
     tokens: Annotated[int, typer.Option(help="most tokens to train on", min=1)] = 100_000,
     seed: SeedOption = 0,
     steps: Annotated[int, typer.Option(help="of training, for each layer and rank", min=1)] = 800,
+    budget: RunBudgetOption = None,
     out: Annotated[Path | None, typer.Option(help="the file to write in place of the store's own predictor")] = None,
     impl: ImplOption = "ref",
 ) -> None:
@@ -85,7 +91,7 @@ def train_predictor(
     """
     texts, target = _texts(context, text, held_out), out or store / "predictor.safetensors"
     checks.check_file(target, str(target))
-    unsolved.check_solved(impl, unsolved.TRAIN)
+    unsolved.check_solved(impl, unsolved.TRAIN | (unsolved.CHOOSE if budget else set()))
     plugged = plug.plug_in(impl)
     from flashlite.bench import tables
     from flashlite.storage.find import check_apart
@@ -98,7 +104,7 @@ def train_predictor(
     opened = Store(store)
     windows, test = _windows(texts, held_out, opened, tokens)
     with joined() as group:
-        predictors = train_predictors(opened, windows, test, recall, seed, show_progress, steps, group)
+        predictors = train_predictors(opened, windows, test, recall, seed, show_progress, steps, group, budget)
     if not group.first:
         return
     predictors.save(target)
@@ -183,7 +189,7 @@ def relufy(
         show_progress(f"going on from what {training.state_of(out)} holds")
     if training.activation_of(opened) in ACTIVATIONS:
         show_progress(f"{training.activation_of(opened)} streams already, so nothing is replaced: training on alone")
-    with joined() as group, _progress(group.first, steps) as (tell, measured):
+    with joined() as group, training_progress(group.first, steps) as (tell, measured):
         result = training.relufy(opened, out, windows.flatten(), test, recipe, group, tell, measured)
     if not group.first:
         return
@@ -216,22 +222,3 @@ def _windows(texts: list[Path], held_out: list[Path] | None, speaker: Speaker, t
     if len(windows) <= share:
         raise FlashliteError(f"{windows.numel()} tokens are too few to train and to measure on: give more text")
     return windows[:-share], windows[-share:]
-
-
-@contextmanager
-def _progress(shown: bool, steps: int) -> Iterator[tuple[Callable[[int, float], None], Callable[[Point], None]]]:
-    """What is to be told of each step, which moves a bar where there is a terminal, and of each measurement, a line."""
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}"),
-    )  # fmt: skip
-    with Progress(*columns, console=notes, disable=not (shown and notes.is_terminal), transient=True) as bar:
-        task = bar.add_task("relufy", total=steps, loss=float("nan"))
-
-        def measured(point: Point) -> None:
-            if shown:
-                zeros = sum(point.zeros) / len(point.zeros)
-                figures = f"held-out perplexity {point.perplexity:.3f}, zeros {zeros:.1%}"
-                show_progress(f"step {point.step} of {steps}: {figures}")
-
-        yield lambda step, loss: bar.update(task, completed=step, loss=loss), measured

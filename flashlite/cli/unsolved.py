@@ -14,12 +14,14 @@ from flashlite.errors import FlashliteError
 
 STAGES_OF = {  # the stages that call an exercise's function, of OPT; tests/test_arguments.py holds all of these
     "0.1": "0-6", "1.1": "0-6", "1.2": "0-6", "2.1": "2-6", "2.2": "2-6", "2.5": "2-5", "3.2": "2-6", "3.3": "3-6",
-    "4.2": "2-6", "5.1": "5-6", "5.2": "5-6", "5.3": "5", "6.1": "2-6", "9.1": "6",
+    "4.2": "2-6", "5.1": "5-6", "5.2": "5-6", "5.3": "5", "6.1": "2-6", "8.1": "6", "9.1": "6",
 }  # fmt: skip
 COST_MODEL = {"0.2", "0.3"}
 PROBE, PACK = {"0.1"}, {"4.1"}
 ESTIMATE = COST_MODEL | {"1.1", "1.3", "2.5", "4.2"}
-TRAIN = {"0.1", "1.1", "1.2", "2.2", "2.3", "2.4", "3.1", "4.2"}
+TRAIN = {"0.1", "1.1", "1.2", "2.2", "2.3", "2.4", "2.7", "3.1", "4.2"}
+CALIBRATE = {"0.1", "1.1", "1.2", "2.2", "2.4", "2.6", "3.1", "4.2"}
+CHOOSE = {"6.1", "6.2"}  # by train-predictor with a budget, beside those of TRAIN
 
 
 def of_stages(stages: Iterable[int]) -> set[str]:

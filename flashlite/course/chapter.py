@@ -142,6 +142,8 @@ def exercises(number: int) -> Markdown:
     chosen = [e for e in course.exercises if e.chapter == number]
     minutes, points = sum(e.minutes for e in chosen), sum(e.points for e in chosen)
     count = "One exercise" if len(chosen) == 1 else f"{len(chosen)} exercises"
+    if warm_ups := [e.id for e in chosen if not e.points]:
+        count += f" ({' and '.join(warm_ups)} to warm up, without points)"
     apart = " of their own, beside the course's hundred" if number in course.electives else ""
     head = f"{count}, {points} points{apart}, about {minutes} minutes. Check with `flashlite grade {number}`. "
     head += "What a task calls above or below is so in its file."
@@ -155,7 +157,7 @@ def _exercise(e: Exercise) -> str:
     wrapped = "\n".join(textwrap.fill(line, 100, subsequent_indent=_indent(line)) for line in lines)
     return (
         f"<details><summary><b>{e.id} {e.title}</b> · <code>exercises/{e.file}</code>, <code>{e.qualname}</code> · "
-        f"{e.points} points · {e.minutes} min · {stars}</summary>\n\n```text\n{wrapped}\n```\n\n</details>"
+        f"{e.worth} · {e.minutes} min · {stars}</summary>\n\n```text\n{wrapped}\n```\n\n</details>"
     )
 
 

@@ -24,7 +24,7 @@ class Wrong(AssertionError):
 def require(condition: bool, measured: str, allowed: str, mistake: str = "") -> None:
     """Raise Wrong unless the condition holds. measured, allowed: with units; mistake: one sentence."""
     if not condition:
-        raise Wrong(f"{measured}, allowed {allowed}" + (f"\n{mistake}" if mistake else ""))
+        raise Wrong(diagnosed(f"{measured}, allowed {allowed}", [mistake]))
 
 
 def expect(
@@ -35,7 +35,7 @@ def expect(
     what: names the value
     mistakes: by sentence, what each usual mistake would have given; blanks at the sentence's end tell apart several
         forms of one mistake
-    tolerance: largest absolute difference; from what a mistake gives, less if that is smaller than what is expected
+    tolerance: largest absolute difference; from what a mistake gives, larger or smaller as that is
     """
     expect_each([Call(lambda: found, expected, what, mistakes or {}, tolerance)])
 
@@ -71,7 +71,7 @@ class Call:
         if mistake not in self.mistakes:
             return self.right(found)
         wrong, size = self.mistakes[mistake], largest(self.expected)
-        return same(found, wrong, self.tolerance * min(1.0, largest(wrong) / size) if size else self.tolerance)
+        return same(found, wrong, self.tolerance * largest(wrong) / size if size else self.tolerance)
 
 
 def expect_each(calls: Sequence[Call], beside: Sequence[Call] = ()) -> None:
@@ -84,16 +84,16 @@ def expect_each(calls: Sequence[Call], beside: Sequence[Call] = ()) -> None:
         found = call.run() if not fault else call.attempt()
         likely = {text for text in likely if call.fits(found, text)}
         if not fault and not call.right(found):
-            fault = f"{call.what}: found {short(found)}, expected {short(call.expected)}"
+            fault = f"{call.what}: {difference(found, call.expected, call.tolerance)}"
     if fault:
         given = [(call, call.attempt()) for call in beside]
         raise Wrong(diagnosed(fault, [text for text in likely if all(call.fits(found, text) for call, found in given)]))
 
 
 def diagnosed(text: str, likely: Iterable[str]) -> str:
-    """A text with the mistake that it looks like, if it looks like one alone. likely: sentences."""
+    """A text, after the mistake that it looks like if it looks like one alone. likely: sentences."""
     sentences = {sentence.strip() for sentence in likely} - {""}
-    return "\n".join([text, *sentences]) if len(sentences) == 1 else text
+    return "\n".join([*sentences, text]) if len(sentences) == 1 else text
 
 
 def same(a: Any, b: Any, tolerance: float = 0.0) -> bool:
@@ -133,6 +133,74 @@ def short(value: Any) -> str:
     except (TypeError, ValueError):
         return repr(value)[:80]
     if array.ndim == 0:
-        return str(int(array)) if float(array).is_integer() else f"{float(array):.6g}"
+        return _number(array)
     first = " ".join(f"{v:.4g}" for v in array.ravel()[:6])
     return f"[{first}{' …' if array.size > 6 else ''}] of shape {list(array.shape)}"
+
+
+def difference(found: Any, expected: Any, tolerance: float = 0.0, index: str = "") -> str:
+    """Where two values that aren't the same differ first: the index, what was found there, and what was expected.
+
+    index: of both, inside of the values that are compared
+    """
+    at, listed = f"at {index} " if index else "", isinstance(expected, (tuple, list))
+    if found is None or expected is None:
+        return f"{at}found {short(found)}, expected {short(expected)}"
+    if listed and isinstance(found, (tuple, list)):
+        wrong = _first_wrong(found, expected, tolerance)
+        if wrong is None:
+            return at + _lengths(found, expected)
+        return difference(found[wrong], expected[wrong], tolerance, f"{index}[{wrong}]")
+    try:
+        left, right = _array(found), _array(expected)
+    except (TypeError, ValueError):
+        return f"{at}found {short(found)}, expected {short(expected)}"
+    if listed or left.ndim != right.ndim or (left.shape != right.shape and left.ndim > 1):
+        return f"{at}found {_form(found)}, expected {_form(expected)}"
+    return _arrays_difference(left, right, tolerance, index)
+
+
+def _arrays_difference(found: np.ndarray, expected: np.ndarray, tolerance: float, index: str) -> str:
+    """`difference` of arrays of one shape, or of one dimension."""
+    length = min(len(found), len(expected)) if found.ndim else None
+    differs = ~(np.abs(found[:length] - expected[:length]) <= tolerance) if found.ndim else np.array(True)
+    if not differs.any():
+        return f"at {index} " * bool(index) + _lengths(found, expected)
+    place = np.unravel_index(int(np.argmax(differs)), differs.shape)
+    index += f"[{', '.join(map(str, place))}]" if place else ""
+    told = f"at {index} " * bool(index) + _apart(found[place], expected[place])
+    if found.shape != expected.shape:
+        return f"{told} ({len(found)} elements instead of {len(expected)})"
+    return f"{told} ({differs.sum()} of {differs.size} differ)" if differs.size > 1 else told
+
+
+def _first_wrong(found: Any, expected: Any, tolerance: float) -> int | None:
+    """Where the first elements differ that both have; None if none does."""
+    pairs = enumerate(zip(found, expected, strict=False))
+    return next((i for i, (one, other) in pairs if not same(one, other, tolerance)), None)
+
+
+def _lengths(found: Any, expected: Any) -> str:
+    """How many elements there are and should be, and the first that only one side has."""
+    beyond = min(len(found), len(expected))
+    longer, what = (found, "is one too many") if len(found) > len(expected) else (expected, "is missing")
+    return f"found {len(found)} elements, expected {len(expected)}: [{beyond}], {short(longer[beyond])}, {what}"
+
+
+def _form(value: Any) -> str:
+    """What kind of a value this is, where it is compared with one of another kind."""
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {len(value)}"
+    array = _array(value)
+    return f"the number {_number(array)}" if array.ndim == 0 else f"the shape {list(array.shape)}"
+
+
+def _apart(found: Any, expected: Any) -> str:
+    """Two different numbers, in as many digits as tell them apart."""
+    pairs = [(_number(found, digits), _number(expected, digits)) for digits in (6, 10, 17)]
+    one, other = next((pair for pair in pairs if pair[0] != pair[1]), pairs[-1])
+    return f"found {one}, expected {other}"
+
+
+def _number(value: Any, digits: int = 6) -> str:
+    return str(int(value)) if float(value).is_integer() else f"{float(value):.{digits}g}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from flashlite.course.manifest import Course, Exercise
@@ -32,14 +33,15 @@ def reference_path(root: Path, exercise: Exercise) -> Path:
     return root / f"{exercise.module.replace('.', '/')}.py"
 
 
-def stub(root: Path, exercises: list[Exercise]) -> str:
-    """An exercise file: the engine's module in which the named functions have lost their bodies."""
+def stub(root: Path, exercises: list[Exercise], hidden: Sequence[str] = ()) -> str:
+    """An exercise file: the engine's module in which the named functions have lost their bodies. hidden: others too."""
     slot, module = exercises[0].slot, exercises[0].module
     head = (
         f"# Exercises {', '.join(e.id for e in exercises)}. With `--impl ref,{slot}=mine` this file takes the place of "
-        f"{module}.\n# Everything without a TODO is provided, and runs as it stands.\n"
+        f"{module}.\n# Everything without a TODO is provided, and runs as it stands"
     )
-    return head + _rewritten(root, exercises, _contract)
+    head += "; where a body is left out, the engine's own runs.\n" if hidden else ".\n"
+    return head + _rewritten(root, exercises, _contract, hidden)
 
 
 def solution(root: Path, exercises: list[Exercise]) -> str:
@@ -51,19 +53,28 @@ def solution(root: Path, exercises: list[Exercise]) -> str:
 
 
 def _rewritten(
-    root: Path, exercises: list[Exercise], write_body: Callable[[Exercise, list[str], str], list[str]]
-) -> str:
+    root: Path, exercises: list[Exercise], write_body: Callable[[Exercise, list[str], str], list[str]],
+    hidden: Sequence[str] = (),
+) -> str:  # fmt: skip
     text = reference_path(root, exercises[0]).read_text(encoding="utf-8")
     lines, tree = text.splitlines(), ast.parse(text)
-    spots = [(find_function(tree, exercise.qualname), exercise) for exercise in exercises]
-    for function, exercise in sorted(spots, key=lambda spot: -spot[0].lineno):
-        begin, end = function.body[0].end_lineno or 0, function.end_lineno or 0  # the docstring's end, the function's
-        lines[begin:end] = write_body(exercise, lines[begin:end], " " * function.body[0].col_offset)
+    writers: list[tuple[str, Callable[[list[str], str], list[str]]]] = [(name, _left_out) for name in hidden]
+    writers += [(exercise.qualname, partial(write_body, exercise)) for exercise in exercises]
+    spots = [(find_function(tree, name), write) for name, write in writers]
+    for function, write in sorted(spots, key=lambda spot: -spot[0].lineno):
+        begin, end = _body(function)
+        lines[begin:end] = write(lines[begin:end], " " * function.body[0].col_offset)
     return "\n".join(lines) + "\n"
 
 
+def _body(function: ast.FunctionDef) -> tuple[int, int]:
+    """Where the lines of a function's body begin, after its docstring, and end."""
+    first, described = function.body[0], ast.get_docstring(function) is not None
+    return (first.end_lineno or 0) if described else first.lineno - 1, function.end_lineno or 0
+
+
 def _contract(exercise: Exercise, body: list[str], indent: str) -> list[str]:
-    facts = f"{exercise.points} points, {exercise.minutes} minutes, paper {exercise.paper}"
+    facts = f"{exercise.worth}, {exercise.minutes} minutes, paper {exercise.paper}"
     lines = _comment(f"TODO {exercise.id}  {exercise.title} ({facts})\n{exercise.task.strip()}", indent)
     lines += _comment("Example: " + exercise.example, indent)
     if exercise.provided:
@@ -71,6 +82,13 @@ def _contract(exercise: Exercise, body: list[str], indent: str) -> list[str]:
     lines += _comment(f"In the engine: {how_to_run(exercise)}", indent)
     order = f"exercise {exercise.id}: delete this line and write {exercise.qualname.split('.')[-1]}, see the TODO above"
     return [*lines, f'{indent}raise NotImplementedError("{order}")']
+
+
+def _left_out(body: list[str], indent: str) -> list[str]:
+    return [
+        f"{indent}# Left out, because it would show how to solve an exercise. The engine's own code runs here.",
+        f'{indent}raise NotImplementedError("left out here: flashlite runs its own code in place of this")',
+    ]
 
 
 def _explanation(exercise: Exercise, body: list[str], indent: str) -> list[str]:
@@ -104,6 +122,7 @@ def overview(course: Course) -> str:
         "The commands below run your code in the engine and say at the end how often it was called; so does each",
         "chapter's last code cell. `flashlite pack opt-mini my-store` makes the store that some of them name; those in",
         "`.flashlite/` are written by the first cells of the chapter whose exercises name them.",
+        "A warm-up is graded like any other exercise and earns no points.",
         "", "tools/sync.py makes this page from course.toml.",
     ]  # fmt: skip
     for number, title in course.chapters.items():
@@ -125,7 +144,7 @@ def _line(exercise: Exercise) -> str:
     run = f"`{how_to_run(exercise)}`" if exercise.run else how_to_run(exercise)
     return (
         f"| {exercise.id} {exercise.title} | `{exercise.qualname}` | [{exercise.file}]({exercise.file}) | "
-        f"{exercise.points} | {exercise.minutes} | {run} |"
+        f"{exercise.points or exercise.worth} | {exercise.minutes} | {run} |"
     )
 
 
@@ -133,6 +152,6 @@ def generated_files(course: Course) -> dict[str, str]:
     """Every file made from the engine or from course.toml: exercises/... and solutions/... with its text."""
     files = {}
     for name, exercises in course.files.items():
-        files[f"exercises/{name}"] = stub(course.root, exercises)
+        files[f"exercises/{name}"] = stub(course.root, exercises, course.hidden(name))
         files[f"solutions/{name}"] = solution(course.root, exercises)
     return files | {"exercises/README.md": overview(course)}

@@ -20,10 +20,13 @@ class Exercise:
     """One thing to build.
 
     id: chapter.number
+    points: 0 for a warm-up, which is graded and earns nothing
     reference: module:function or module:Class.method, the engine's own code
     task, example, provided: the contract, put in the stub
     why, mistakes: what the solution says
     topic: of its file, the module's name unless given
+    hidden: other functions of its module whose bodies would show how it is solved, so its file has them without; the
+        engine's own run in their place
     run: a command that calls it, without `flashlite` and `--impl`; empty if the chapter's last cell calls it
     hints: shown one at a time
     """
@@ -43,6 +46,12 @@ class Exercise:
     topic: str = ""
     run: str = ""
     hints: list[str] = field(default_factory=list)
+    hidden: list[str] = field(default_factory=list)
+
+    @property
+    def worth(self) -> str:
+        """Its points as they are shown: "3 points", or "warm-up"."""
+        return f"{self.points} points" if self.points else "warm-up"
 
     @property
     def chapter(self) -> int:
@@ -93,6 +102,12 @@ class Course:
         for exercise in self.exercises:
             files.setdefault(exercise.file, []).append(exercise)
         return files
+
+    def hidden(self, file: str) -> list[str]:
+        """The functions that an exercise file has without their bodies, though nobody is asked to write them."""
+        exercises = self.files[file]
+        asked = {exercise.qualname for exercise in exercises}
+        return list(dict.fromkeys(name for e in exercises for name in e.hidden if name not in asked))
 
     def find(self, identifier: str) -> Exercise:
         """The exercise of this id. Raises FlashliteError that lists them if there is none."""

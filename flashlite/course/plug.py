@@ -23,6 +23,7 @@ from pathlib import Path
 from types import ModuleType
 
 from flashlite.course import counting
+from flashlite.course.classroom.beside import forget_imports, let_import_from
 from flashlite.course.generate import find_function
 from flashlite.course.manifest import Course, Exercise, find_course
 from flashlite.course.open_clean import open_clean
@@ -34,8 +35,8 @@ from flashlite.errors import FlashliteError
 class Plug:
     """A file that takes the place of a module.
 
-    from_reference: functions that are the engine's own all the same, so that one exercise can be judged without the
-        others of its file
+    from_reference: functions that are the engine's own all the same: other exercises of the file, so that one can be
+        judged without them, and those that the file has without their bodies
     counted: functions whose calls are counted, with their exercises' ids
     """
 
@@ -45,6 +46,7 @@ class Plug:
 
 
 _installed: dict[str, Plug] = {}  # in this process
+CONTEST, POLICY = "contest", "flashlite.engine.policies.entry"  # its slot, and the module that its policy replaces
 
 
 def install(plugs: dict[str, Plug]) -> None:
@@ -54,6 +56,8 @@ def install(plugs: dict[str, Plug]) -> None:
         raise FlashliteError(f"{', '.join(late)} was imported before the exercises were plugged in")
     sys.meta_path.insert(0, _Finder(plugs))
     _installed.update(plugs)
+    for plug in plugs.values():
+        let_import_from(Path(plug.file).parent)
     counting.leave_counts()
 
 
@@ -70,6 +74,8 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 class _Loader(importlib.abc.Loader):
+    """Loads the file of a plug in the place of the engine's module of this name."""
+
     def __init__(self, name: str, plug: Plug) -> None:
         self._name, self._plug = name, plug
 
@@ -82,10 +88,15 @@ class _Loader(importlib.abc.Loader):
         counting.count(module, self._plug.counted)
 
 
-def load(plug: Plug) -> ModuleType:
-    """The file as a module of its own, beside the engine's."""
-    name = Path(plug.file).stem
-    spec = importlib.util.spec_from_file_location(name, plug.file, loader=_Loader(name, plug))
+def load(plug: Plug, replaced: str = "") -> ModuleType:
+    """The file as a module of its own, beside the engine's; what it imports from its folder is imported anew.
+
+    replaced: the engine's module, by its name, if the file takes functions of it
+    """
+    name, folder = Path(plug.file).stem, Path(plug.file).parent
+    let_import_from(folder)
+    forget_imports(folder)
+    spec = importlib.util.spec_from_file_location(name, plug.file, loader=_Loader(replaced or name, plug))
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
@@ -111,32 +122,36 @@ def graft(tree: ast.Module, reference: ast.Module, names: list[str]) -> None:
 
 
 def choose(course: Course, impl: str) -> dict[str, Plug]:
-    """The plugs that `--impl` asks for: ref, mine, solutions, or a list such as ref,ex03=mine.
+    """The plugs that `--impl` asks for: ref, mine, solutions, or a list such as ref,ex03=mine or ref,contest=mine.
 
     Raises FlashliteError for anything else, or if a file is missing.
     """
     folders = {"ref": None, "mine": "exercises", "solutions": "solutions"}
     slots = sorted({exercise.slot for exercise in course.exercises})
-    chosen = dict.fromkeys(slots, "ref")
+    chosen = dict.fromkeys([*slots, CONTEST], "ref")  # the contest's policy runs only where it is named
     for part in impl.split(","):
         slot, equals, source = part.partition("=")
         if (source if equals else slot) not in folders or (equals and slot not in chosen):
             raise FlashliteError(
                 f"--impl {impl!r} is not understood at {part!r}: write mine, solutions or ref, or ref,ex03=mine with "
-                f"{', '.join(slots)}"
+                f"{', '.join(chosen)}"
             )
         chosen |= {slot: source} if equals else dict.fromkeys(slots, slot)
     plugs = {}
     for name, exercises in course.files.items():
         folder = folders[chosen[exercises[0].slot]]
         if folder is not None:
-            plugs[exercises[0].module] = whole_file(existing(course.root / folder / name), exercises)
+            plugs[exercises[0].module] = whole_file(
+                existing(course.root / folder / name), exercises, course.hidden(name)
+            )
+    if (folder := folders[chosen[CONTEST]]) is not None:
+        plugs[POLICY] = Plug(str(existing(course.root / folder / f"{CONTEST}_policy.py")))
     return plugs
 
 
-def whole_file(path: Path, exercises: Sequence[Exercise]) -> Plug:
-    """The plug of a file all of whose exercises run, each counted."""
-    return Plug(str(path), counted={exercise.qualname: exercise.id for exercise in exercises})
+def whole_file(path: Path, exercises: Sequence[Exercise], hidden: Sequence[str] = ()) -> Plug:
+    """The plug of a file all of whose exercises run, each counted. hidden: see `Course.hidden`."""
+    return Plug(str(path), list(hidden), {exercise.qualname: exercise.id for exercise in exercises})
 
 
 def existing(path: Path) -> Path:
@@ -151,9 +166,10 @@ def describe(course: Course, plugs: dict[str, Plug]) -> list[str]:
     lines = []
     for plug in plugs.values():
         path = Path(plug.file)
-        state = "edited" if course.is_edited(path) else "untouched"
+        handed_out = path.name in course.files and path.parent.name == "exercises"
+        state = f" ({'edited' if course.is_edited(path) else 'untouched'})" if handed_out else ""
         shown = path.relative_to(course.root) if path.is_relative_to(course.root) else path
-        lines.append(f"{path.name[:4]} → {shown}" + (f" ({state})" if path.parent.name == "exercises" else ""))
+        lines.append(f"{path.name.partition('_')[0]} → {shown}{state}")
     return lines
 
 
@@ -231,7 +247,8 @@ def own_line(error: BaseException) -> str:
     """Where in an exercise file an exception comes from, with the line itself; empty if it isn't from one."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{Path(error.filename).name}:{error.lineno}: {(error.text or '').strip()}  → "
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if re.match(r"ex\d\d_", Path(f.filename).name)]
+    own = re.compile(r"(ex\d\d|contest)_")
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if own.match(Path(f.filename).name)]
     return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}: {frames[-1].line}  → " if frames else ""
 
 

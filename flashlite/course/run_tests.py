@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from flashlite.course.checks import SEED, Wrong
+from flashlite.course.classroom.beside import hidden
 from flashlite.course.limits import Limits
 from flashlite.course.plug import own_line
 from flashlite.course.uninitialized import spoil_empty_memory
@@ -30,15 +31,20 @@ class Collector:
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Keep this exercise's tests alone."""
-        items[:] = [item for item in items if self._points(item)]
+        items[:] = [item for item in items if self._mark(item)]
 
     def pytest_collection_finish(self) -> None:
         """Whatever the tests and the exercise file import is imported by now."""
         spoil_empty_memory(int(os.environ[SEED]))
 
-    def _points(self, item: pytest.Item) -> int:
+    def _mark(self, item: pytest.Item) -> pytest.Mark | None:
+        """The mark that says what a test is worth, if it is one of this exercise's."""
         mark = item.get_closest_marker("points")
-        return mark.args[1] if mark and mark.args[0] == self.exercise else 0
+        return mark if mark and mark.args[0] == self.exercise else None
+
+    def _points(self, item: pytest.Item) -> int:
+        mark = self._mark(item)
+        return mark.args[1] if mark else 0
 
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> None:
         """Note the end of a test, or of its set-up if that failed."""
@@ -67,7 +73,7 @@ class Collector:
 
 
 def outcome(error: BaseException | None, limits: Limits) -> dict[str, str]:
-    """What an exception says of an exercise: status PASS, TODO, FAIL or ERROR, and one or two lines."""
+    """What an exception says of an exercise: status PASS, TODO, FAIL or ERROR, and lines that say why."""
     while error is not None and error.__cause__ is not None:
         error = error.__cause__  # pytest wraps what an import raised
     if error is None:
@@ -77,11 +83,17 @@ def outcome(error: BaseException | None, limits: Limits) -> dict[str, str]:
     if isinstance(error, Wrong):
         return {"status": "FAIL", "message": str(error)}
     if (limit := limits.exceeded(error)) is not None:
-        return {"status": "FAIL", "message": f"{own_line(error)}{limit}"}
+        return {"status": "FAIL", "message": _told(error, limit)}
     if isinstance(error, FlashliteError):
-        return {"status": "ERROR", "message": f"{own_line(error)}{error}"}
+        return {"status": "ERROR", "message": _told(error, str(error))}
     first_line = (str(error).strip().splitlines() or ["no message"])[0]
-    return {"status": "ERROR", "message": f"{own_line(error)}{type(error).__name__}: {first_line}"}
+    return {"status": "ERROR", "message": _told(error, f"{type(error).__name__}: {first_line}")}
+
+
+def _told(error: BaseException, what: str) -> str:
+    """The student's line that an exception comes from, then what it says, and what explains it."""
+    lines = [own_line(error).removesuffix("  → "), what, hidden(error)]
+    return "\n".join(filter(None, lines))
 
 
 def main() -> None:
@@ -92,7 +104,7 @@ def main() -> None:
     limits.apply()
     collector = Collector(exercise, limits)
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # whatever else is installed here has no say in a grade
-    options = ["-q", "--tb=no", "--noconftest", "-p", "no:cacheprovider"]
+    options = ["-q", "--tb=no", "--noconftest", "-p", "no:cacheprovider", "-o", "pythonpath="]  # tools/ is not theirs
     try:
         pytest.main([tests, *options], plugins=[collector])
     except MemoryError as error:  # pytest had none left for its own report

@@ -139,7 +139,7 @@ def _beside(exercise: Exercise, begun: dict[str, plug.Plug], show: Show) -> str:
     """What your function gives and what the engine's gives. Raises FlashliteError if yours fails."""
     name = exercise.qualname
     try:
-        yours = short(show(getattr(plug.load(begun[exercise.module]), name)))
+        yours = short(show(getattr(plug.load(begun[exercise.module], exercise.module), name)))
     except Exception as error:
         raise FlashliteError(f"{plug.own_line(error)}{type(error).__name__}: {error}") from None
     ours = short(show(getattr(importlib.import_module(exercise.module), name)))

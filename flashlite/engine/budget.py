@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from flashlite.arguments import parse_budget
 from flashlite.engine.int8.neurons import bias_bytes
 from flashlite.engine.predictor_file import PredictorSet
@@ -42,6 +44,53 @@ class Budget:
     layer_rows: tuple[int, ...]
     rows: int
     host: int = 0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A predictor that a layer could have.
+
+    nbytes: the DRAM that it takes
+    window_rows: window_rows[k - 1] is s_agg(k), the mean size of the union of k tokens' predicted sets, in neurons
+    """
+
+    nbytes: int
+    window_rows: tuple[float, ...]
+
+
+def choose_predictors(layers: Sequence[Sequence[Candidate]], room: int, record: int) -> tuple[int, tuple[int, ...]]:
+    """Divide DRAM between better predictors and a longer window so that a token reads as little as possible.
+
+    layers: the predictors that each layer could have, one or more; all window_rows are equally long, at least 2
+    room: bytes of DRAM for the predictors of all layers and their neurons
+    record: bytes of a neuron
+
+    Returns the window k in tokens, below the length of window_rows, and the place of each layer's predictor among its
+    candidates. In a layer a window of k takes s_agg(k) rows, and a token reads s_agg(k + 1) - s_agg(k) neurons. If no
+    choice has room, the window is 1 and each predictor is the one that takes least DRAM with it.
+    """
+    least, choice = np.inf, (1, tuple(_smallest(layer, record) for layer in layers))
+    for k in range(1, len(layers[0][0].window_rows)):
+        taken, read, chosen = np.zeros(1), np.zeros(1), np.zeros((1, 0), np.int64)  # ways that are worth to go on from
+        for layer in layers:
+            costs = np.array([c.nbytes + c.window_rows[k - 1] * record for c in layer])
+            new = np.array([c.window_rows[k] - c.window_rows[k - 1] for c in layer])
+            taken, read = (taken[:, None] + costs).ravel(), (read[:, None] + new).ravel()
+            order = np.lexsort((read, taken))
+            order = order[taken[order] <= room]
+            before = np.minimum.accumulate(np.append(np.inf, read[order]))[:-1]
+            order = order[read[order] < before]  # of ways that take more and read no less, nothing is gained
+            way, last = np.divmod(order, len(layer))
+            taken, read, chosen = taken[order], read[order], np.column_stack([chosen[way], last])
+        if len(read) and read[-1] < least:
+            least, choice = read[-1], (k, tuple(chosen[-1].tolist()))
+    return choice
+
+
+def _smallest(layer: Sequence[Candidate], record: int) -> int:
+    """The place of the predictor that takes least DRAM with a window of one token."""
+    costs = [candidate.nbytes + candidate.window_rows[0] * record for candidate in layer]
+    return costs.index(min(costs))
 
 
 def split_rows(total: int, needs: Sequence[float], neurons: int, spare: int) -> tuple[int, ...]:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from flashlite.drive.flash import Ticket, background_backend
 from flashlite.engine.calls import wrap_forward
 from flashlite.engine.ffn import FlashFFN
+from flashlite.engine.pool import Pool
 from flashlite.engine.predictor import active_set
 from flashlite.engine.timing import IO, MEMORY, PRODUCT, REST
-from flashlite.engine.window import Step
+from flashlite.engine.window import NONE, Step
 from flashlite.errors import ReadError
 from flashlite.storage.neurons import NeuronFile, wait_all
 
@@ -25,9 +26,11 @@ from flashlite.storage.neurons import NeuronFile, wait_all
 class EarlyFFN(FlashFFN):
     """A FlashFFN whose reads begin when the norm before it has run."""
 
+    memory: Pool
     early: NeuronFile  # the same neurons, read in the background
     _begun: Step | None = None  # of the token whose reads are under way
     _under_way: Sequence[Ticket] = ()
+    _rows = NONE  # in which these reads land
 
     @staticmethod
     def connect(ffns: Sequence[FlashFFN]) -> NeuronFile:
@@ -54,7 +57,7 @@ class EarlyFFN(FlashFFN):
         if self._begun is not None:  # a call was broken off before it used what it had begun
             self.forget()
         step = self.window.step(active_set(self.predictor, x))
-        self._under_way, _ = self._submit(step, self.early)
+        self._under_way, self._rows = self._submit(step, self.early)
         self._clock.switch(REST)
         self._begun = step
 
@@ -80,13 +83,15 @@ class EarlyFFN(FlashFFN):
     def _product(self, x: Tensor, step: Step) -> Tensor:
         if step is not self._begun:
             return super()._product(x, step)
-        clock = self._clock
+        clock, memory, needed = self._clock, self.memory, self.window.newest
+        clock.switch(PRODUCT)
+        h = memory.activations(x, needed)
         clock.switch(IO)
         wait_all(self._under_way)
         self._begun, self._under_way = None, ()
         clock.switch(MEMORY)
-        self.memory.commit()
+        memory.commit()
         clock.switch(PRODUCT)
-        out = self.memory.product(x)
+        out = memory.product_after(h, x, needed, self._rows)
         clock.switch(REST)
         return out

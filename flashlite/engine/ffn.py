@@ -109,15 +109,17 @@ class FlashFFN(nn.Module):
         try:
             if self._calls.tokens > max(1, self.window.tokens):
                 return self._prompt(x)
-            step = self._step(x)
-            rest = self._stream.begin(self.layer, step.overflow, at_once=1) if len(step.overflow) else None
-            out = self._product(x, step)
-            if rest is not None:
-                out.add_(self._stream.product(x, rest, self._bias))
-            return out.add_(self._down_bias)
+            return self._decode(x).add_(self._down_bias)
         except BaseException:  # the window may name neurons that haven't landed: the next call begins anew
             self.forget()
             raise
+
+    def _decode(self, x: Tensor) -> Tensor:
+        """What the neurons add that are needed: [sequences, d_model]. x: [sequences, d_model], one token of each."""
+        step = self._step(x)
+        rest = self._stream.begin(self.layer, step.overflow, at_once=1) if len(step.overflow) else None
+        out = self._product(x, step)
+        return out if rest is None else out.add_(self._stream.product(x, rest, self._bias))
 
     def _step(self, x: Tensor) -> Step:
         """Move the window on by this call. x: [sequences, d_model], one token of each."""

@@ -21,12 +21,13 @@ from flashlite.engine.calls import Calls, check_process, refuse_copies
 from flashlite.engine.device.place import HERE, Place, place_of
 from flashlite.engine.ffn import FlashFFN, StreamedFFN
 from flashlite.engine.int8.modules import install_int8
+from flashlite.engine.kernels.linear import use_rows
+from flashlite.engine.policies.kept import keeper
 from flashlite.engine.predictor import Predictor
 from flashlite.engine.predictors.choice import Choice, Chosen, choose
 from flashlite.engine.resident import leave_embedding
 from flashlite.engine.stages import LADDER, NAMES, Stage, stage_for
-from flashlite.engine.timing import IO, REST, CallCost, Meter
-from flashlite.engine.window import Window
+from flashlite.engine.timing import IO, REST, CallCost, Meter, spent
 from flashlite.errors import FlashliteError
 from flashlite.families.configured import empty_model, install, move_buffers
 from flashlite.storage.find import open_model
@@ -93,7 +94,7 @@ class Engine:
 
     def _flash_ffn(self, streamed: StreamedFFN, predictor: Predictor) -> FlashFFN:
         rows = self.budget.layer_rows[streamed.layer]
-        window = Window(self.store.shape.neurons, self.stage.window, rows)
+        predictor, window = keeper(streamed.layer, self.stage, self.store.shape.neurons, rows, predictor)
         memory = self._parts.neurons(streamed.layer, streamed.bias)
         return self.stage.ffn(streamed, predictor, window, self.file, memory, self.way_in, self.clock)
 
@@ -108,6 +109,10 @@ class Engine:
         if not self.calls:
             raise FlashliteError("the model has not been called yet")
         return self.calls[-1]
+
+    def __repr__(self) -> str:
+        """What its calls cost so far: the line with which `flashlite run` ends."""
+        return spent(self.calls, self.budget.total)
 
     @property
     def counters(self) -> Counters:
@@ -143,6 +148,8 @@ class Engine:
             leave_embedding(model, self.store, self.resident.file, self.clock, self.place.device)
         if self.store.quantized:
             install_int8(model, family, self.weights)
+        elif self.place.device.type == "cpu":
+            use_rows(model)
         model.load_state_dict(self.weights, strict=False, assign=True)
         model.tie_weights()
         model.requires_grad_(False).eval()
@@ -182,8 +189,8 @@ def load(
 ) -> PreTrainedModel:
     """A transformers model whose FFN weights stay on flash.
 
-    model: `opt-mini`, a hub id, a checkpoint folder or a store; anything but a store is packed first, under
-        `storage.find.home()`
+    model: `opt-mini`, a checkpoint folder, a store, or the hub id of either; anything but a store is packed first,
+        under `storage.shelf.home()`
     dram_budget: bytes, "4GiB", "50%" or 0.5 of the weights, for all but the KV cache and the interpreter; with a device
         it is the device's memory, and `model.flash.budget.host` says what the host needs beside it
     stage: of the ladder, by name or number

@@ -10,7 +10,8 @@ missing, and these are read while the neurons in DRAM are multiplied.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -21,7 +22,6 @@ from flashlite.engine.ffn import FlashFFN
 from flashlite.engine.pool import Pool
 from flashlite.engine.predictor import LowRankPredictor, active_set
 from flashlite.engine.timing import IO, PRODUCT, REST
-from flashlite.engine.window import NONE, Step
 from flashlite.errors import ReadError
 from flashlite.storage.neurons import NeuronFile, wait_all
 
@@ -29,14 +29,31 @@ SURE = 0.8  # share of a guess's new neurons that is read: the lowest scores are
 FIRST = 2  # number of the first layer that reads early: layer 0's input tells too little of layer 1's
 
 
-class OverlappedFFN(FlashFFN):
-    """A FlashFFN that lets the next layer read early. Its memory is a Pool."""
+@dataclass(frozen=True)
+class Begun:
+    """Reads that were begun for a layer before its own input was known.
 
-    tell_next: Callable[[Tensor], None] | None = None  # `guess` of the next layer
+    tickets: on which whoever needs the neurons waits
+    neurons: [n] int64, those that are read
+    """
+
+    tickets: Sequence[Ticket]
+    neurons: np.ndarray
+
+
+class OverlappedFFN(FlashFFN):
+    """A FlashFFN whose neurons are read while this layer or the layer before multiplies. Its memory is a Pool.
+
+    following: the next layer if it reads early, else none; a tuple, because torch would make a module a part of this
+        one
+    early: the same neurons as `file`, read in the background
+    begun: the early reads under way for this layer's next token
+    """
+
     memory: Pool
-    early: NeuronFile  # the same neurons, read in the background
-    _under_way: Sequence[Ticket] | None = None  # this layer's early reads
-    _guessed = NONE  # the neurons that these reads load
+    early: NeuronFile
+    following: tuple[OverlappedFFN, ...] = ()
+    begun: Begun | None = None
 
     @staticmethod
     def connect(ffns: Sequence[FlashFFN]) -> NeuronFile:
@@ -47,23 +64,37 @@ class OverlappedFFN(FlashFFN):
             assert isinstance(following, OverlappedFFN)
             following.early = early
             if following.layer >= FIRST:
-                ffn.tell_next = following.guess  # the method alone: torch would make a module a part of this one
+                ffn.following = (following,)
         return early
 
-    def guess(self, x: Tensor) -> None:
-        """Begin to read the neurons that this layer will probably need.
+    def read_and_multiply(self, x: Tensor) -> tuple[Tensor, np.ndarray]:
+        """What the neurons that DRAM has room for add to the output, and the neurons that it has no room for.
 
-        x: [tokens, d_model], the input of the layer before
+        x: [sequences, d_model], one token of each. Returns [sequences, d_model], and [n] int64.
         """
-        step = self.window.step(self._likely(x))
-        self._under_way, _ = self._submit(step, self.early)
-        self._clock.switch(REST)
-        self._guessed = step.load
+        active = active_set(self.predictor, x)
+        if (begun := self.begun) is None:
+            step = self.window.step(active)
+        else:
+            self.land(begun.tickets)
+            self.begun = None
+            step = self.window.amend(active)
+            self.wasted += int(np.isin(begun.neurons, step.drop).sum())
+        tickets, rows = self._submit(step, self.file)
+        try:
+            h = self.activations(x)
+        finally:  # even after an error, no read may land in a row that another neuron has taken
+            self.land(tickets)
+        for following in self.following:
+            guess = following.window.step(following.likely(x))
+            early, _ = following._submit(guess, following.early)
+            following.begun = Begun(early, guess.load)
+        return self.product_after(h, x, rows), step.overflow
 
-    def _likely(self, x: Tensor) -> np.ndarray:
+    def likely(self, x: Tensor) -> np.ndarray:
         """The neurons that this layer will probably need: [n] int64, sorted.
 
-        x: [tokens, d_model], the input of the layer before
+        x: [sequences, d_model], the input of the layer before
 
         They are the neurons that the predictor names for x. If it gives scores, then of the neurons that aren't in DRAM
         yet only the share SURE with the highest scores is taken.
@@ -76,46 +107,41 @@ class OverlappedFFN(FlashFFN):
         unsure = np.argsort(scores[new])[: int((1 - SURE) * len(new))]
         return np.setdiff1d(named, new[unsure], True)
 
+    def land(self, tickets: Sequence[Ticket]) -> None:
+        """Wait for reads. Raises ReadError if any failed, once all have ended."""
+        self._clock.switch(IO)
+        wait_all(tickets)
+        self.memory.commit()
+        self._clock.switch(REST)
+
+    def activations(self, x: Tensor) -> Tensor:
+        """The values of the neurons that the window's last token needs; see Pool.activations."""
+        self._clock.switch(PRODUCT)
+        return self.memory.activations(x, self.window.newest)
+
+    def product_after(self, h: Tensor, x: Tensor, rows: np.ndarray) -> Tensor:
+        """What these neurons add to the output, once the reads of `rows` have landed; see Pool.product_after."""
+        self._clock.switch(PRODUCT)
+        out = self.memory.product_after(h, x, self.window.newest, rows)
+        self._clock.switch(REST)
+        return out
+
     def forget(self) -> None:
         """Drop all neurons, after reads under way have ended."""
-        if self._under_way is not None:
+        if self.begun is not None:
             with contextlib.suppress(ReadError):
-                wait_all(self._under_way)
-            self._under_way = None
+                wait_all(self.begun.tickets)
+            self.begun = None
         super().forget()
 
     def _prompt(self, x: Tensor) -> Tensor:
-        if self._under_way is not None:  # the call that these reads were for was broken off
+        if self.begun is not None:  # the call that these reads were for was broken off
             self.forget()
         return super()._prompt(x)
 
-    def _step(self, x: Tensor) -> Step:
-        if self._under_way is None:
-            return super()._step(x)
-        active = active_set(self.predictor, x)
-        under_way, self._under_way = self._under_way, None
-        self._clock.switch(IO)
-        wait_all(under_way)
-        self.memory.commit()
-        self._clock.switch(REST)
-        step = self.window.amend(active)
-        self.wasted += int(np.isin(self._guessed, step.drop).sum())
-        return step
-
-    def _product(self, x: Tensor, step: Step) -> Tensor:
-        clock, memory = self._clock, self.memory
-        tickets, rows = self._submit(step, self.file)
-        try:
-            clock.switch(PRODUCT)
-            h = memory.activations(x)
-        finally:  # even after an error, no read may land in a row that another neuron has taken
-            clock.switch(IO)
-            wait_all(tickets)
-            clock.switch(REST)
-        memory.commit()
-        if self.tell_next is not None:
-            self.tell_next(x)
-        clock.switch(PRODUCT)
-        out = memory.product_after(h, x, rows)
-        clock.switch(REST)
+    def _decode(self, x: Tensor) -> Tensor:
+        out, overflow = self.read_and_multiply(x)
+        if len(overflow):
+            passes = self._stream.begin(self.layer, overflow, at_once=1)
+            out.add_(self._stream.product(x, passes, self._bias))
         return out

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from flashlite.engine.device.memory import HOST, Memory
 from flashlite.engine.int8.neurons import int8_products
-from flashlite.engine.product import BLOCK, OfRows, RowProducts, any_product_of, down_product, ffn_product, values_of
+from flashlite.engine.product import OfRows, Picked, RowProducts, any_product_of, down_product, ffn_product, values_of
 from flashlite.families.activation import RELU, Activation
-from flashlite.storage.bundle import FFNShape, round_up
+from flashlite.storage.bundle import FFNShape
 
-COPIED_BYTES = 4 * 2**20  # of scattered rows that are copied at a time to be multiplied: no budget counts the copy
+COPIED_BYTES = 4 * 2**20  # of scattered rows that a device copies at a time to multiply them: no budget counts the copy
 
 
 def product_of(activation: Activation, gated: bool) -> OfRows:
@@ -33,7 +33,7 @@ def products_of(dtype: torch.dtype, activation: Activation, gated: bool) -> RowP
     if dtype == torch.int8:
         return int8_products(activation)
     product, values = product_of(activation, gated), values_of(activation)
-    return RowProducts(values, product, lambda h, rows, bias, d_model: down_product(h, rows, d_model))
+    return RowProducts(values, product, lambda h, rows, bias, d_model, picked: down_product(h, rows, d_model, picked))
 
 
 @dataclass(frozen=True)
@@ -161,30 +161,36 @@ class Pool:
         n = self.num_used
         return self._product(x, self._matrix[:n], self._bias[..., :n], self._d_model)
 
-    def activations(self, x: Tensor) -> Tensor:
-        """The values of the used rows' neurons: [tokens, num_used]. x: [tokens, d_model].
+    def activations(self, x: Tensor, neurons: np.ndarray) -> Tensor:
+        """The values of neurons that are in DRAM or on their way there: [tokens, n]; on a device, of all used rows.
 
-        Reads may be under way. The columns of their rows are wrong until `product_after` replaces them.
+        x: [tokens, d_model]
+        neurons: [n] int64, those that the tokens need
+
+        Reads may be under way. The columns of their neurons are wrong until `product_after` replaces them.
         """
-        n = self.num_used
-        return self._values(x, self._matrix[:n], self._bias[..., :n], self._d_model)
+        return self._values(x, self._matrix, self._bias, self._d_model, self._needed(neurons))
 
-    def product_after(self, h: Tensor, x: Tensor, landed: np.ndarray) -> Tensor:
+    def product_after(self, h: Tensor, x: Tensor, neurons: np.ndarray, landed: np.ndarray) -> Tensor:
         """Finish the product that `activations` began, now that the last reads have landed.
 
-        h: [tokens, num_used], from `activations`; it is changed
-        x: [tokens, d_model]
+        h: from `activations`; it is changed
+        x, neurons: those that `activations` got
         landed: [n] int64, the rows of these reads
 
         Returns [tokens, d_model], as `product` does.
         """
-        row_bytes = self._decisive * self._matrix.itemsize
-        most = max(BLOCK, COPIED_BYTES // row_bytes // BLOCK * BLOCK)
-        for begin in range(0, len(landed), most):
-            part = landed[begin : begin + most]
-            rows = torch.from_numpy(np.resize(part, round_up(len(part), BLOCK)))  # some twice: few shapes
-            h[:, rows] = self._values(x, self._matrix[rows, : self._decisive], self._bias[..., rows], self._d_model)
-        return self._down(h, self._matrix[: self.num_used], self._bias[..., : self.num_used], self._d_model)
+        needed = self._needed(neurons)
+        rows = np.arange(self.num_used) if isinstance(needed, slice) else needed
+        late = np.flatnonzero(np.isin(rows, landed))
+        most = max(1, COPIED_BYTES // (self._decisive * self._matrix.itemsize))
+        for part in (late[begin : begin + most] for begin in range(0, len(late), most)):
+            h[:, part] = self._values(x, self._matrix, self._bias, self._d_model, rows[part])
+        return self._down(h, self._matrix, self._bias, self._d_model, needed)
+
+    def _needed(self, neurons: np.ndarray) -> Picked:
+        """The rows to multiply: on a device all that are in use, which takes it less time than to pick some."""
+        return slice(self.num_used) if self._matrix.is_cuda else self._row_of_neuron[neurons]
 
     def clear(self) -> None:
         """See NeuronMemory."""

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flashlite.engine.kernels.rows import FEW, products
 from flashlite.errors import PredictorError
 from flashlite.families.activation import RELU, Activation
 from flashlite.storage.neurons import NeuronFile
@@ -66,7 +67,9 @@ class Int8Matrix:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x W^T. x: [tokens, in] bfloat16. Returns [tokens, out] bfloat16."""
-        return torch._weight_int8pack_mm(x, self.values, self.scale)
+        if len(x) > FEW:
+            return torch._weight_int8pack_mm(x, self.values, self.scale)
+        return products(x.float(), self.values, np.arange(len(self.values))).mul_(self.scale).bfloat16()
 
     @property
     def nbytes(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from flashlite.drive.flash import Counters
@@ -109,3 +109,23 @@ class CallCost:
             records=read.records, reads=read.reads, bytes=read.bytes,
             prefetched=after.prefetched - before.prefetched, wasted=after.wasted - before.wasted, copy_ms=copy,
         )  # fmt: skip
+
+
+def spent(calls: Sequence[CallCost], budget_bytes: int) -> str:
+    """One line: what calls took, and what a token after the prompt cost on average.
+
+    budget_bytes: the model's budget, which the line names too
+    """
+    budget = f"budget {budget_bytes / 1e6:.1f} MB"
+    if not calls:
+        return f"[no calls yet; {budget}]"
+    decoded = [call for call in calls if call.tokens == 1] or calls
+
+    def mean(field: str) -> float:
+        return sum(getattr(call, field) for call in decoded) / len(decoded)
+
+    split = f"I/O {mean('io_ms'):.1f} + memory {mean('memory_ms'):.1f} + compute {mean('compute_ms'):.1f} ms"
+    return (
+        f"[{len(calls)} calls in {sum(call.total_ms for call in calls) / 1e3:.1f} s; a token: {split}, "
+        f"{mean('bytes') / 1e6:.2f} MB in {mean('reads'):.0f} reads; {budget}]"
+    )

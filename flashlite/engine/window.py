@@ -67,6 +67,11 @@ class Window:
         """The neurons in the window, sorted: [size] int64."""
         return np.flatnonzero(self._uses)
 
+    @property
+    def newest(self) -> np.ndarray:
+        """The neurons of the last token, but for those that found no room: [n] int64, sorted."""
+        return self._history[-1] if self._history else NONE
+
     def step(self, active: np.ndarray) -> Step:
         """Move the window on by a token that uses the neurons `active` ([n] int64, sorted, no duplicates).
 

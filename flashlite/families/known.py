@@ -40,7 +40,8 @@ def activation_of(config: Any, family: Family) -> Activation:
     if name not in ACTIVATIONS:
         raise CheckpointError(
             f"activation {name!r:.40} is not supported: only ReLU leaves neurons at exactly zero, so only with ReLU "
-            "can their weights stay on flash; `flashlite relufy` trains such a model on with ReLU"
+            "can their weights stay on flash; `flashlite relufy MODEL OUT --text FILES` trains such a model on with "
+            "ReLU"
         )
     if name == "relu2":
         return Activation(power=2)

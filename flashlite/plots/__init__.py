@@ -1,5 +1,6 @@
 """Figures of the course and the command line, readable in greyscale."""
 
+from flashlite.plots.contest import contest, leaderboard
 from flashlite.plots.drive import drive_curve, read_times
 from flashlite.plots.ladder import ladder, parts
 from flashlite.plots.neurons import layouts, pool_steps, raster
@@ -9,6 +10,7 @@ from flashlite.plots.timeline import timeline
 from flashlite.plots.training import relufication
 
 __all__ = [
-    "bars", "budgets", "dots", "drive_curve", "estimates", "heat", "ladder", "layouts", "lines", "parts", "peers",
-    "pool_steps", "raster", "read_times", "relufication", "save", "scatter", "sizes", "stacked", "timeline",
+    "bars", "budgets", "contest", "dots", "drive_curve", "estimates", "heat", "ladder", "layouts", "leaderboard",
+    "lines", "parts", "peers", "pool_steps", "raster", "read_times", "relufication", "save", "scatter", "sizes",
+    "stacked", "timeline",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from numbers import Integral
@@ -16,6 +17,8 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from flashlite.storage.atomic import new_file
+
 MARKERS = "osv^D*PX"
 DASHES = ("-", "--", "-.", ":")
 WHITE = {"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none"}  # behind a number, so that no line strikes it
@@ -25,10 +28,15 @@ FILLS = (("0.25", ""), ("0.55", "//"), ("0.85", ".."), ("1.0", "xx"), ("0.7", "-
 
 
 def save(figure: Figure, path: Path | str) -> Path:
-    """Write a figure to a file whose ending says the format; returns the path."""
+    """Write a figure to a file whose ending says the format, png if it has none; the file appears only when complete.
+
+    A link, a device or a pipe keeps its place. Returns the path. Raises OSError.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    kept = path.is_symlink() or (path.exists() and not path.is_file())
+    with contextlib.nullcontext(path) if kept else new_file(path) as place:
+        figure.savefig(place, format=path.suffix[1:].lower() or "png", dpi=120, bbox_inches="tight")
     plt.close(figure)
     return path
 

@@ -26,6 +26,7 @@ from flashlite.errors import StoreError, one_line
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux
 TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}  # of a rename to a name that is in use
+HIDDEN = re.compile(r"\..+\.(?:writing|old)-(\d{1,9})(?:-\d+)?")
 _numbers = itertools.count()
 _in_use: set[Path] = set()  # hidden names of this process; another with its number was left by a dead process
 
@@ -73,6 +74,34 @@ def clear_up(path: Path) -> None:
         _settle(old, path)
     for unfinished in _abandoned(path, "writing"):
         _remove(unfinished)
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether a name is one of those under which files and folders are written."""
+    return HIDDEN.fullmatch(path.name) is not None
+
+
+def writer(path: Path) -> int | None:
+    """The process that writes `path` now, which may be hidden itself; None if there is none, as far as can be told."""
+    for hidden in [path.absolute()] if is_hidden(path) else [*_beside_of(path, "old"), *_beside_of(path, "writing")]:
+        if (match := HIDDEN.fullmatch(hidden.name)) and (hidden in _in_use or _has_writer(hidden)):
+            return int(match[1])
+    return None
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder, so that it is never half there under its name. No link in it is followed.
+
+    Raises StoreError if it can't be removed.
+    """
+    with one_line(path, StoreError, "cannot be removed"):
+        if path.is_symlink() or not path.is_dir():
+            path.unlink()
+            return
+        hidden = _hidden(path, "writing")
+        path.rename(hidden)
+        _in_use.discard(hidden)  # what is left of it if this fails is nobody's
+        shutil.rmtree(hidden)
 
 
 def _exists(path: Path) -> StoreError:
@@ -155,8 +184,12 @@ def _settle(old: Path, path: Path) -> None:
 
 def _abandoned(path: Path, kind: str) -> list[Path]:
     """The hidden files and folders of this kind beside `path` whose process is gone."""
-    found = sorted(path.parent.absolute().glob(f".{glob.escape(path.name)}.{kind}-*"))
-    return [left for left in found if left not in _in_use and not _has_writer(left)]
+    return [left for left in _beside_of(path, kind) if left not in _in_use and not _has_writer(left)]
+
+
+def _beside_of(path: Path, kind: str) -> list[Path]:
+    """The hidden files and folders of this kind beside `path`."""
+    return sorted(path.parent.absolute().glob(f".{glob.escape(path.name)}.{kind}-*"))
 
 
 def _has_writer(hidden: Path) -> bool:

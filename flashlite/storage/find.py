@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from flashlite.arguments import MANIFEST, is_store
-from flashlite.errors import CheckpointError, FlashliteError, StoreError, one_line
+from flashlite.errors import CheckpointError, StoreError, one_line
 from flashlite.storage.checkpoint import Checkpoint
-from flashlite.storage.hub import BUNDLED, find_snapshot, local_folder, model_name, say_which
+from flashlite.storage.hub import BUNDLED, Snapshot, find_snapshot, local_folder, model_name, say_which
 from flashlite.storage.pack import own_dtype, pack_checkpoint
-from flashlite.storage.safetensors_file import STORED
+from flashlite.storage.safetensors_file import REPACK, STORED
+from flashlite.storage.shelf import home, shelf
 from flashlite.storage.side_files import CONFIG, side_files
 from flashlite.storage.store import FORMAT, PACKED_BY, Store
 
@@ -21,27 +24,19 @@ log = logging.getLogger("flashlite")
 WEIGHTS = {".safetensors", ".bin"}
 
 
-def home() -> Path:
-    """The folder of packed models: $FLASHLITE_HOME, or flashlite in the user's cache folder.
-
-    Raises FlashliteError if the user has no home folder.
-    """
-    try:
-        if folder := os.environ.get("FLASHLITE_HOME"):
-            return Path(folder).expanduser()
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "flashlite"
-    except RuntimeError:
-        raise FlashliteError("this user has no home folder: set FLASHLITE_HOME to a folder for packed models") from None
-
-
-def open_model(model: str | Path | Store, dtype: str | None = None, revision: str | None = None) -> Store:
+def open_model(
+    model: str | Path | Store, dtype: str | None = None, revision: str | None = None,
+    check: Callable[[Path], object] = lambda checkpoint: None,
+) -> Store:  # fmt: skip
     """The store that a model means: `model` itself if it is one, else its packed form under `home()`.
 
-    model: a Store, the folder of a store or of a checkpoint, a bundled model's name, or a hub id. A local folder comes
-        first, so `opt-mini` is the model that comes with flashlite unless a folder of that name is at hand.
+    model: a Store, the folder of a store or of a checkpoint, a bundled model's name, or the hub id of a checkpoint or
+        of a store. A local folder comes first, so `opt-mini` is the model that comes with flashlite unless a folder of
+        that name is at hand.
     dtype: fp32, bf16, fp16 or int8; None is the checkpoint's own, in which transformers would load it. A store has but
         one.
     revision: of a hub model, a branch, a tag or a commit; None is its main branch. Each commit is packed by itself.
+    check: is given the folder of a checkpoint before it is packed, and raises FlashliteError if there is no use in that
 
     What isn't packed yet is packed first, with a line. Raises FlashliteError.
     """
@@ -53,11 +48,26 @@ def open_model(model: str | Path | Store, dtype: str | None = None, revision: st
     if dtype is not None and dtype not in STORED:
         raise StoreError(f"unknown dtype {dtype!r}: choose from {list(STORED)}")
     if (folder := local_folder(model, revision)) is None:
-        return _open_hub_model(str(model), dtype, revision)
+        return _open_hub_model(str(model), dtype, revision, check)
     if not (folder / CONFIG).exists():
         raise StoreError(f"{model} is neither a store nor a checkpoint: it has no {MANIFEST} and no {CONFIG}")
     name = f"{model_name(model)}-format{FORMAT}-{_digest(folder)}"
-    return _packed(name, dtype) or _pack(model, folder, name, dtype)
+    return _packed(name, dtype) or _pack(model, folder, name, dtype, check)
+
+
+def find_store(store: str | Path, revision: str | None = None) -> Store:
+    """A store that is packed already: its folder, or a hub id, which is downloaded if need be.
+
+    revision: of a store on the hub, a branch, a tag or a commit; None is its main branch
+
+    Raises StoreError if there is no such store or if it is damaged, and CheckpointError if the hub doesn't give it.
+    """
+    if os.path.isdir(store):
+        return _as_asked(Store(store), None, revision)
+    snapshot = find_snapshot(str(store), revision)
+    if not snapshot.holds_store:
+        raise StoreError(f"{store} is a checkpoint, not a store: make one with `flashlite pack {store} OUT`")
+    return _of_the_hub(snapshot)
 
 
 def _as_asked(store: Store, dtype: str | None, revision: str | None) -> Store:
@@ -70,7 +80,7 @@ def _as_asked(store: Store, dtype: str | None, revision: str | None) -> Store:
     return store
 
 
-def _open_hub_model(model: str, dtype: str | None, revision: str | None) -> Store:
+def _open_hub_model(model: str, dtype: str | None, revision: str | None, check: Callable[[Path], object]) -> Store:
     try:
         snapshot = find_snapshot(model, revision)
     except CheckpointError as error:
@@ -78,10 +88,32 @@ def _open_hub_model(model: str, dtype: str | None, revision: str | None) -> Stor
             raise
         log.warning("flashlite: %s as it was packed before, to %s: %s", model, store.path, error)
         return store
+    if snapshot.holds_store:
+        return _as_asked(_of_the_hub(snapshot), dtype, None)
     if (store := _packed(_hub_name(model, snapshot.commit), dtype)) is not None:
         return store
     folder = snapshot.folder()
-    return _pack(model, folder, _hub_name(model, folder.name), dtype)  # which tells the commit that was downloaded
+    return _pack(model, folder, _hub_name(model, folder.name), dtype, check)  # the folder tells which commit it is
+
+
+def _of_the_hub(snapshot: Snapshot) -> Store:
+    """A store in the hub's cache, every byte of which is compared with its checksums when it is first opened, and again
+    when a file was changed since. Raises StoreError if it is damaged."""
+    folder = snapshot.folder()
+    try:
+        store = Store(folder)
+        note = home() / "verified" / f"{_hub_name(snapshot.model, folder.name)}-{_digest(folder)}"
+        if not note.exists():
+            log.warning("flashlite: comparing %s with its checksums, once", snapshot.model)
+            store.verify()
+            with contextlib.suppress(OSError):  # where nothing can be noted, it is compared each time
+                note.parent.mkdir(parents=True, exist_ok=True)
+                note.touch()
+    except StoreError as error:
+        said, repack, _ = str(error).partition(REPACK)
+        advice = f"; fetch it again with `hf download {snapshot.model} --force-download`" if repack else ""
+        raise StoreError(f"{snapshot.model}, a store of the hub: {said}{advice}") from error.__cause__
+    return store
 
 
 def _hub_name(model: str, commit: str) -> str:
@@ -95,7 +127,7 @@ def _flat(model: str) -> str:
 def _packed_before(model: str, dtype: str | None) -> Store | None:
     """The packed form of whichever commit of a hub model was packed or trained last."""
     begin, commit = glob.escape(_flat(model)), "[0-9a-f]" * 12
-    paths = (home() / "stores").glob(f"{begin}-{commit}-format{FORMAT}-{dtype or '*'}")
+    paths = shelf().glob(f"{begin}-{commit}-format{FORMAT}-{dtype or '*'}")
     for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
         if (store := _packed(path.name.rpartition("-")[0], dtype)) is not None:
             return store
@@ -126,11 +158,12 @@ def _packed(name: str, dtype: str | None) -> Store | None:
 
 
 def _place(name: str, dtype: str) -> Path:
-    return home() / "stores" / f"{name}-{dtype}"
+    return shelf() / f"{name}-{dtype}"
 
 
-def _pack(model: str | Path, folder: Path, name: str, dtype: str | None) -> Store:
+def _pack(model: str | Path, folder: Path, name: str, dtype: str | None, check: Callable[[Path], object]) -> Store:
     checkpoint = Checkpoint(folder)
+    check(folder)
     kind = dtype or own_dtype(checkpoint)
     place = _place(name, kind)
     try:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import glob
 import logging
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from flashlite.arguments import WEIGHT_FILES
+from flashlite.arguments import BUNDLED_NAMES, LAYOUTS, MANIFEST, WEIGHT_FILES, is_store
 from flashlite.errors import CheckpointError
 from flashlite.storage.side_files import CONFIG, is_side_file
+from flashlite.storage.store import CHECKSUMS, PREDICTOR, RESIDENT, ffn_file
 from flashlite.storage.weights import INDEX, choose_weights, read_json, shards_in
 
 log = logging.getLogger("flashlite")
 
-BUNDLED = {  # the models that come with flashlite; the last one, born with GELU, is to be relufied
-    name: Path(__file__).parents[1] / name.replace("-", "_") for name in ("opt-mini", "falcon-mini", "falcon-mini-gelu")
-}
+BUNDLED = {name: Path(__file__).parents[1] / name.replace("-", "_") for name in BUNDLED_NAMES}
 BUNDLED_MODEL = BUNDLED["opt-mini"]
+OF_STORES = {RESIDENT, CHECKSUMS, PREDICTOR, *map(ffn_file, LAYOUTS)}  # and side files, to which the manifest belongs
 PATIENCE = 10  # seconds for the hub's answer
 
 
@@ -56,6 +57,12 @@ def say_which(model: str | Path) -> None:
         log.warning("flashlite: %s is the folder of that name here, not the model that comes with flashlite", model)
 
 
+def origin_of(folder: Path) -> dict[str, str]:
+    """The hub id, as `model`, and the `commit` of a folder in the hub's cache; nothing of any other folder."""
+    place = re.search(r"/models--([^/]+)/snapshots/([0-9a-f]{40})$", folder.absolute().as_posix())
+    return {"model": place[1].replace("--", "/"), "commit": place[2]} if place else {}
+
+
 def model_name(model: str | Path) -> str:
     """What a model is called in tables: the last part of its path or hub id."""
     return os.path.basename(os.path.abspath(model))
@@ -77,10 +84,19 @@ class Snapshot:
     names: frozenset[str] = frozenset()
     cached: Path | None = None
 
+    @property
+    def holds_store(self) -> bool:
+        """Whether it is a store, which is packed already, and not a checkpoint."""
+        if self.cached:
+            return is_store(self.cached)
+        return MANIFEST in self.names and self.names.isdisjoint(WEIGHT_FILES)
+
     def folder(self) -> Path:
         """Its folder, with those files in it that flashlite needs. Raises CheckpointError if a download fails."""
         if self.cached:
             return self.cached
+        if self.holds_store:
+            return self._download(name for name in self.names if name in OF_STORES or is_side_file(name))
         small = {name for name in self.names if is_side_file(name)}
         folder = self._download(small | {name for name in self.names if name in WEIGHT_FILES and name.endswith(INDEX)})
         weights = choose_weights(folder, read_json(folder / CONFIG), self.names)
@@ -121,7 +137,7 @@ def _cached(model: str, revision: str | None) -> Path | None:
         folder = Path(snapshot_download(model, revision=revision, allow_patterns=[CONFIG], local_files_only=True))
     except Exception:
         return None
-    return folder if any((folder / name).exists() for name in WEIGHT_FILES) else None
+    return folder if is_store(folder) or any((folder / name).exists() for name in WEIGHT_FILES) else None
 
 
 def _unavailable(model: str, revision: str | None, error: Exception) -> CheckpointError:

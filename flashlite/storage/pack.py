@@ -21,7 +21,7 @@ from flashlite.families.family import EMBEDDINGS, Family
 from flashlite.storage.atomic import new_folder, write_file
 from flashlite.storage.bundle import FFNShape, pack_bundles, pieces
 from flashlite.storage.checkpoint import ADAPTER, Checkpoint
-from flashlite.storage.hub import find_checkpoint, model_name
+from flashlite.storage.hub import find_checkpoint, model_name, origin_of
 from flashlite.storage.int8 import resident as int8
 from flashlite.storage.int8.rounding import quantize_neurons
 from flashlite.storage.safetensors_file import STORED, Specs, digest_of, new_safetensors
@@ -31,6 +31,7 @@ from flashlite.storage.store import (
     FORMAT,
     INT8_FORMAT,
     PACKED_BY,
+    PACKED_FROM,
     PREDICTOR,
     RESIDENT,
     Store,
@@ -82,7 +83,8 @@ def pack_checkpoint(
     def copy_rest(folder: Path, up_projections: str) -> dict[str, Any]:
         names = [name for name in side_files(checkpoint.folder) if name != MANIFEST]
         copy_files(checkpoint.folder, folder, [*names, PREDICTOR])
-        return {"own_dtype": checkpoint.own_dtype} | ({PACKED_BY: packed_by} if packed_by else {})
+        said = {"own_dtype": checkpoint.own_dtype, PACKED_BY: packed_by, PACKED_FROM: origin_of(checkpoint.folder)}
+        return {key: value for key, value in said.items() if value or key == "own_dtype"}
 
     if (checkpoint.folder / ADAPTER).exists():
         log.warning("flashlite: %s holds an adapter too, which is not used: merge it first", checkpoint.folder)

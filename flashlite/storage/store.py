@@ -42,6 +42,7 @@ LARGEST_GRID = 2**20  # bytes
 RESIDENT, PREDICTOR = "resident.safetensors", "predictor.safetensors"
 CHECKSUMS = "checksums.safetensors"
 PACKED_BY = "packed_by"  # in a manifest: the files whose code packed the store in place of the engine's
+PACKED_FROM = "packed_from"  # and the hub id and the commit of the checkpoint, where it came from the hub
 
 
 def ffn_file(layout: str) -> str:

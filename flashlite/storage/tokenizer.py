@@ -43,16 +43,21 @@ def load_tokenizer(store: Speaker) -> PreTrainedTokenizerBase:
 
     Raises FlashliteError if there is none, or if it can't be loaded without such code.
     """
+    return tokenizer_in(store.path)
+
+
+def tokenizer_in(folder: Path) -> PreTrainedTokenizerBase:
+    """The same of the folder of a store or a checkpoint."""
     from transformers import AutoTokenizer  # slow to import, and measuring processes don't need it
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(store.path, trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens) and not tokenizer("a")["input_ids"]:
             raise ValueError("its vocabulary is empty, as where the checkpoint has no files of a tokenizer")
         return tokenizer
     except Exception as error:  # damaged files make tokenizers raise nearly anything
         raise FlashliteError(
-            f"{store.path} does not hold a tokenizer that can be loaded: {_reason(error)}; add the tokenizer's files "
+            f"{folder} does not hold a tokenizer that can be loaded: {_reason(error)}; add the tokenizer's files "
             "to the checkpoint, or call the model with token ids in Python"
         ) from None
 

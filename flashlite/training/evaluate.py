@@ -139,12 +139,17 @@ def evaluate(store: Store, windows: Tensor, predictor: Chosen = "auto", original
     if original is not None and original.up_projections != store.up_projections:
         raise StoreError(f"{original.path} holds another model than {store.path}, so they can't be compared")
     model, choice = streamed_model(store), choose(store, PREDICTOR, predictor)
-    predictors = [choice.make(i, ffn.up_bias) for i, ffn in enumerate(model.flash.ffns)]
-    tallies = [Tally() for _ in predictors]
+    found = judge(store, windows, [choice.make(i, ffn.up_bias) for i, ffn in enumerate(model.flash.ffns)])
+    before = None if original is None else math.exp(loss(streamed_model(original), windows))
+    return replace(found, original_perplexity=before)
+
+
+def judge(store: Store, windows: Tensor, predictors: Sequence[Predictor]) -> Evaluation:
+    """The same of predictors that are at hand, one for each layer."""
+    model, tallies = streamed_model(store), [Tally() for _ in predictors]
     watch(model, lambda i, x, fired: tallies[i].add(predictors[i].mask(x), fired, windows.shape[1]))
     dense = loss(model, windows)
     predicted = loss(predicted_model(store, predictors), windows)
-    before = None if original is None else math.exp(loss(streamed_model(original), windows))
     ranks = [predictor.rank if isinstance(predictor, LowRankPredictor) else 0 for predictor in predictors]
     reports = tuple(tally.report(rank) for tally, rank in zip(tallies, ranks, strict=True))
-    return Evaluation(windows.numel(), math.exp(dense), math.exp(predicted), reports, before)
+    return Evaluation(windows.numel(), math.exp(dense), math.exp(predicted), reports)

@@ -43,7 +43,7 @@ def relu(values: np.ndarray) -> np.ndarray:
     return np.maximum(values, 0)
 
 
-@pytest.mark.points("1.1", 2)
+@pytest.mark.points("1.1", 1)
 def test_block_is_what_a_plain_loop_computes() -> None:
     x, up, bias, down = given = inputs()
     X, U, b, D = numbers(*given)

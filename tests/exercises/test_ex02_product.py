@@ -24,8 +24,13 @@ def inputs(neurons: int = NEURONS, padding: int = PADDING) -> tuple[Tensor, Tens
 
 
 @pytest.mark.points("2.5", 1)
-@pytest.mark.parametrize("padding", [0, PADDING])
-def test_product_of_the_loaded_neurons(padding: int) -> None:
+def test_product_of_the_loaded_neurons() -> None:
+    for padding in (0, PADDING):
+        check_product(padding)
+
+
+def check_product(padding: int) -> None:
+    """The product of all neurons is that of float64."""
     tensors = inputs(padding=padding)
     x, rows, bias = (tensor.double().numpy() for tensor in tensors)
     up, down = rows[:, :D_MODEL], rows[:, D_MODEL : 2 * D_MODEL]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from flashlite.course.checks import Wrong, diagnosed, expect, require, rng
+from flashlite.course.checks import Call, Wrong, diagnosed, expect, expect_each, require, rng
 from flashlite.engine.window import LONGEST_UNION, Step, Window, largest_window, union_sizes
 
 NEURONS, TOKENS = 200, 30
@@ -62,7 +63,7 @@ def plain_sizes(
     return tuple(means)
 
 
-@pytest.mark.points("3.1", 2)
+@pytest.mark.points("3.1", 1)
 def test_union_sizes_of_several_texts() -> None:
     length = int(rng().integers(12, 20))
     mask = masks(3, length)
@@ -216,6 +217,9 @@ def test_step_loads_and_drops_only_the_difference(k: int) -> None:
         "The window is one token too long.": plain_window(sets, k + 1),
         "The window is one token too short.": plain_window(sets, k - 1),
         "No token ever leaves the window.": plain_window(sets, len(sets)),
+        "Report what leaves: the step's drop holds all neurons that leave with a token.": [
+            replace(step, drop=union([])) for step in right
+        ],
         "The oldest token left before this one was counted: neurons that both use are read again.": oldest_first(
             sets, k
         ),
@@ -291,7 +295,10 @@ def filled_window(sets: list[np.ndarray]) -> Window:
     return window
 
 
-@pytest.mark.points("3.3", 2)
+STILL_THERE = "The token is still in self._history: take it out."
+
+
+@pytest.mark.points("3.3", 1)
 def test_only_the_oldest_tokens_own_neurons_leave() -> None:
     sets = sets_with_own_neurons(6)
     window = filled_window(sets)
@@ -304,6 +311,9 @@ def test_only_the_oldest_tokens_own_neurons_leave() -> None:
         }
         before = window._uses[oldest].copy()
         found = in_order(window._forget_oldest(), f"token {i} of 6 leaves: result")
+        left = len(window._history)
+        text = STILL_THERE if left == 6 - i else ""
+        require(left == 5 - i, f"token {i} of 6 leaves: {left} tokens in self._history afterwards", f"{5 - i}", text)
         if np.array_equal(window._uses[oldest], before - 1):
             mistakes["The counts went down, but neurons whose count is 0 only afterwards weren't returned."] = union([])
         else:
@@ -311,7 +321,7 @@ def test_only_the_oldest_tokens_own_neurons_leave() -> None:
         expect(found, expected, f"token {i} of 6 leaves: neurons that leave", mistakes)
 
 
-@pytest.mark.points("3.3", 2)
+@pytest.mark.points("3.3", 1)
 def test_counts_size_and_history_stay_right() -> None:
     sets = sets_with_own_neurons(6)
     window = filled_window(sets)
@@ -320,9 +330,7 @@ def test_counts_size_and_history_stay_right() -> None:
         rest = sets[i + 1 :]
         uses = np.bincount(np.concatenate([*rest, union([])]), minlength=NEURONS)
         what = f"after token {i} of 6 left"
-        mistakes = {
-            "The token is still in self._history: take it out.": len(rest) + 1,
-        }
+        mistakes: dict[str, object] = {STILL_THERE: len(rest) + 1}
         expect(len(window._history), len(rest), f"{what}: tokens in self._history", mistakes)
         mistakes = {
             "The newest token was taken, not the oldest.": np.bincount(np.concatenate(sets[:-1]), minlength=NEURONS),
@@ -345,6 +353,10 @@ def test_counts_size_and_history_stay_right() -> None:
 def test_a_window_that_forgets_moves_on() -> None:
     sets, k = active_sets(12), 3
     sets[4] = union([])  # a token that uses nothing
+    window = filled_window([active.copy() for active in sets[:2]])
+    window._forget_oldest()
+    left = len(window._history)
+    require(left == 1, f"{left} of 2 tokens in self._history after one left", "1", STILL_THERE if left == 2 else "")
     check_steps(Window(NEURONS, k, NEURONS), sets, plain_window(sets, k), {}, f"step with k = {k}")
     given = [active.copy() for active in sets]
     window = filled_window(given)
@@ -359,8 +371,8 @@ def rising_sizes() -> list[float]:
     return np.cumsum(rng().uniform(2, 30, 8)).tolist()
 
 
-@pytest.mark.points("3.4", 1)
-def test_largest_window_between_two_sizes() -> None:
+def between_two_sizes() -> Call:
+    """Calls of largest_window with room for a little more than a window needs."""
     sizes = rising_sizes()
     rows = [int(size) + 1 for size in sizes[:7]]  # above s_agg(k), not above s_agg(k + 1), which is 2 larger at least
     mistakes = {
@@ -368,21 +380,27 @@ def test_largest_window_between_two_sizes() -> None:
         "This is the first window that does not fit.": list(range(2, 9)),
     }
     what = f"windows with rows for a little more than each of {', '.join(f'{size:.1f}' for size in sizes[:7])} neurons"
-    expect([largest_window(tuple(sizes), n) for n in rows], list(range(1, 8)), what, mistakes)
+    return Call(lambda: [largest_window(tuple(sizes), n) for n in rows], list(range(1, 8)), what, mistakes)
 
 
-@pytest.mark.points("3.4", 1)
-def test_largest_window_that_fits_exactly() -> None:
+def just_enough() -> Call:
+    """Calls of largest_window with room for just what a window needs."""
     sizes = [float(int(size)) for size in rising_sizes()]
     sizes[4:6] = [sizes[3], sizes[3]]  # three equal ones
     windows = [1, 2, 3, 6, 7, 8]
     mistakes = {
         "A window that fits exactly fits: <=, not <.": [sum(size < sizes[k - 1] for size in sizes) for k in windows],
+        "This is the first window that does not fit.": [k + 1 for k in windows],
         "The last of equal sizes counts.": [sizes.index(sizes[k - 1]) + 1 for k in windows],
         "This is the index of the size; the window is one token longer.": [k - 1 for k in windows],
     }
-    found = [largest_window(sizes, int(sizes[k - 1])) for k in windows]
-    expect(found, windows, f"windows with rows for s_agg of {', '.join(map(str, windows))}", mistakes)
+    what = f"windows with rows for s_agg of {', '.join(map(str, windows))}"
+    return Call(lambda: [largest_window(sizes, int(sizes[k - 1])) for k in windows], windows, what, mistakes)
+
+
+@pytest.mark.points("3.4", 1)
+def test_largest_window_that_fits() -> None:
+    expect_each([between_two_sizes(), just_enough()])
 
 
 @pytest.mark.points("3.4", 1)
@@ -397,10 +415,19 @@ def test_largest_window_if_none_or_all_fit() -> None:
     for rows in (0, 1):
         expect(largest_window(sizes, rows), 0, f"window with {rows} rows", {"Not even one token fits.": 1})
     expect(largest_window((0.0, 0.0, 4.5), 0), 2, "window without rows, where two tokens use no neuron")
-    for k in range(1, 8):
-        below, above = float(int(sizes[k - 1])), float(int(sizes[k - 1])) + 0.25
-        what = f"window with {below:.0f} rows, s_agg({k}) = {above}"
-        rounded = [below] * k + [below + 9]
-        mistakes = {"A part of a neuron needs a row as well: the sizes must not be rounded.": k}
-        expect(largest_window([below - 1] * (k - 1) + [above, below + 9], int(below)), k - 1, what, mistakes)
-        expect(largest_window(rounded, int(below) - 1), 0, f"window with one row less than s_agg(1) = {below}")
+    expect_each([call for k in range(1, 8) for call in around(float(int(sizes[k - 1])), k)])
+
+
+def around(size: float, k: int) -> list[Call]:
+    """Calls of largest_window where s_agg(k) is a part of a neuron, or a whole one, above the rows that there are."""
+    rows, text = int(size), "A part of a neuron needs a row as well: the sizes must not be rounded."
+    part, whole = [size - 1] * (k - 1) + [size + 0.25, size + 9], [size + 1] * k + [size + 9]
+    return [
+        Call(
+            partial(largest_window, part, rows),
+            k - 1,
+            f"window with {rows} rows, s_agg({k}) = {size + 0.25}",
+            {text: k},
+        ),
+        Call(partial(largest_window, whole, rows), 0, f"window with one row less than s_agg(1) = {size + 1}"),
+    ]

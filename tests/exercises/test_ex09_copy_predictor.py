@@ -29,34 +29,40 @@ def inputs(tokens: int = TOKENS) -> Tensor:
     return torch.from_numpy(rng().integers(-size, size + 1, (tokens, D_MODEL))).float()
 
 
-def right(x: Array, scale: Array) -> Array:
+def any_errors() -> float:
+    """How many standard deviations are asked for: another number than ERRORS."""
+    return float(rng().uniform(1.5, 2.5)) * ERRORS
+
+
+def right(x: Array, scale: Array, errors: float = ERRORS) -> Array:
     """Neuron by neuron, from the variance of each weight's error."""
     found = np.zeros((len(x), len(scale)))
     for token, components in enumerate(x):
         for neuron, step in enumerate(scale):
             variance = sum((component * step * STEP_ERROR) ** 2 for component in components)
-            found[token, neuron] = ERRORS * variance**0.5
+            found[token, neuron] = errors * variance**0.5
     return found
 
 
-def mistakes(x: Array, scale: Array) -> dict[str, Array]:
+def mistakes(x: Array, scale: Array, errors: float = ERRORS) -> dict[str, Array]:
     """What usual mistakes give."""
     norm, steps = np.sqrt((x**2).sum(1, keepdims=True)), scale[None]
-    found, worst = ERRORS * STEP_ERROR * norm * steps, np.abs(x).sum(1, keepdims=True) * steps / 2
+    found, worst = errors * STEP_ERROR * norm * steps, np.abs(x).sum(1, keepdims=True) * steps / 2
     return {
         "This is the worst case. Errors mostly cancel: take the standard deviation of their sum.": worst,
         "This is the worst case. Errors mostly cancel: take the standard deviation of their sum. ": 2 * worst,
-        "This is the worst case. Errors mostly cancel: take the standard deviation of their sum.  ": ERRORS
+        "This is the worst case. Errors mostly cancel: take the standard deviation of their sum.  ": errors
         * STEP_ERROR * 2 * worst,
-        "This is a variance: the standard deviation is its root.": ERRORS * (STEP_ERROR * norm * steps) ** 2,
-        "This is a variance: the standard deviation is its root. ": ERRORS * STEP_ERROR * norm**2 * steps,
+        "This is a variance: the standard deviation is its root.": errors * (STEP_ERROR * norm * steps) ** 2,
+        "This is a variance: the standard deviation is its root. ": errors * STEP_ERROR * norm**2 * steps,
         "The variances add up: the sum of squares counts, not their mean.": found / D_MODEL**0.5,
-        "x is missing: the larger the input, the further its products move.": ERRORS * STEP_ERROR * np.ones_like(norm)
+        "x is missing: the larger the input, the further its products move.": errors * STEP_ERROR * np.ones_like(norm)
         * steps,
-        "Each token has a norm of its own.": ERRORS * STEP_ERROR * np.sqrt((x**2).sum()) * steps + 0 * norm,
-        "The margin is ERRORS standard deviations, not one.": found / ERRORS,
+        "Each token has a norm of its own.": errors * STEP_ERROR * np.sqrt((x**2).sum()) * steps + 0 * norm,
+        "The margin is `errors` standard deviations, not one.": found / errors,
+        "The margin is `errors` standard deviations; ERRORS is what it is unless given.": ERRORS * found / errors,
         "An error of a whole step was taken: STEP_ERROR is the standard deviation in steps.": found / STEP_ERROR,
-        "The scale is missing: each row has steps of its own.": ERRORS * STEP_ERROR * norm + 0 * steps,
+        "The scale is missing: each row has steps of its own.": errors * STEP_ERROR * norm + 0 * steps,
         "The margin is a distance, so it is never below 0.": -found,
     }  # fmt: skip
 
@@ -64,11 +70,12 @@ def mistakes(x: Array, scale: Array) -> dict[str, Array]:
 @pytest.mark.points("9.2", 2)
 def test_the_margin_is_that_of_independent_errors() -> None:
     calls = []
-    for tokens, neurons in ((TOKENS, NEURONS), (1, NEURONS), (TOKENS, 1)):
-        x, scale = inputs(tokens), steps(neurons)
-        plain = x.double().numpy(), scale.double().numpy()
-        expected, what = right(*plain), f"margin of {tokens} tokens and {neurons} neurons"
-        calls.append(Call(partial(margin, x, scale), expected, what, mistakes(*plain), 1e-4 * float(expected.max())))
+    for tokens, neurons, given in ((TOKENS, NEURONS, True), (1, NEURONS, False), (TOKENS, 1, True)):
+        x, scale, errors = inputs(tokens), steps(neurons), any_errors() if given else ERRORS
+        plain = x.double().numpy(), scale.double().numpy(), errors
+        expected, what = right(*plain), f"margin of {tokens} tokens and {neurons} neurons, errors = {errors:.3g}"
+        run = partial(margin, x, scale, errors) if given else partial(margin, x, scale)
+        calls.append(Call(run, expected, what, mistakes(*plain), 1e-4 * float(expected.max())))
     expect_each(calls)
 
 

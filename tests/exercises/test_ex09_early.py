@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from slow_flash import Array, Flash
 from torch import Tensor
 
 from flashlite.course.checks import expect, require, rng
@@ -20,42 +21,6 @@ from flashlite.storage.bundle import FFNShape
 
 NEURONS, D_MODEL, TOKENS, K = 60, 16, 9, 2
 FORGET = "A call was broken off: its neurons may never have landed, so begin with self.forget()."
-Array = np.ndarray
-
-
-class Ticket:
-    """A read that lands when it is waited for, and not before."""
-
-    def __init__(self, flash: Flash, target: Array, rows: Array, content: Array) -> None:
-        self._flash, self._target, self._rows, self._content = flash, target, rows, content
-
-    def wait(self) -> None:
-        """Land."""
-        if self in self._flash.under_way:
-            self._flash.under_way.remove(self)
-            self._target[self._rows] = self._content
-
-
-class Flash:
-    """A layer's neurons on a drive that takes its time. loaded: the neurons of each submit; under_way: its tickets."""
-
-    def __init__(self, rows: Array) -> None:
-        self.rows, self.loaded, self.under_way = rows, list[Array](), list[Ticket]()
-
-    def columns(self, buffer: Array) -> list[Array]:
-        """A bundle fills a whole row."""
-        return [buffer]
-
-    def submit(self, layer: int, neurons: Array, matrices: list[Array], rows: Array) -> list[Ticket]:
-        """Begin to read."""
-        self.loaded.append(neurons.copy())
-        self.under_way.append(Ticket(self, matrices[0], rows.copy(), self.rows[neurons]))
-        return self.under_way[-1:]
-
-    def read(self, layer: int, neurons: Array, buffer: Array, rows: Array) -> None:
-        """Read at once."""
-        for ticket in self.submit(layer, neurons, [buffer], rows):
-            ticket.wait()
 
 
 class CountedWindow(Window):
@@ -112,19 +77,27 @@ def inputs(sequences: int) -> list[Tensor]:
     return [torch.from_numpy(x) for x in numbers]
 
 
-def check_begun(layer: Layer, t: int, new: set[int]) -> None:
-    """What must hold when `begin` has returned for token t, which needs the neurons `new` from flash."""
+def check_begun(layer: Layer, t: int, new: set[int], fewer: str = "") -> None:
+    """What must hold when `begin` has returned for token t, which needs the neurons `new` from flash.
+
+    fewer: the likely mistake if it reads fewer than these
+    """
     what = f"token {t}"
     require(not layer.flash.loaded, f"{what}: reads through self.file", "self.early alone",
             "self.file reads for whoever waits at once; self.early reads while the layer attends.")  # fmt: skip
     steps = layer.window.steps
     text = "The window must move on by each token, and only once." if steps else "The window was not moved on."
     require(steps == t + 1, f"{what}: the window took {steps} steps in {t + 1} tokens", f"{t + 1}", text)
-    require(bool(layer.early.loaded), f"{what}: begin read nothing", "the neurons of the step",
+    require(len(layer.early.loaded) > t, f"{what}: begin read nothing", "the neurons of the step",
             "Begin the step's reads: self._submit(step, self.early).")  # fmt: skip
     found = np.sort(layer.early.loaded[-1])
-    text = "Forget what is in DRAM only after a call that was broken off." if len(found) > len(new) else ""
-    expect(found, np.array(sorted(new), np.int64), f"{what}: the neurons that are read", {text: found} if text else {})
+    text = "Forget what is in DRAM only after a call that was broken off." if len(found) > len(new) else fewer
+    expect(
+        found,
+        np.array(sorted(new), np.int64),
+        f"{what}: the neurons that are read",
+        {text: found} if text and len(found) != len(new) else {},
+    )
     require(len(layer.early.under_way) == 1, f"{what}: {len(layer.early.under_way)} batches under way after begin", "1",
             "Don't wait in begin: the drive must read while the layer attends.")  # fmt: skip
     require(isinstance(layer.ffn._begun, Step), f"{what}: self._begun is {layer.ffn._begun!r:.40}", "the step",
@@ -154,6 +127,7 @@ def test_after_a_call_that_was_broken_off_nothing_stale_is_used() -> None:
     layer = Layer()
     first, broken, *others = inputs(2)
     layer.ffn.begin(first)
+    check_begun(layer, 0, layer.needs(first))
     layer.ffn(first)
     layer.ffn.begin(broken)  # and attention is interrupted
     before = list[set[int]]()
@@ -162,7 +136,7 @@ def test_after_a_call_that_was_broken_off_nothing_stale_is_used() -> None:
         layer.ffn.begin(x)
         stale = len(layer.early.under_way) - 1
         require(stale <= 0, f"{stale} batches that a broken-off call began are still under way", "0", FORGET)
-        check_begun(layer, t + 2, active - set().union(*before[-K:]))
+        check_begun(layer, t + 2, active - set().union(*before[-K:]), FORGET)
         before.append(active)
         out = layer.ffn(x)
         require(bool(out.isfinite().all()), f"token {t} after it uses neurons that never landed", "none", FORGET)
@@ -171,12 +145,11 @@ def test_after_a_call_that_was_broken_off_nothing_stale_is_used() -> None:
 
 @pytest.mark.points("9.3", 1)
 def test_the_time_of_attention_is_not_charged_to_reading() -> None:
-    layer = Layer()
     for x in inputs(1):
+        layer = Layer()
         layer.clock.start()
         layer.ffn.begin(x)
         part = layer.clock._part
         text = "What follows is attention's time: end with self._clock.switch(REST)."
         require(part == REST, f"the clock is left at part {part}{', waiting for flash' if part == IO else ''}",
                 f"{REST}, the rest", text)  # fmt: skip
-        layer.ffn(x)

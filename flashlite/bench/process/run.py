@@ -80,7 +80,7 @@ def run_steps(steps: Sequence[Step], say: Callable[[str], None]) -> None:
     seconds: dict[str, list[float]] = {}  # that steps took, by kind
     for number, step in enumerate(steps, start=1):
         left = seconds_left([step.kind for step in steps[number - 1 :]], seconds)
-        say(f"step {number} of {len(steps)}{'' if left is None else f', {_spoken(left)} left'}: {step.what}")
+        say(f"step {number} of {len(steps)}{'' if left is None else f', {spoken_time(left)} left'}: {step.what}")
         began = time.monotonic()
         step.act()
         seconds.setdefault(step.kind, []).append(time.monotonic() - began)
@@ -95,7 +95,7 @@ def seconds_left(kinds: Sequence[str], done: Mapping[str, Sequence[float]]) -> f
     return sum(fmean(done.get(kind, every)) for kind in kinds) if every else None
 
 
-def _spoken(seconds: float) -> str:
+def spoken_time(seconds: float) -> str:
     """A time to wait, as precisely as such an estimate can be: `about 4 min`."""
     minutes = round(seconds / 60)
     if minutes < 1:

@@ -8,7 +8,7 @@ import gc
 import torch
 
 from flashlite.bench.decoding import WARM_UP, forced
-from flashlite.engine.product import BLOCK, WIDE, up_product
+from flashlite.engine.product import ffn_product
 from flashlite.families.configured import empty_model, move_buffers
 from flashlite.storage.store import Store
 
@@ -30,9 +30,7 @@ def warm_up(store: Store, prompt: list[int], device: torch.device) -> None:
     move_buffers(one_layer, device)
     ids = [token % SMALL_VOCABULARY for token in prompt]
     forced(one_layer, ids, ids[:WARM_UP])
-    rows = torch.zeros(5 * WIDE, store.shape.record_bytes // store.shape.itemsize, dtype=kind, device=device)
-    x, up = torch.zeros(1, store.shape.d_model, dtype=kind, device=device), rows[:, : store.shape.d_model]
-    for n in (*range(BLOCK, WIDE, BLOCK), *range(WIDE, len(rows), WIDE)):  # products are compiled for each shape
-        up_product(x, up[:n], rows[:n, 0])
-    del one_layer, rows, up
+    rows = torch.zeros(1, store.shape.record_bytes // store.shape.itemsize, dtype=store.dtype, device=device)
+    ffn_product(rows[:, : store.shape.d_model], rows, rows[:, 0], store.shape.d_model)  # it is compiled once
+    del one_layer, rows
     gc.collect()

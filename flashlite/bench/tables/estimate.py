@@ -23,10 +23,13 @@ def curve_table(curve: Curve) -> Table:
 
 
 def estimate_table(result: dict[str, Any], measured: Result | None = None) -> Table:
-    """Milliseconds a token by drive and stage; what `bench` measured, if given, under the estimate for its drive."""
+    """Milliseconds a token by drive and stage; what `bench` measured, if given, under the estimate for its drive.
+
+    A published drive, which `estimate` was given as "kind: name", is told by its kind: `drive_lines` names it.
+    """
     stages, rows = list(result["bytes_per_token"]), []
     for drive, times in result["drives"].items():
-        rows.append([drive, *(f"{times[stage]:.0f}" for stage in stages)])
+        rows.append([drive.partition(":")[0], *(f"{times[stage]:.0f}" for stage in stages)])
         if measured and drive == MEASURED_DRIVE:
             found = {row.name: row.total_ms for row in measured.stages}
             rows.append(["  measured there", *(f"{found[s]:.0f}" if s in found else "" for s in stages)])
@@ -47,4 +50,4 @@ def estimate_title(result: dict[str, Any]) -> str:
 
 def drive_lines(drives: Sequence[Drive]) -> list[str]:
     """Where each published drive's figures come from."""
-    return [f"{d.name}: {'measured' if d.measured else 'as promised'}, {d.source}, {d.url}" for d in drives]
+    return [f"{d.kind}: {d.name}, {'measured' if d.measured else 'as promised'}, {d.source}, {d.url}" for d in drives]

@@ -1,4 +1,4 @@
-"""What a model is and does, in tables and lines: its predictors, its tokens, and what was planted in it."""
+"""What a model is, in tables and lines: its predictors, its zeros, and what was planted in it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flashlite.bench.tables.table import Table
 
 if TYPE_CHECKING:  # so that tables need no torch
     from flashlite.engine.predictor_file import LayerReport
-    from flashlite.engine.timing import CallCost
+    from flashlite.training.evaluate import Evaluation
     from flashlite.training.relufy import Relufied
     from flashlite.training.train_model import Point
 
@@ -25,17 +25,14 @@ def predictor_table(reports: list[LayerReport]) -> Table:
     return Table(columns, rows)
 
 
-def token_line(calls: Sequence[CallCost], budget_bytes: int, seconds: float) -> str:
-    """One line: what the tokens after the prompt cost on average."""
-    decoded = [call for call in calls if call.tokens == 1] or calls
-
-    def mean(field: str) -> float:
-        return sum(getattr(call, field) for call in decoded) / len(decoded)
-
-    split = f"I/O {mean('io_ms'):.1f} + memory {mean('memory_ms'):.1f} + compute {mean('compute_ms'):.1f} ms"
+def calibrated_line(before: Evaluation, now: Evaluation, layer_bytes: int) -> str:
+    """One line: what other thresholds save and cost, on the same text. layer_bytes: of all neurons of a layer."""
+    old, new = (sum(layer.predicted for layer in result.layers) * layer_bytes / 1e6 for result in (before, now))
+    worse = now.predicted_perplexity / now.dense_perplexity - 1
     return (
-        f"[{len(calls)} calls in {seconds:.1f} s; a token: {split}, {mean('bytes') / 1e6:.2f} MB in "
-        f"{mean('reads'):.0f} reads; budget {budget_bytes / 1e6:.1f} MB]"
+        f"on {now.tokens} tokens that decided nothing: {new:.2f} MB of predicted neurons a token instead of {old:.2f}, "
+        f"perplexity {now.predicted_perplexity:.4f} instead of {before.predicted_perplexity:.4f}, dense "
+        f"{now.dense_perplexity:.4f} ({worse:+.2%})"
     )
 
 

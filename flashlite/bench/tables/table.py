@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import rich.table
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.text import Text
@@ -38,7 +39,11 @@ class Table:
         table = rich.table.Table(title=self.title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         for i, title in enumerate(self.columns):
             words = Text("\n".join(title.split()) if broken and i else title)
-            table.add_column(words, justify="right" if i else "left", no_wrap=i > 0, vertical="bottom")
+            widest = max((cell_len(row[i]) for row in self.rows), default=0)  # rich would cut cells of several words
+            table.add_column(
+                words, justify="right" if i else "left", no_wrap=i > 0, min_width=widest if i else None,
+                vertical="bottom",
+            )  # fmt: skip
         for row in self.rows:
             table.add_row(*map(_coloured, row))
         return table

@@ -111,15 +111,15 @@ class Staged:
         """See NeuronMemory."""
         return self._memory.product(x)
 
-    def activations(self, x: Tensor) -> Tensor:
+    def activations(self, x: Tensor, neurons: np.ndarray) -> Tensor:
         """See Pool, which the memory must be."""
         assert isinstance(self._memory, Pool)
-        return self._memory.activations(x)
+        return self._memory.activations(x, neurons)
 
-    def product_after(self, h: Tensor, x: Tensor, landed: np.ndarray) -> Tensor:
+    def product_after(self, h: Tensor, x: Tensor, neurons: np.ndarray, landed: np.ndarray) -> Tensor:
         """See Pool. landed: the buffer's rows, in place of which the memory's are taken."""
         assert isinstance(self._memory, Pool)
-        return self._memory.product_after(h, x, self._rows)
+        return self._memory.product_after(h, x, neurons, self._rows)
 
     def clear(self) -> None:
         """See NeuronMemory."""

@@ -14,7 +14,7 @@ from functools import partial
 from torch import Tensor
 
 from flashlite.engine.int8.product import row_product, row_sum
-from flashlite.engine.product import RowProducts
+from flashlite.engine.product import EVERY, Picked, RowProducts
 from flashlite.families.activation import Activation
 from flashlite.storage.bundle import FFNShape
 
@@ -29,20 +29,25 @@ def int8_products(activation: Activation) -> RowProducts:
     return RowProducts(partial(_values_of_rows, activation), partial(_product, activation), _down_product)
 
 
-def _values_of_rows(activation: Activation, x: Tensor, rows: Tensor, bias: Tensor, d_model: int) -> Tensor:
-    return _values(activation, x, rows[:, :d_model], bias, rows[:, 2 * d_model : 3 * d_model])
+def _values_of_rows(
+    activation: Activation, x: Tensor, rows: Tensor, bias: Tensor, d_model: int, picked: Picked = EVERY
+) -> Tensor:
+    return _values(activation, x, rows[:, :d_model], bias, rows[:, 2 * d_model : 3 * d_model], picked)
 
 
-def _values(activation: Activation, x: Tensor, first: Tensor, bias: Tensor, second: Tensor | None) -> Tensor:
-    """The neurons' values: [tokens, n]. first, second: [n, d_model] int8; the second counts if neurons are gated."""
+def _values(
+    activation: Activation, x: Tensor, first: Tensor, bias: Tensor, second: Tensor | None, picked: Picked = EVERY
+) -> Tensor:
+    """The picked neurons' values: [tokens, n]. first, second: [rows, d_model] int8; the second counts if gated."""
     if len(bias) == 3:
-        return activation(row_product(x, first, bias[1], bias[0]))
+        return activation(row_product(x, first, bias[1], bias[0], picked))
     assert second is not None
-    return activation(row_product(x, first, bias[2], bias[0]), row_product(x, second, bias[4], bias[1]))
+    gate = row_product(x, first, bias[2], bias[0], picked)
+    return activation(gate, row_product(x, second, bias[4], bias[1], picked))
 
 
-def _down_product(h: Tensor, rows: Tensor, bias: Tensor, d_model: int) -> Tensor:
-    return row_sum(h, rows[:, d_model : 2 * d_model], _down_scale(bias))
+def _down_product(h: Tensor, rows: Tensor, bias: Tensor, d_model: int, picked: Picked = EVERY) -> Tensor:
+    return row_sum(h, rows[:, d_model : 2 * d_model], _down_scale(bias), picked)
 
 
 def _down_scale(bias: Tensor) -> Tensor:

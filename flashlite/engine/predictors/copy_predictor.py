@@ -21,15 +21,16 @@ STEP_ERROR = 12**-0.5  # standard error of rounding to whole steps, in steps
 BF16_STEP = 2.0**-8  # of a bf16 number, relative
 
 
-def margin(x: Tensor, scale: Tensor) -> Tensor:
+def margin(x: Tensor, scale: Tensor, errors: float = ERRORS) -> Tensor:
     """How far rounding may move the products of x with a matrix's rows, but for few of them: [tokens, ffn] float32.
 
     x: [tokens, d_model]
     scale: [ffn], the step in which each row was rounded
+    errors: how many standard errors this is
     """
     # each weight is wrong by another error than its neighbour: they partly cancel, and their variances add up
     norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
-    return norm * (ERRORS * STEP_ERROR * scale.float())
+    return norm * (errors * STEP_ERROR * scale.float())
 
 
 class CopyPredictor:

@@ -1,0 +1,1 @@
+"""Products over rows picked from a matrix in DRAM, compiled for the processor at hand."""

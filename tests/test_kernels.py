@@ -1,0 +1,141 @@
+"""Compiled products over picked rows: torch's results, whatever the threads do."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flashlite.engine.kernels import team
+from flashlite.engine.kernels.linear import RowsLinear, use_rows
+from flashlite.engine.kernels.rows import products, weighted_sum
+
+KINDS = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
+WIDTHS = (1, 7, 64, 1003)
+
+
+def weights(rows: int, columns: int, kind: torch.dtype, seed: int = 0) -> Tensor:
+    """Random weights: [rows, columns]."""
+    generator = torch.Generator().manual_seed(seed)
+    if kind == torch.int8:
+        return torch.randint(-128, 128, (rows, columns), generator=generator, dtype=kind)
+    return torch.randn(rows, columns, generator=generator).to(kind)
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets how many threads torch has, and puts it right afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 9])
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_picked_rows_give_what_torch_gives(kind: torch.dtype, width: int, tokens: int) -> None:
+    wide = weights(50, width + 5, kind)
+    matrix = wide[:, 2 : 2 + width]  # some columns of a wider matrix
+    for rows in (np.array([7, 3, 3, 49, 0, 12, 11]), np.arange(50), np.array([4]), np.zeros(0, np.int64)):
+        x, h = torch.randn(tokens, width), torch.randn(tokens, len(rows))
+        exact = matrix[rows].double()
+        scale = float(exact.abs().max()) if len(rows) else 1.0
+        found = products(x, matrix, rows)
+        torch.testing.assert_close(found.double(), x.double() @ exact.T, atol=1e-5 * scale * width**0.5, rtol=1e-5)
+        found = weighted_sum(h, matrix, rows, width)
+        torch.testing.assert_close(found.double(), h.double() @ exact, atol=1e-5 * scale * 8, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16], ids=str)
+def test_every_half_precision_number_is_read_as_torch_reads_it(kind: torch.dtype) -> None:
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(kind)
+    finite = every[every.isfinite()][:, None]
+    found = products(torch.ones(1, 1), finite, np.arange(len(finite)))
+    assert torch.equal(found[0], finite[:, 0].float())
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_the_same_bits_with_any_number_of_threads(count: int, threads: Callable[[int], None]) -> None:
+    matrix, rows = weights(900, 2048, torch.bfloat16), np.arange(0, 900, 2)
+    x, h = torch.randn(1, 2048), torch.randn(1, 450)
+    threads(1)
+    alone = products(x, matrix, rows), weighted_sum(h, matrix, rows, 2048)
+    threads(count)
+    for _ in range(20):
+        assert torch.equal(products(x, matrix, rows), alone[0])
+        assert torch.equal(weighted_sum(h, matrix, rows, 2048), alone[1])
+
+
+def test_nobody_waits_for_a_thread_that_gets_no_core(
+    monkeypatch: pytest.MonkeyPatch, threads: Callable[[int], None]
+) -> None:
+    threads(4)
+    monkeypatch.setattr(team._Helper, "wake", lambda helper, job: None)
+    matrix, x = weights(900, 2048, torch.float32), torch.randn(1, 2048)
+    found = products(x, matrix, np.arange(900))
+    torch.testing.assert_close(found, x @ matrix.T, atol=1e-3, rtol=1e-4)
+
+
+def test_a_thread_that_comes_late_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, threads: Callable[[int], None]
+) -> None:
+    threads(2)
+    late: list[team._Job] = []
+    monkeypatch.setattr(team._Helper, "wake", lambda helper, job: late.append(job))
+    matrix, x = weights(900, 2048, torch.float32), torch.randn(1, 2048)
+    found = products(x, matrix, np.arange(900))
+    before = found.clone()
+    for job in late:
+        job.body(job.address, job.matrix)
+    assert late
+    assert torch.equal(found, before)
+
+
+def test_several_callers_share_the_threads(threads: Callable[[int], None]) -> None:
+    threads(3)
+    matrix, rows = weights(900, 1024, torch.int8), np.arange(900)
+    inputs = [torch.randn(1, 1024) for _ in range(6)]
+    expected = [products(x, matrix, rows) for x in inputs]
+    wrong = []
+
+    def call(i: int) -> None:
+        wrong.extend(i for _ in range(30) if not torch.equal(products(inputs[i], matrix, rows), expected[i]))
+
+    callers = [threading.Thread(target=call, args=(i,)) for i in range(len(inputs))]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not wrong
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_starts_threads_of_its_own(threads: Callable[[int], None]) -> None:
+    threads(2)
+    matrix, x, rows = weights(900, 2048, torch.float32), torch.randn(1, 2048), np.arange(900)
+    expected = products(x, matrix, rows)
+    if not (child := os.fork()):
+        os._exit(0 if torch.equal(products(x, matrix, rows), expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linear_layer_of_few_or_many_tokens(kind: torch.dtype, bias: bool) -> None:
+    model = nn.Sequential(nn.Linear(96, 200, bias, dtype=kind), nn.ReLU(), nn.Linear(200, 8, dtype=kind))
+    weights_of = model.state_dict()
+    use_rows(model)
+    assert [type(layer) for layer in model] == [RowsLinear, nn.ReLU, RowsLinear]
+    model.load_state_dict(weights_of, assign=True)
+    model.requires_grad_(False)
+    first, allowed = model[0], 1e-5 if kind == torch.float32 else 2e-2
+    for shape in ((1, 1, 96), (2, 3, 96), (96,), (4, 20, 96)):
+        x = torch.randn(shape, dtype=kind)
+        expected = nn.functional.linear(x, weights_of["0.weight"], weights_of.get("0.bias"))
+        assert first(x).dtype == kind
+        torch.testing.assert_close(first(x), expected, atol=allowed, rtol=allowed)
