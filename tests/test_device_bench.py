@@ -19,7 +19,7 @@ from flashlite.bench import ladder, measure_one, tables
 from flashlite.bench.decoding import forced, greedy
 from flashlite.bench.dense import load_dense
 from flashlite.bench.ladder import bench
-from flashlite.bench.peers import PEERS, peers_on
+from flashlite.bench.peers import PEERS
 from flashlite.bench.process import device as process
 from flashlite.bench.process import run
 from flashlite.bench.process.task import DenseTask, IdleTask, PeerTask, Setup, StageTask, Task
@@ -160,15 +160,15 @@ def test_a_limit_is_a_share_of_the_device(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(limits) == 2
 
 
-@pytest.mark.parametrize("name", peers_on("cuda"))
+@pytest.mark.parametrize("name", ["accelerate, FFN on disk", "accelerate, layers on disk"])
 def test_peers_of_a_device_are_the_dense_model(
     name: str, tiny_store: Store, tiny_model: OPTForCausalLM, tmp_path: Path
 ) -> None:
     pytest.importorskip("accelerate")
-    from flashlite.bench.peers import export
+    from flashlite.bench.peers.checkpoint import export
 
     ids = [5, 6, 7, 8]
-    model = PEERS[name](tiny_store, export(tiny_store, tmp_path / "checkpoint"), torch.device("cpu"))
+    model = PEERS[name].load(tiny_store, export(tiny_store, tmp_path / "checkpoint"), torch.device("cpu"))
     torch.testing.assert_close(forced(model, ids, ids).logits, forced(tiny_model, ids, ids).logits)
 
 

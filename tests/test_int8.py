@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import OPTForCausalLM, PreTrainedModel
 
 import flashlite
-from flashlite.bench.dense import load_dense
+from flashlite.bench.dense import load_dense, published_tensors
 from flashlite.engine.int8.modules import Int8FlashEmbedding, Int8Linear
 from flashlite.engine.int8.product import row_product, row_sum
 from flashlite.engine.kernels.rows import FEW
@@ -106,10 +106,15 @@ def test_every_stage_is_exact(kind: str, stage: int, store_of: Packed) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_dense_model_is_that_of_the_rounded_weights(kind: str, store_of: Packed) -> None:
-    found, wanted = load_dense(store_of(kind)).state_dict(), dense(kind, store_of(kind)).state_dict()
-    assert found.keys() == wanted.keys()
-    for name, tensor in found.items():
+    store, wanted = store_of(kind), dense(kind, store_of(kind)).state_dict()
+    for name, tensor in published_tensors(store):
         torch.testing.assert_close(tensor, wanted[name], atol=0, rtol=1e-6)
+    logits, tokens = expected(kind, store)
+    model = load_dense(store)
+    assert (forced(model, ids_of(12)) - logits).abs().max() <= 1e-4
+    assert (forced(model, ids_of(12)[:, :5]) - logits[:, :5]).abs().max() <= 1e-4  # few tokens
+    assert model.generate(ids_of(12)[:, :9], **GREEDY)[0].tolist() == tokens
+    assert not [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
 
 
 @pytest.mark.parametrize("stage", [0, 3, 5, 6])

@@ -23,7 +23,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from flashlite.bench.cost import bus_speed, copy_speed, product_speed
-from flashlite.bench.decoding import WARM_UP, Decoding, agreement, compare_logits, exactness, forced, greedy, per_token
+from flashlite.bench.decoding import (
+    WARM_UP,
+    Decoding,
+    agreement,
+    compare_logits,
+    compared,
+    exactness,
+    forced,
+    greedy,
+    per_token,
+)
 from flashlite.bench.dense import load_dense
 from flashlite.bench.peers import PEERS
 from flashlite.bench.process.device import device_peak, forget_device_peak, limit, wait_for
@@ -205,19 +215,24 @@ def _fires(store: Store, rows: int, window: int) -> float:
 
 
 def measure_peer(task: PeerTask, store: Store) -> PeerCost:
-    """One peer, which must be exact: times, and what the drive gave for each token."""
+    """One peer, which must be exact where it has the same weights: times, and what the drive gave for each token."""
     setup, device = task.setup, _device(task)
     tokens, logits = _reference(setup, setup.tokens)
     forget_peak()
     forget_device_peak(device)
-    model = PEERS[task.peer](store, Path(setup.folder) / CHECKPOINT, device)
+    peer = PEERS[task.peer]
+    model = peer.load(store, Path(setup.folder) / CHECKPOINT, device)
     before = bytes_from_drive()
-    timed = forced(model, setup.prompt, tokens)
+    timed = peer.decode(model, setup.prompt, tokens)
     nbytes = (bytes_from_drive() - before) / len(tokens)  # the prompt's call needs each weight once too
-    exact = compare_logits(timed.logits, logits, store.dtype_name, task.peer)
+    if store.quantized:  # whose weights peers round once more
+        exact = compared(timed.logits, logits)
+    else:
+        exact = compare_logits(timed.logits, logits, store.dtype_name, task.peer)
     return PeerCost(
         prompt_ms=timed.prompt_ms, total_ms=float(np.median(timed.token_ms[WARM_UP:])), bytes_per_token=nbytes,
-        peak_rss_bytes=memory_status("VmHWM"), device_peak_bytes=device_peak(device), **vars(exact),
+        peak_rss_bytes=memory_status("VmHWM"), device_peak_bytes=device_peak(device),
+        agreement=agreement(timed.chosen, tokens), **vars(exact),
     )  # fmt: skip
 
 

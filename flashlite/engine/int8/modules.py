@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flashlite.engine.int8.product import row_product
+from flashlite.engine.int8.product import row_product, row_sum
 from flashlite.engine.resident import FlashEmbedding
 from flashlite.families.family import Family
 from flashlite.storage.int8.resident import scale_name
@@ -39,6 +39,30 @@ class Int8Linear(nn.Module):
             flat = x.reshape(-1, self.in_features).float()
             out = row_product(flat, self.weight, self.weight_scale, self.bias).view(*x.shape[:-1], -1)
         return out.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else out
+
+
+class Int8Down(nn.Module):
+    """An FFN's down projection with weights in int8, a neuron a row, as in a record.
+
+    weight: [ffn, d_model] int8
+    scale: [ffn] float32
+    bias: [d_model] float32, or none
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.in_features, self.out_features = weight.shape
+        for name, tensor in (("weight", weight), ("weight_scale", scale), ("bias", bias)):
+            self.register_buffer(name, tensor)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """h: [..., ffn]. Returns [..., d_model] float32."""
+        out = row_sum(h.reshape(-1, self.in_features).float(), self.weight, self.weight_scale)
+        return (out if self.bias is None else out.add_(self.bias)).view(*h.shape[:-1], -1)
 
 
 class Int8Embedding(nn.Module):
@@ -88,8 +112,8 @@ def _scaled(rows: Tensor, scale: Tensor, ids: Tensor) -> Tensor:
 def install_int8(model: nn.Module, family: Family, weights: Mapping[str, Tensor]) -> None:
     """Put modules with int8 weights into a model in the place of its linear layers and of its token embedding.
 
-    model: with its FFNs installed, and a FlashEmbedding if its token embedding stays on flash
-    weights: the resident ones, by name; a head that is the embedding shares its memory
+    model: a FlashEmbedding stands where its token embedding stays on flash, and other modules where FFNs stream
+    weights: by name; a head that is the embedding shares its memory, and a down projection has a neuron a row
     """
     place, embedding = family.embedding_weight.removesuffix(".weight"), family.embedding_weight
     found, scale = model.get_submodule(place), weights[scale_name(embedding)]
@@ -100,5 +124,5 @@ def install_int8(model: nn.Module, family: Family, weights: Mapping[str, Tensor]
     for name in [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]:
         matrix = f"{name}.weight"
         held = embedding if matrix == family.head and matrix not in weights else matrix
-        linear = Int8Linear(weights[held], weights[scale_name(held)], weights.get(f"{name}.bias"))
-        model.set_submodule(name, linear)
+        kind = Int8Down if name.endswith(f".{family.down}") else Int8Linear
+        model.set_submodule(name, kind(weights[held], weights[scale_name(held)], weights.get(f"{name}.bias")))
