@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -112,6 +114,19 @@ def test_several_callers_share_the_threads(threads: Callable[[int], None]) -> No
     for caller in callers:
         caller.join()
     assert not wrong
+
+
+def test_a_sleeping_thread_holds_no_weights(threads: Callable[[int], None]) -> None:
+    threads(4)
+    matrix = weights(900, 2048, torch.float32)
+    products(torch.randn(1, 2048), matrix, np.arange(900))
+    gone = weakref.ref(matrix)
+    del matrix
+    for _ in range(1000):  # until the threads have looked at what they were woken for
+        if gone() is None:
+            break
+        time.sleep(0.01)
+    assert gone() is None
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

@@ -85,8 +85,10 @@ class _Helper:
     def _work(self) -> None:
         while True:
             self._asleep.acquire()
-            if (job := self._job) is not None:
+            job, self._job = self._job, None
+            if job is not None:
                 job.body(job.address, job.matrix)
+            del job  # so that a thread that sleeps holds no memory of a model's
 
 
 _helpers: list[_Helper] = []
