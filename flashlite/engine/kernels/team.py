@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numba import carray, cfunc, njit, types
 
+from flashlite.engine.kernels import threads
 from flashlite.engine.kernels.native import fetch_add, pointer
 
 PARTS, FIRST, WORDS = 2, 3, 16  # a job is so many numbers: the part to take, those done, how many, and arguments
@@ -96,7 +96,7 @@ os.register_at_fork(after_in_child=_helpers.clear)  # threads don't survive a fo
 
 
 def run(body: Body, matrix: int, parts: int, arguments: tuple[int, ...], alive: Any) -> None:
-    """Do all parts of a job, with as many threads as torch has.
+    """Do all parts of a job, with as many threads as torch has outside of such calls.
 
     body: the compiled function; it takes parts until none is left
     matrix: its address
@@ -106,7 +106,7 @@ def run(body: Body, matrix: int, parts: int, arguments: tuple[int, ...], alive: 
     """
     numbers = np.array((0, 0, parts, *arguments), np.int64)
     job = _Job(body, numbers.ctypes.data, matrix, (numbers, alive))
-    helping = min(torch.get_num_threads(), parts) - 1
+    helping = min(threads.count(), parts) - 1
     while len(_helpers) < helping:
         _helpers.append(_Helper())
     for helper in _helpers[:helping]:
