@@ -132,16 +132,6 @@ def _own_folder(store: Store, peers: bool) -> tempfile.TemporaryDirectory[str]:
     raise FlashliteError(f"bench needs a folder {wanted}, and {beside} cannot be written: {reason}")
 
 
-def check_stage(
-    store: Store, stage: int, budget: int | str, window: int | str, worker: Sequence[str], tokens: int = 8
-) -> None:
-    """Raise FlashliteError unless a stage, run by this command, gives the dense model's tokens with the oracle."""
-    with tempfile.TemporaryDirectory(prefix="flashlite-check-") as folder:
-        setup = Setup(str(store.path), folder, prompt_ids(store, 32), tokens)
-        run_worker(DenseTask(setup))
-        run_worker(StageTask(setup, stage, budget, window, "oracle", check=tokens), worker)
-
-
 class _Benchmark:
     """A benchmark under way: what is to be measured, and what has been.
 

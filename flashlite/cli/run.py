@@ -66,7 +66,7 @@ def run(
     import torch
     from transformers import TextStreamer
 
-    from flashlite.bench.ladder import check_stage
+    from flashlite.bench.compare import check_stage
     from flashlite.engine.device.place import place_of
     from flashlite.engine.model import load
     from flashlite.storage.tokenizer import encode, load_tokenizer, settings_named, tokenizer_in

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -17,7 +17,9 @@ from flashlite.engine.stream import CopyOut, Stream
 from flashlite.engine.timing import IO, MEMORY, PRODUCT, REST, Clock
 from flashlite.engine.window import Step, Window
 from flashlite.errors import FlashliteError
+from flashlite.storage.int8.resident import scale_name
 from flashlite.storage.neurons import NeuronFile
+from flashlite.storage.store import Store
 
 log = logging.getLogger("flashlite")
 
@@ -41,6 +43,23 @@ class StreamedFFN(nn.Module):
         self.layer, self.stream = layer, stream
         self.up_bias, self.down_bias = up_bias, down_bias
         self._others = [*([] if second_bias is None else [second_bias]), *scales]
+
+    @classmethod
+    def of(
+        cls, layer: int, store: Store, stream: Stream, tensors: Mapping[str, Tensor], device: torch.device
+    ) -> StreamedFFN:
+        """One layer's, with its biases and scales among the resident tensors; a bias that a model lacks is 0."""
+        family, shape = store.family, store.shape
+
+        def bias(pattern: str, size: int) -> Tensor:
+            found = tensors.get(pattern.format(layer))
+            return torch.zeros(size, dtype=store.compute_dtype, device=device) if found is None else found
+
+        biases = [bias(pattern, shape.neurons) for pattern in family.biases]
+        second = biases[1] if len(biases) > 1 else None
+        matrices = family.matrices if store.quantized else ()
+        scales = [tensors[scale_name(matrix.format(layer))] for matrix in matrices]
+        return cls(layer, stream, biases[0], bias(family.down_bias, shape.d_model), second, scales)
 
     @property
     def bias(self) -> Tensor:

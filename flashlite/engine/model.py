@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from flashlite.arguments import check_window, stage_number
@@ -31,7 +31,6 @@ from flashlite.engine.timing import IO, REST, CallCost, Meter, spent
 from flashlite.errors import FlashliteError
 from flashlite.families.configured import empty_model, install, move_buffers
 from flashlite.storage.find import open_model
-from flashlite.storage.int8.resident import scale_name
 from flashlite.storage.neurons import NeuronFile
 from flashlite.storage.safetensors_file import STORED
 from flashlite.storage.store import Store
@@ -69,28 +68,13 @@ class Engine:
         patterns = (*store.family.biases, store.family.down_bias)
         biases = {pattern.format(i) for i in range(store.layers) for pattern in patterns}
         self.weights = {name: tensor for name, tensor in tensors.items() if name not in biases}
-        streamed = [self._streamed_ffn(i, tensors) for i in range(store.layers)]
+        streamed = [StreamedFFN.of(i, store, self.stream, tensors, place.device) for i in range(store.layers)]
         self.ffns: list[nn.Module] = [*streamed]
         if stage.predictor:  # all are made first: what that takes is free again when neurons get their memory
             made = [predictors.make(ffn.layer, ffn.up_bias) for ffn in streamed]
             self.ffns = [self._flash_ffn(ffn, predictor) for ffn, predictor in zip(streamed, made, strict=True)]
         self.sparse = [ffn for ffn in self.ffns if isinstance(ffn, FlashFFN)]
         self.early_file = stage.ffn.connect(self.sparse)
-
-    def _streamed_ffn(self, i: int, tensors: dict[str, Tensor]) -> StreamedFFN:
-        family, shape = self.store.family, self.store.shape
-
-        def bias(pattern: str, size: int) -> Tensor:
-            found = tensors.get(pattern.format(i))
-            kind = self.store.compute_dtype
-            return torch.zeros(size, dtype=kind, device=self.place.device) if found is None else found
-
-        biases = [bias(pattern, shape.neurons) for pattern in family.biases]
-        second_bias = biases[1] if len(biases) > 1 else None
-        matrices = family.matrices if self.store.quantized else ()
-        scales = [tensors[scale_name(matrix.format(i))] for matrix in matrices]
-        down_bias = bias(family.down_bias, shape.d_model)
-        return StreamedFFN(i, self.stream, biases[0], down_bias, second_bias, scales)
 
     def _flash_ffn(self, streamed: StreamedFFN, predictor: Predictor) -> FlashFFN:
         rows = self.budget.layer_rows[streamed.layer]
