@@ -15,12 +15,14 @@ from flashlite.drive.backends import Backend
 from flashlite.drive.direct import aligned_buffer
 from flashlite.drive.flash import Counters, Ticket
 from flashlite.storage.bundle import FFNShape, pieces
+from flashlite.storage.int8.rounding import dequantize
 
 if TYPE_CHECKING:
     from flashlite.storage.store import Store
 
 
 SCAN_BYTES = 1 << 20
+SCALED_BYTES = 1 << 18  # of rows in int8 that are float32 at a time
 
 
 class NeuronFile:
@@ -98,17 +100,29 @@ class NeuronFile:
     def first_rows(self, layer: int, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         """A layer's rows of the matrix that decides which neurons fire, read part by part through SCAN_BYTES of DRAM.
 
+        dtype: of the rows: the store's, or float32 where the store's is int8, whose rows are then the scaled ones
+
         Yields neurons, and their rows [n, d_model], a view that holds until the next part is asked for. In the split
         layout nothing else is read.
         """
+        scaled = self._store.dtype == torch.int8 != dtype
+        scale = self.first_scale(layer) if scaled else None
         nbytes = self.pieces[0].nbytes  # of a row, or of the bundle that begins with it
         size = min(self.shape.neurons, max(1, SCAN_BYTES // nbytes))
+        step = max(1, SCALED_BYTES // (self.shape.d_model * dtype.itemsize)) if scaled else size
         buffer = aligned_buffer(size, nbytes)
-        rows = torch.from_numpy(buffer).view(dtype)[:, : self.shape.d_model]
+        rows = torch.from_numpy(buffer).view(torch.int8 if scaled else dtype)[:, : self.shape.d_model]
         for begin in range(0, self.shape.neurons, size):
             part = np.arange(begin, min(begin + size, self.shape.neurons))
             wait_all(self.submit(layer, part, [buffer], part - begin))
-            yield slice(begin, begin + len(part)), rows[: len(part)]
+            for first in range(0, len(part), step):
+                found = rows[first : min(first + step, len(part))]
+                neurons = slice(begin + first, begin + first + len(found))
+                yield neurons, found if scale is None else dequantize(found, scale[neurons])
+
+    def first_scale(self, layer: int) -> Tensor:
+        """The scales of these rows in a store of int8: [ffn] float32."""
+        return self._store.scales(self._store.family.matrices[0].format(layer))
 
 
 def wait_all(tickets: Sequence[Ticket]) -> None:

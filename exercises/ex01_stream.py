@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 
 from flashlite.drive.direct import aligned_buffer
 from flashlite.drive.flash import Ticket
+from flashlite.engine.int8.neurons import int8_ffn_of
 from flashlite.engine.timing import IO, MEMORY, PRODUCT, REST, Clock
 from flashlite.errors import ReadError
 from flashlite.families.activation import RELU, Activation
@@ -65,8 +66,10 @@ def ffn_of(
     raise NotImplementedError("left out here: flashlite runs its own code in place of this")
 
 
-def streamed_product(activation: Activation, gated: bool) -> Callable[..., Tensor]:
-    """How such neurons are multiplied as they stream: OPT's by relu_ffn."""
+def streamed_product(dtype: torch.dtype, activation: Activation, gated: bool) -> Callable[..., Tensor]:
+    """How such neurons with weights of this dtype are multiplied as they stream: OPT's by relu_ffn."""
+    if dtype == torch.int8:
+        return partial(int8_ffn_of, activation)
     return relu_ffn if activation == RELU and not gated else partial(ffn_of, activation)
 
 
@@ -122,7 +125,7 @@ class Stream:
         allocate: Callable[[int, int], np.ndarray] = aligned_buffer,
     ) -> None:  # fmt: skip
         self.rows = rows
-        self._ffn = streamed_product(activation, file.shape.matrices > 2)
+        self._ffn = streamed_product(dtype, activation, file.shape.matrices > 2)
         self._file, self._clock = file, clock
         flat = allocate(1, 2 * rows * file.shape.record_bytes)[0]  # one row, so that it lies on huge pages
         ends = np.cumsum([2 * rows * piece.nbytes for piece in file.pieces])
@@ -157,7 +160,7 @@ class Stream:
 
         x: [tokens, d_model]
         passes: from `begin`
-        bias: [ffn], the up projection's, or [2, ffn] of gated neurons
+        bias: [ffn], the up projection's, or [2, ffn] of gated neurons; in int8 with scales, see int8/neurons.py
         keep: [tokens, ffn] bool, False where a token must leave a neuron out; None keeps all
         copy_out: some of the neurons, to be copied elsewhere as they pass
         """

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 from flashlite.errors import BudgetError, FlashliteError
 
-Dtype = Literal["fp32", "bf16", "fp16"]
+Dtype = Literal["fp32", "bf16", "fp16", "int8"]
 PredictorKind = Literal["auto", "trained", "copy", "oracle"]
 DTYPE_NAMES: tuple[str, ...] = get_args(Dtype)
 LAYOUTS = ("split", "bundled")

@@ -24,7 +24,7 @@ from flashlite.course.manifest import Course
 from flashlite.course.open_clean import open_clean
 from flashlite.errors import FlashliteError
 from flashlite.storage.bundle import FFNShape, pieces
-from flashlite.storage.safetensors_file import DTYPES
+from flashlite.storage.safetensors_file import STORED
 from flashlite.storage.store import Store
 
 WITHOUT_TORCH = """
@@ -232,7 +232,7 @@ def test_names_that_need_no_torch_are_those_of_the_code_behind_them() -> None:
     from flashlite.engine.stages import LADDER
 
     assert tuple(LADDER) == STAGES
-    assert tuple(DTYPES) == DTYPE_NAMES
+    assert tuple(STORED) == DTYPE_NAMES
     assert all(pieces(layout, FFNShape(8, 8, 4, 512)) for layout in LAYOUTS)
 
 

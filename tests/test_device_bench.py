@@ -19,7 +19,8 @@ from flashlite.bench import ladder, measure_one, tables
 from flashlite.bench.decoding import forced, greedy
 from flashlite.bench.dense import load_dense
 from flashlite.bench.ladder import bench
-from flashlite.bench.peers import PEERS, peers_on
+from flashlite.bench.peers import PEERS
+from flashlite.bench.peers import run as peer_module
 from flashlite.bench.process import device as process
 from flashlite.bench.process import run
 from flashlite.bench.process.task import DenseTask, IdleTask, PeerTask, Setup, StageTask, Task
@@ -71,14 +72,14 @@ def tasks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Task[Any]]]:
             raise KilledError("the measuring process ended because the device's memory ran out")
         return replace(KEPT.dense, device_peak_bytes=80 * MIB)
 
-    monkeypatch.setattr(ladder, "run_worker", answer)
+    for module in (ladder, peer_module):
+        monkeypatch.setattr(module, "run_worker", answer)
     monkeypatch.setattr(cap_module, "run_worker", answer)
     monkeypatch.setattr(ladder, "place_of", lambda name: DevicePlace(torch.device("cuda", 0)))
     monkeypatch.setattr(ladder, "device_info", lambda device: GPU)
     monkeypatch.setattr(ladder, "prompt_ids", lambda store, length: [5] * length)
     monkeypatch.setattr(ladder, "cores_of_others", lambda: 0.0)
     monkeypatch.setattr(ladder, "export", lambda store, out: out)
-    monkeypatch.setattr(ladder, "drop_from_cache", lambda path: None)
     monkeypatch.setattr(ladder, "measure_ceiling", lambda *_: (KEPT.curve, KEPT.ceiling))
     return done
 
@@ -160,15 +161,15 @@ def test_a_limit_is_a_share_of_the_device(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(limits) == 2
 
 
-@pytest.mark.parametrize("name", peers_on("cuda"))
+@pytest.mark.parametrize("name", ["accelerate, FFN on disk", "accelerate, layers on disk"])
 def test_peers_of_a_device_are_the_dense_model(
     name: str, tiny_store: Store, tiny_model: OPTForCausalLM, tmp_path: Path
 ) -> None:
     pytest.importorskip("accelerate")
-    from flashlite.bench.peers import export
+    from flashlite.bench.peers.checkpoint import export
 
     ids = [5, 6, 7, 8]
-    model = PEERS[name](tiny_store, export(tiny_store, tmp_path / "checkpoint"), torch.device("cpu"))
+    model = PEERS[name].load(tiny_store, export(tiny_store, tmp_path / "checkpoint"), torch.device("cpu"))
     torch.testing.assert_close(forced(model, ids, ids).logits, forced(tiny_model, ids, ids).logits)
 
 

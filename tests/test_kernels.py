@@ -13,9 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import flashlite
 from flashlite.engine.kernels import team
+from flashlite.engine.kernels import threads as lent
 from flashlite.engine.kernels.linear import RowsLinear, use_rows
-from flashlite.engine.kernels.rows import products, weighted_sum
+from flashlite.engine.kernels.rows import FEW, products, weighted_sum
+from flashlite.storage.store import Store
 
 KINDS = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 WIDTHS = (1, 7, 64, 1003)
@@ -137,6 +140,32 @@ def test_a_forked_process_starts_threads_of_its_own(threads: Callable[[int], Non
     if not (child := os.fork()):
         os._exit(0 if torch.equal(products(x, matrix, rows), expected) else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_call_has_torchs_threads_and_gives_them_back(threads: Callable[[int], None]) -> None:
+    threads(3)
+    assert lent.borrow()
+    assert (torch.get_num_threads(), lent.count()) == (1, 3)
+    assert not lent.borrow()  # a call of another model, beside this one
+    lent.give_back()
+    assert (torch.get_num_threads(), lent.count()) == (3, 3)
+
+
+def test_torch_has_one_thread_in_calls_of_few_tokens_only(
+    threads: Callable[[int], None], tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads(3)
+    model, seen = flashlite.load(tiny_store, predictor="oracle", dram_budget=10**8), []
+    norm = model.get_submodule("model.decoder.layers.1.final_layer_norm")
+    norm.register_forward_hook(lambda *_: seen.append((torch.get_num_threads(), lent.count())))
+    for tokens in (1, FEW, FEW + 1):
+        model(torch.arange(5, 5 + tokens)[None])
+        assert torch.get_num_threads() == 3
+    assert seen == [(1, 3), (1, 3), (3, 3)]
+    norm.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model(torch.tensor([[5]]))
+    assert (torch.get_num_threads(), lent.count()) == (3, 3)
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str)

@@ -18,7 +18,7 @@ from transformers import OPTConfig, OPTForCausalLM
 
 import flashlite
 from flashlite.bench.dense import load_dense
-from flashlite.bench.peers import export
+from flashlite.bench.peers.checkpoint import export
 from flashlite.engine.predictor_file import PredictorSet
 from flashlite.engine.stages import LADDER
 from flashlite.errors import CheckpointError, FlashliteError

@@ -24,14 +24,16 @@ import flashlite
 from flashlite import plots
 from flashlite.bench import cost, tables
 from flashlite.bench.decoding import forced
-from flashlite.bench.dense import load_dense
+from flashlite.bench.dense import load_dense, published_tensors
 from flashlite.bench.estimate import Sparsity, count_work, estimate
-from flashlite.bench.ladder import bench, run_peer
-from flashlite.bench.peers import PEERS, export
+from flashlite.bench.ladder import bench
+from flashlite.bench.peers import PEERS, ctranslate, missing_of, peers_of
+from flashlite.bench.peers.checkpoint import export
+from flashlite.bench.peers.run import run_peer
 from flashlite.bench.process.run import run_worker
 from flashlite.bench.process.task import PeerTask, Setup
-from flashlite.bench.result import Result
-from flashlite.bench.row import PeerRow
+from flashlite.bench.result import Result, median_peer
+from flashlite.bench.row import PeerCost, PeerRow
 from flashlite.cli.main import app
 from flashlite.drive import published as drives
 from flashlite.engine.stages import NAMES
@@ -47,6 +49,8 @@ from flashlite.training.planted import PlantedModel, write_planted
 from flashlite.training.planted_figures import figures_of
 
 IDS = list(range(5, 21))
+EXACT = [name for name, peer in PEERS.items() if not peer.int8_alone]
+HERE = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +69,9 @@ def test_an_exported_checkpoint_is_the_one_that_was_packed(
         export(tiny_store, exported)
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", EXACT)
 def test_a_peer_is_the_dense_model(name: str, tiny_store: Store, exported: Path, tiny_model: OPTForCausalLM) -> None:
-    model = PEERS[name](tiny_store, exported)
+    model = PEERS[name].load(tiny_store, exported, HERE)
     torch.testing.assert_close(forced(model, IDS, IDS).logits, forced(tiny_model, IDS, IDS).logits)
     offloaded = {name for name, parameter in model.named_parameters() if parameter.device.type == "meta"}
     kinds = {"FFN": {"fc1", "fc2"}, "layers": {"fc1", "fc2", "q_proj", "final_layer_norm"}}
@@ -94,11 +98,11 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[S
     return make
 
 
-@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.parametrize("peer", EXACT)
 @pytest.mark.parametrize("name", published.PUBLISHED)
 def test_peers_run_every_family(name: str, peer: str, planted: Callable[[str], tuple[Store, Path]]) -> None:
     store, checkpoint = planted(name)
-    model = PEERS[peer](store, checkpoint)
+    model = PEERS[peer].load(store, checkpoint, HERE)
     torch.testing.assert_close(forced(model, IDS, IDS).logits, forced(load_dense(store), IDS, IDS).logits)
     offloaded = {name for name, parameter in model.named_parameters() if parameter.device.type == "meta"}
     matrices = {pattern.format(i) for pattern in store.family.matrices for i in range(store.layers)}
@@ -110,7 +114,7 @@ def test_peers_run_every_family(name: str, peer: str, planted: Callable[[str], t
 def test_peers_of_a_falcon_are_measured(tmp_path: Path) -> None:
     store = flashlite.pack("falcon-mini", tmp_path / "store")
     found = bench(store, stages=[5], tokens=8, check_tokens=4, rounds=1, prompt_tokens=8, peers=True, budget="75%")
-    assert [row.name for row in found.peers] == list(PEERS)
+    assert [row.name for row in found.peers] == EXACT
     assert all(row.cost is not None and row.cost.tokens_equal for row in found.peers)
 
 
@@ -128,13 +132,13 @@ def result(mini: Store) -> Result:
 
 @pytest.mark.slow
 def test_peers_are_measured_and_must_be_exact(result: Result, tmp_path: Path) -> None:
-    assert [row.name for row in result.peers] == list(PEERS)
+    assert [row.name for row in result.peers] == EXACT
     for row in result.peers:
         assert row.cost is not None
         assert row.cost.tokens_equal
         assert row.cost.total_ms > 0
     text = tables.peer_markdown(result)
-    assert all(name in text for name in (*PEERS, "flashlite, 6 overlap", "in DRAM, no cap"))
+    assert all(name in text for name in (*EXACT, "flashlite, 6 overlap", "in DRAM, no cap"))
     assert plots.save(plots.peers(result), tmp_path / "peers.png").stat().st_size > 10_000
 
 
@@ -176,6 +180,77 @@ def test_a_peer_that_is_not_installed_is_said_before_anything_is_measured(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FlashliteError, match="accelerate, which is not installed"):
         bench(mini, stages=[5], peers=True, tokens=8, prompt_tokens=8)
+
+
+# In int8
+
+
+@pytest.fixture(scope="module")
+def rounded(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Path]:
+    store = flashlite.pack(tiny_checkpoint, tmp_path_factory.mktemp("rounded") / "store", "int8")
+    return store, export(store, store.path.with_name("checkpoint"))
+
+
+def test_a_checkpoint_of_int8_is_bf16(rounded: tuple[Store, Path]) -> None:
+    store, exported = rounded
+    with safe_open(exported / "model.safetensors", "pt") as file:
+        for name, weights in published_tensors(store):
+            assert torch.equal(file.get_tensor(name), weights.bfloat16()), name
+    assert json.loads((exported / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_ctranslate2_computes_what_these_weights_say(rounded: tuple[Store, Path]) -> None:
+    """As far as its own rounding allows: logits correlate, and where the dense model is sure it chooses the same."""
+    pytest.importorskip("ctranslate2")
+    store, exported = rounded
+    ctranslate.convert(exported)
+    ctranslate.convert(exported)  # nothing to do
+    wanted = forced(load_dense(store), IDS, IDS).logits
+    found = ctranslate.decode(ctranslate.load(store, exported, HERE), IDS, IDS)
+    assert len(found.token_ms) == len(IDS) - 1
+    assert found.logits.shape == wanted.shape
+    assert float(torch.corrcoef(torch.stack([found.logits.flatten(), wanted.flatten()]))[0, 1]) > 0.99
+
+
+def test_ctranslate2_says_what_it_can_not_convert(tmp_path: Path) -> None:
+    pytest.importorskip("ctranslate2")
+    with pytest.raises(FlashliteError, match="CTranslate2 doesn't convert this model: "):
+        ctranslate.convert(tmp_path)
+
+
+@pytest.mark.slow
+def test_peers_of_int8_take_turns_with_the_stages(tmp_path: Path) -> None:
+    pytest.importorskip("ctranslate2")
+    store, lines = flashlite.pack("opt-mini", tmp_path / "store", "int8"), []
+    found = bench(
+        store, stages=[5], tokens=12, slow_tokens=8, rounds=2, peers=True, budget="70%", progress=lines.append
+    )
+    assert [row.name for row in found.peers] == list(PEERS)
+    for row in found.peers:
+        assert row.cost is not None
+        assert row.cost.agreement > 0.9
+    order = [line for line in lines if "round" in line]
+    assert ["stage" in line for line in order] == [True, False, False, False, False, True]
+    assert "flashlite, all in DRAM, no cap" in tables.peer_markdown(found)
+
+
+def test_what_is_not_installed_is_not_measured(
+    rounded: tuple[Store, Path], tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert peers_of(tiny_store, "cpu") == EXACT
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name != "ctranslate2" or None)
+    assert missing_of(rounded[0], "cpu") == ["ctranslate2"]
+    assert missing_of(tiny_store, "cpu") == []
+    assert [name for name in peers_of(rounded[0], "cpu") if "CTranslate2" in name] == []
+
+
+def test_the_row_of_a_peer_is_that_of_median_time() -> None:
+    rows = [
+        PeerRow("peer", PeerCost(True, 0.0, prompt_ms=1, total_ms=ms, bytes_per_token=0, peak_rss_bytes=1))
+        for ms in (7.0, 3.0, 5.0)
+    ]
+    assert median_peer(rows) == rows[2]
+    assert median_peer([*rows, PeerRow("peer", None)]) == PeerRow("peer", None)
 
 
 # Drives and models that are not at hand

@@ -27,7 +27,7 @@ from flashlite.errors import CheckpointError, StoreError
 from flashlite.storage.bundle import FFNShape, pack_bundles, unpack_bundles
 from flashlite.storage.pack import pack
 from flashlite.storage.safetensors_file import DTYPES, SafetensorsWriter, read_extents
-from flashlite.storage.store import CHECKSUMS, FORMAT, MANIFEST, RESIDENT, Store, ffn_file, sealed
+from flashlite.storage.store import CHECKSUMS, FORMAT, MANIFEST, NEWEST, RESIDENT, Store, ffn_file, sealed
 from flashlite.storage.strict_json import LARGEST
 
 SPLIT, BUNDLED = ffn_file("split"), ffn_file("bundled")
@@ -267,16 +267,16 @@ def test_manifest_of_another_format_is_refused(content: object, copy: Path) -> N
     assert_refused(copy, f"this flashlite reads {FORMAT}; pack the model again")
 
 
-@pytest.mark.parametrize("newer", [FORMAT + 1, 10**6])
+@pytest.mark.parametrize("newer", [NEWEST + 1, 10**6])
 @pytest.mark.parametrize("keys", ["all", "none"])
 def test_manifest_of_a_newer_format_asks_for_a_newer_flashlite(newer: int, keys: str, copy: Path) -> None:
     edit_manifest(copy, lambda m: m.update(format=newer) if keys == "all" else (m.clear(), m.update(format=newer)))
-    assert_refused(copy, f"has the newer format {newer}, this one reads {FORMAT}: update flashlite")
+    assert_refused(copy, f"has the newer format {newer}, this one reads {NEWEST}: update flashlite")
 
 
 def test_a_format_that_was_altered_is_no_newer_one(copy: Path) -> None:
     text = (copy / MANIFEST).read_text()
-    (copy / MANIFEST).write_text(text.replace(f'"format": {FORMAT}', f'"format": {FORMAT + 1}'))
+    (copy / MANIFEST).write_text(text.replace(f'"format": {FORMAT}', f'"format": {NEWEST + 1}'))
     assert_refused(copy, "manifest.json was altered; pack the model again")
 
 

@@ -126,12 +126,12 @@ def fixed_base(store: Store, libraries: int, prompt_tokens: int, tokens: int) ->
 
     A prompt's product puts one of attention's matrices into another order first, and the allocator keeps its place.
     """
-    shape, config = store.shape, store.config
+    shape, config, itemsize = store.shape, store.config, store.compute_dtype.itemsize
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cached = 2 * store.layers * store.family.cached_heads(config) * head_dim * shape.itemsize  # of one token
+    cached = 2 * store.layers * store.family.cached_heads(config) * head_dim * itemsize  # of one token
     cache = cached * (prompt_tokens + tokens)
     indices = INDEX_BYTES * store.layers * shape.neurons
-    work = WORK_BYTES + indices + (shape.d_model + PROMPT_COPIES * prompt_tokens) * shape.half_bytes
+    work = WORK_BYTES + indices + (shape.d_model + PROMPT_COPIES * prompt_tokens) * shape.d_model * itemsize
     return Base(libraries, cache, work, libraries + cache + work)
 
 

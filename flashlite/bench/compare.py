@@ -84,3 +84,13 @@ def beside_reference(
         ours = StageTask(setup, stage, budget, window, predictor, check=tokens)
         other = replace(ours, setup=replace(setup, store=str(theirs or store.path)))
         return [run_worker(ours), run_worker(other, worker)]
+
+
+def check_stage(
+    store: Store, stage: int, budget: int | str, window: int | str, worker: Sequence[str], tokens: int = 8
+) -> None:
+    """Raise FlashliteError unless a stage, run by this command, gives the dense model's tokens with the oracle."""
+    with tempfile.TemporaryDirectory(prefix="flashlite-check-") as folder:
+        setup = Setup(str(store.path), folder, prompt_ids(store, 32), tokens)
+        run_worker(DenseTask(setup))
+        run_worker(StageTask(setup, stage, budget, window, "oracle", check=tokens), worker)

@@ -19,13 +19,17 @@ from flashlite.drive.direct import PAGE, aligned_buffer
 from flashlite.drive.probe import Curve
 from flashlite.engine.device.bus import bus_to
 from flashlite.engine.device.memory import Memory
-from flashlite.engine.pool import product_of
+from flashlite.engine.int8.product import row_product
+from flashlite.engine.pool import products_of
 from flashlite.engine.stream import streamed_product
 from flashlite.families.activation import RELU, Activation
 from flashlite.storage.bundle import FFNShape
+from flashlite.storage.int8.rounding import LARGEST
 
 CPU = torch.device("cpu")
 BUS_BYTES = 2**25
+STANDARD = torch.distributions.Normal(0.0, 1.0)
+STEP = 3**0.5 / LARGEST  # of int8, for evenly distributed weights of variance 1
 SAMPLE_BYTES = 2**29  # far more than the processor's caches hold
 
 
@@ -121,17 +125,15 @@ def product_speed(
     """
     d, nbytes, gated = shape.d_model, rows * shape.neuron_bytes, shape.matrices > 2
     layers = max(1, min(layers, SAMPLE_BYTES // nbytes))
-    x, bias = torch.randn(1, d).to(device, dtype), torch.zeros(2 if gated else 1, rows, dtype=dtype, device=device)
+    bias = _biases(shape, rows, dtype, fires).to(device)
+    x = torch.randn(1, d).to(device, bias.dtype)
     if fires is None:
-        parts = [[torch.randn(rows, d).to(device, dtype) for _ in range(shape.matrices)] for _ in range(layers)]
-        ffn = streamed_product(activation, gated)
-        bias = bias if gated else bias[0]
+        parts = [[_weights(rows, d, dtype, device) for _ in range(shape.matrices)] for _ in range(layers)]
+        ffn = streamed_product(dtype, activation, gated)
         runs = [partial(ffn, x, first, bias, down, None, *second) for first, down, *second in parts]
     else:
-        matrices = [torch.randn(rows, shape.record_bytes // shape.itemsize).to(device, dtype) for _ in range(layers)]
-        bias[0] = d**0.5 * torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(min(fires, 0.99)))  # of x up^T
-        bias = bias if gated else bias[0]
-        product = product_of(activation, gated)
+        matrices = [_weights(rows, shape.record_bytes // shape.itemsize, dtype, device) for _ in range(layers)]
+        product = products_of(dtype, activation, gated).product
         runs = [partial(product, x, matrix, bias, d) for matrix in matrices]
     bus = bus_to(device)
 
@@ -143,11 +145,30 @@ def product_speed(
     return layers * nbytes / _median_seconds(multiply)
 
 
+def _biases(shape: FFNShape, rows: int, dtype: torch.dtype, fires: float | None) -> torch.Tensor:
+    """What rows of neurons have beside their weights: biases by which a share of them fires, and in int8 scales."""
+    biases = torch.zeros(2 if shape.matrices > 2 else 1, rows)
+    if fires is not None:
+        biases[0] = shape.d_model**0.5 * STANDARD.icdf(torch.tensor(min(fires, 0.99)))  # of x up^T
+    if dtype == torch.int8:
+        return torch.cat([biases, torch.full((shape.matrices, rows), STEP)])
+    return (biases if len(biases) > 1 else biases[0]).to(dtype)
+
+
+def _weights(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Random weights of variance 1, in int8 those whose scale is STEP: [rows, width]."""
+    if dtype == torch.int8:
+        return torch.randint(-LARGEST, LARGEST + 1, (rows, width), dtype=dtype, device=device)
+    return torch.randn(rows, width).to(device, dtype)
+
+
 def linear_speed(width: int, dtype: torch.dtype) -> float:
     """Bytes a second of square matrices that one token multiplies, as attention does: the part that is not FFN."""
-    x, nbytes = torch.randn(1, width).to(dtype), width * width * dtype.itemsize
-    matrices = [torch.randn(width, width).to(dtype) for _ in range(max(1, SAMPLE_BYTES // nbytes))]
-    return len(matrices) * nbytes / _median_seconds(lambda: [linear(x, matrix) for matrix in matrices])
+    nbytes = width * width * dtype.itemsize
+    matrices = [_weights(width, width, dtype, CPU) for _ in range(max(1, SAMPLE_BYTES // nbytes))]
+    x, scale = torch.randn(1, width), torch.full((width,), STEP)
+    multiply = partial(row_product, x, scale=scale) if dtype == torch.int8 else partial(linear, x.to(dtype))
+    return len(matrices) * nbytes / _median_seconds(lambda: [multiply(matrix) for matrix in matrices])
 
 
 def copy_speed(nbytes: int) -> float:

@@ -17,7 +17,9 @@ from flashlite.engine.stages import NAMES
 from flashlite.engine.timing import CallCost
 from flashlite.errors import FlashliteError
 
-ALLOWED_ERROR = {"fp32": 1e-3, "bf16": 0.5, "fp16": 0.1}  # of logits, by what rounding alone does to the sum's order
+ALLOWED_ERROR = {  # of logits, by what rounding alone does to the sum's order; int8 is computed in float32
+    "fp32": 1e-3, "bf16": 0.5, "fp16": 0.1, "int8": 1e-3
+}  # fmt: skip
 WARM_UP = 4  # first tokens, left out of what is measured
 
 
@@ -88,19 +90,24 @@ def exactness(model: PreTrainedModel, stage: int, prompt: list[int], tokens: lis
     return compare_logits(forced(model, prompt, tokens).logits, logits, model.flash.store.dtype_name, who)
 
 
-def compare_logits(found: Tensor, logits: Tensor, dtype: str, who: str) -> Exactness:
-    """Whether logits are the dense model's.
+def compared(found: Tensor, logits: Tensor) -> Exactness:
+    """Logits beside the dense model's. found, logits: [tokens, vocab] float32."""
+    return Exactness(bool((found.argmax(-1) == logits.argmax(-1)).all()), float((found - logits).abs().max()))
 
-    found, logits: [tokens, vocab] float32. Raises FlashliteError if a token differs, or if the logits differ by more
-    than rounding explains.
+
+def compare_logits(found: Tensor, logits: Tensor, dtype: str, who: str) -> Exactness:
+    """`compared`, for logits that must be the dense model's.
+
+    Raises FlashliteError if a token differs, or if the logits differ by more than rounding explains.
     """
-    equal, error = bool((found.argmax(-1) == logits.argmax(-1)).all()), float((found - logits).abs().max())
-    if not equal or not error <= ALLOWED_ERROR[dtype]:
+    exact = compared(found, logits)
+    if not exact.tokens_equal or not exact.max_logit_error <= ALLOWED_ERROR[dtype]:
         raise FlashliteError(
-            f"{who} is wrong: with the oracle predictor its tokens {'equal' if equal else 'differ from'} the dense "
-            f"model's and its logits are off by {error:.3g}; no speed is shown for a wrong answer"
+            f"{who} is wrong: with the oracle predictor its tokens {'equal' if exact.tokens_equal else 'differ from'} "
+            f"the dense model's and its logits are off by {exact.max_logit_error:.3g}; no speed is shown for a wrong "
+            "answer"
         )
-    return Exactness(equal, error)
+    return exact
 
 
 def agreement(chosen: list[int], tokens: list[int]) -> float:

@@ -29,7 +29,8 @@ from flashlite.families.opt import OPT, resident_and_streamed
 from flashlite.families.published import published_config
 from flashlite.storage.bundle import FFNShape
 from flashlite.storage.hub import BUNDLED
-from flashlite.storage.safetensors_file import DTYPES
+from flashlite.storage.int8.resident import resident_specs
+from flashlite.storage.safetensors_file import STORED
 from flashlite.storage.side_files import CONFIG
 from flashlite.storage.store import PREDICTOR, shape_of
 from flashlite.storage.weights import read_json
@@ -124,19 +125,22 @@ def estimate(
 
     name: a published model, such as opt-6.7b or falcon-7b, or one that comes with flashlite
     curves: drives by name
-    dtype: fp32, bf16 or fp16
+    dtype: fp32, bf16, fp16 or int8
     sparsity: shares of neurons; unless given, those of Sparsity.of, or those that were measured of a model that comes
         with flashlite
 
     Raises FlashliteError for an unknown name or dtype.
     """
-    if dtype not in DTYPES:
-        raise FlashliteError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
-    config, kind = _config(name), DTYPES[dtype]
+    if dtype not in STORED:
+        raise FlashliteError(f"unknown dtype {dtype!r}: choose one of {', '.join(STORED)}")
+    config, kind = _config(name), STORED[dtype]
     family = FAMILIES[config.model_type]
     shape, activation = shape_of(config, family, kind, GRID), activation_of(config, family)
     sparsity = sparsity or _sparsity(name, config, shape)
     resident, streamed = (n * kind.itemsize for n in _weights(config, family))
+    if dtype == "int8":  # whose scales, norms and biases are float32
+        specs = resident_specs(expected_shapes(config, family), family, config.num_hidden_layers)
+        resident = sum(dtype.itemsize * math.prod(shape) for dtype, shape in specs.values())
     works = count_work(shape, config.num_hidden_layers, resident, sparsity)
     rest = 1e3 * resident / linear_speed(shape.d_model, kind)
     whole = _speeds(shape, kind, activation, rest, LARGEST_BUFFER // shape.neuron_bytes, None)

@@ -14,11 +14,13 @@ from flashlite.arguments import parse_budget
 from flashlite.bench.cap import HOW, CapReport, counted_base, device_cap, fixed_base, memory_cap
 from flashlite.bench.cost import Speeds, Work, device_token_ms, token_ms
 from flashlite.bench.machine import Ceiling, Disturbance, cores_of_others, drive, host, measure_ceiling
-from flashlite.bench.peers import WEIGHTS, check_installed, export, peers_on
+from flashlite.bench.peers import PEERS, missing_of, peers_of
+from flashlite.bench.peers.checkpoint import export
+from flashlite.bench.peers.run import run_peer
 from flashlite.bench.process.device import device_info
 from flashlite.bench.process.run import WORKER, Step, run_steps, run_worker
 from flashlite.bench.process.task import CHECKPOINT, DenseTask, PeerTask, Setup, StageTask, Task
-from flashlite.bench.result import Result, mean_dense, median_run
+from flashlite.bench.result import Result, mean_dense, median_peer, median_run
 from flashlite.bench.row import DenseCost, MeasuredStage, PeerRow, StageRun
 from flashlite.drive.probe import Curve
 from flashlite.engine.device.place import place_of
@@ -26,7 +28,6 @@ from flashlite.engine.ffn import FlashFFN
 from flashlite.engine.model import choose_stage, plan
 from flashlite.engine.stages import LADDER, NAMES
 from flashlite.errors import FlashliteError, KilledError
-from flashlite.storage.safetensors_file import drop_from_cache
 from flashlite.storage.store import Store, ffn_file
 from flashlite.storage.tokenizer import first_token, load_tokenizer
 
@@ -83,8 +84,9 @@ def bench(
     Interrupted, with what is complete, in place of KeyboardInterrupt.
     """
     _check(store, stages, prompt_tokens + tokens, budget, predictor, window, device)
-    if peers:
-        check_installed()
+    names = peers_of(store, device) if peers else []
+    for package in missing_of(store, device) if peers else []:
+        progress(f"{package} is not measured, because it is not installed: pip install {package}")
     others = cores_of_others()
     with _own_folder(store, peers) as folder:
         setup = Setup(str(store.path), folder, prompt_ids(store, prompt_tokens), tokens, device)
@@ -94,7 +96,7 @@ def bench(
             stage: replace(wish, stage=stage, setup=setup if LADDER[NAMES[stage]].predictor else slow)
             for stage in stages
         }
-        rivals = [PeerTask(slow, name) for name in peers_on(device)] if peers else []
+        rivals = [PeerTask(slow if PEERS[name].capped else setup, name) for name in names]
         benchmark = _Benchmark(store, wish, tasks, rivals, rounds, worker)
         try:
             with benchmark.stack:
@@ -130,16 +132,6 @@ def _own_folder(store: Store, peers: bool) -> tempfile.TemporaryDirectory[str]:
     raise FlashliteError(f"bench needs a folder {wanted}, and {beside} cannot be written: {reason}")
 
 
-def check_stage(
-    store: Store, stage: int, budget: int | str, window: int | str, worker: Sequence[str], tokens: int = 8
-) -> None:
-    """Raise FlashliteError unless a stage, run by this command, gives the dense model's tokens with the oracle."""
-    with tempfile.TemporaryDirectory(prefix="flashlite-check-") as folder:
-        setup = Setup(str(store.path), folder, prompt_ids(store, 32), tokens)
-        run_worker(DenseTask(setup))
-        run_worker(StageTask(setup, stage, budget, window, "oracle", check=tokens), worker)
-
-
 class _Benchmark:
     """A benchmark under way: what is to be measured, and what has been.
 
@@ -157,7 +149,7 @@ class _Benchmark:
         self.drive: tuple[Curve, Ceiling] | None = None
         self.dense: list[DenseCost] = []
         self.runs: dict[int, list[StageRun]] = {}
-        self.peers: list[PeerRow] = []
+        self.peers: dict[str, list[PeerRow]] = {task.peer: [] for task in rivals}
         self.cap, self.worker, self.stack = CapReport(), worker, contextlib.ExitStack()
         self.device = place_of(wish.setup.device).device
 
@@ -170,16 +162,28 @@ class _Benchmark:
         if capped:
             steps.append(Step("idle", "what a process needs without a model", self._begin_cap))
         for number in range(self.rounds):
-            for stage in self.tasks if number % 2 == 0 else reversed(self.tasks):
-                what = f"stage {stage} {NAMES[stage]}, round {number + 1} of {self.rounds}"
-                steps.append(Step(f"stage {stage}", what, partial(self._run_stage, stage)))
-        steps += [Step(task.peer, f"peer: {task.peer}", partial(self._run_peer, task)) for task in self.rivals]
+            turn = self._round(f", round {number + 1} of {self.rounds}")
+            steps += turn if number % 2 == 0 else reversed(turn)
+        steps += [self._peer_step(task, "") for task in self.rivals if PEERS[task.peer].capped]
         if capped:
             steps.append(Step("dense", "the dense model under the cap", self._end_cap))
         return [*steps, dense] if self.rounds > 1 else steps  # at both ends, so that a drift of the machine shows
 
+    def _round(self, which: str) -> list[Step]:
+        """Every stage once, and every peer that is as quick as they are."""
+        stages = [
+            Step(f"stage {stage}", f"stage {stage} {NAMES[stage]}{which}", partial(self._run_stage, stage))
+            for stage in self.tasks
+        ]
+        return stages + [self._peer_step(task, which) for task in self.rivals if not PEERS[task.peer].capped]
+
+    def _peer_step(self, task: PeerTask, which: str) -> Step:
+        return Step(task.peer, f"peer: {task.peer}{which}", partial(self._run_peer, task))
+
     def _export(self) -> None:
-        export(self.store, Path(self.wish.setup.folder) / CHECKPOINT)
+        checkpoint = export(self.store, Path(self.wish.setup.folder) / CHECKPOINT)
+        for task in self.rivals:
+            PEERS[task.peer].prepare(checkpoint)
 
     def _measure_drive(self) -> None:
         self.drive = measure_ceiling(self.path, self.store.shape.record_bytes)
@@ -194,7 +198,8 @@ class _Benchmark:
         self.runs.setdefault(stage, []).append(run)
 
     def _run_peer(self, task: PeerTask) -> None:
-        self.peers.append(run_peer(self._limited(task), self.worker))
+        capped = PEERS[task.peer].capped
+        self.peers[task.peer].append(run_peer(self._limited(task), self.worker) if capped else run_peer(task))
 
     def _limited(self, task: Kind) -> Kind:
         """A task under the cap of the device's memory, if there is one."""
@@ -237,7 +242,8 @@ class _Benchmark:
             prompt_tokens=len(setup.prompt), new_tokens=setup.tokens, window=self.wish.window, rounds=self.rounds,
             host=host(), drive=drive(self.path), ceiling=ceiling, curve=curve,
             disturbance=Disturbance(others, dense.scatter, drift), dense=dense,
-            base=fixed_base(self.store, libraries, len(setup.prompt), setup.tokens), stages=rows, peers=self.peers,
+            base=fixed_base(self.store, libraries, len(setup.prompt), setup.tokens), stages=rows,
+            peers=[median_peer(rows) for rows in self.peers.values() if rows],
             device=setup.device, gpu=device_info(self.device),
         )  # fmt: skip
 
@@ -257,12 +263,3 @@ def beside_prediction(run: StageRun, curve: Curve, rest_ms: float, record_bytes:
     bus = run.bus_bytes_a_second
     predicted = token_ms(curve, work, speeds) if bus is None else device_token_ms(curve, work, speeds, bus)
     return MeasuredStage(**vars(run), predicted_ms=predicted)
-
-
-def run_peer(task: PeerTask, worker: Sequence[str] = WORKER) -> PeerRow:
-    """Measure a peer, which the system may kill because memory runs out."""
-    drop_from_cache(Path(task.setup.folder) / CHECKPOINT / WEIGHTS)  # what is cached already counts to nobody's cap
-    try:
-        return PeerRow(task.peer, run_worker(task, worker))
-    except KilledError:
-        return PeerRow(task.peer, None)

@@ -23,7 +23,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from flashlite.bench.cost import bus_speed, copy_speed, product_speed
-from flashlite.bench.decoding import WARM_UP, Decoding, agreement, compare_logits, exactness, forced, greedy, per_token
+from flashlite.bench.decoding import (
+    WARM_UP,
+    Decoding,
+    agreement,
+    compare_logits,
+    compared,
+    exactness,
+    forced,
+    greedy,
+    per_token,
+)
 from flashlite.bench.dense import load_dense
 from flashlite.bench.peers import PEERS
 from flashlite.bench.process.device import device_peak, forget_device_peak, limit, wait_for
@@ -42,6 +52,7 @@ from flashlite.bench.process.task import (
 from flashlite.bench.process.warm_up import warm_up
 from flashlite.bench.row import DenseCost, Exactness, IdleCost, PeerCost, Record, StageRun, TokenCost
 from flashlite.engine.device.place import place_of
+from flashlite.engine.int8.modules import Int8Linear
 from flashlite.engine.model import Engine, load
 from flashlite.engine.predictor_file import PredictorSet
 from flashlite.engine.stages import LADDER, NAMES
@@ -184,7 +195,8 @@ def _time_stage(new_model: Callable[[], PreTrainedModel], task: StageTask, token
     forget_peak()
     forget_device_peak(device)
     model = new_model()
-    linears = [(part, part) for part in model.modules() if isinstance(part, nn.Linear) and device.type == "cpu"]
+    on_cpu, kinds = device.type == "cpu", (nn.Linear, Int8Linear)
+    linears = [(part, part) for part in model.modules() if isinstance(part, kinds) and on_cpu]
     linear_seconds = _watch(model, linears, device)
     decoding = forced(model, task.setup.prompt, tokens, kept)
     peak, linear_ms = memory_status("VmHWM"), float(np.median(_token_ms(linear_seconds)[WARM_UP:]))
@@ -203,19 +215,24 @@ def _fires(store: Store, rows: int, window: int) -> float:
 
 
 def measure_peer(task: PeerTask, store: Store) -> PeerCost:
-    """One peer, which must be exact: times, and what the drive gave for each token."""
+    """One peer, which must be exact where it has the same weights: times, and what the drive gave for each token."""
     setup, device = task.setup, _device(task)
     tokens, logits = _reference(setup, setup.tokens)
     forget_peak()
     forget_device_peak(device)
-    model = PEERS[task.peer](store, Path(setup.folder) / CHECKPOINT, device)
+    peer = PEERS[task.peer]
+    model = peer.load(store, Path(setup.folder) / CHECKPOINT, device)
     before = bytes_from_drive()
-    timed = forced(model, setup.prompt, tokens)
+    timed = peer.decode(model, setup.prompt, tokens)
     nbytes = (bytes_from_drive() - before) / len(tokens)  # the prompt's call needs each weight once too
-    exact = compare_logits(timed.logits, logits, store.dtype_name, task.peer)
+    if store.quantized:  # whose weights peers round once more
+        exact = compared(timed.logits, logits)
+    else:
+        exact = compare_logits(timed.logits, logits, store.dtype_name, task.peer)
     return PeerCost(
         prompt_ms=timed.prompt_ms, total_ms=float(np.median(timed.token_ms[WARM_UP:])), bytes_per_token=nbytes,
-        peak_rss_bytes=memory_status("VmHWM"), device_peak_bytes=device_peak(device), **vars(exact),
+        peak_rss_bytes=memory_status("VmHWM"), device_peak_bytes=device_peak(device),
+        agreement=agreement(timed.chosen, tokens), **vars(exact),
     )  # fmt: skip
 
 

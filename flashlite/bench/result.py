@@ -62,6 +62,11 @@ class Result(Record):
         return "DRAM" if self.device == "cpu" else "device memory"
 
     @property
+    def dense_title(self) -> str:
+        """Whose products the dense model's are: transformers', but flashlite's where the weights are int8."""
+        return "flashlite, all in DRAM" if self.dtype == "int8" else f"transformers in {self.memory}"
+
+    @property
     def budget_share(self) -> float:
         """The budget as a share of the weights, 0 to 1."""
         return self.budget_bytes / self.weight_bytes
@@ -79,6 +84,12 @@ def median_run(runs: list[StageRun]) -> StageRun:
         median, tokens_equal=runs[0].tokens_equal, max_logit_error=runs[0].max_logit_error,
         peak_rss_bytes=max(run.peak_rss_bytes for run in runs),
     )  # fmt: skip
+
+
+def median_peer(rows: list[PeerRow]) -> PeerRow:
+    """The row of median time among those of one peer; one without figures if it was killed in any."""
+    costs = sorted((row.cost for row in rows if row.cost), key=lambda cost: cost.total_ms)
+    return replace(rows[0], cost=costs[(len(costs) - 1) // 2] if len(costs) == len(rows) else None)
 
 
 def mean_dense(runs: list[DenseCost]) -> DenseCost:

@@ -206,6 +206,7 @@ class PeerCost(Exactness):
 
     bytes_per_token: what the drive gave for each token
     device_peak_bytes: with a GPU, the most that was in use of its memory
+    agreement: the share of the dense model's tokens that it would have chosen, 0 to 1
     """
 
     prompt_ms: float
@@ -213,6 +214,7 @@ class PeerCost(Exactness):
     bytes_per_token: float
     peak_rss_bytes: int
     device_peak_bytes: int | None = None
+    agreement: float = 1.0
 
 
 @dataclass(frozen=True)

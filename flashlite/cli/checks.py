@@ -128,16 +128,17 @@ def check_figure(plot: Path, name: str) -> None:
 
 
 def check_exercises(store: Store, plugged: Plugged) -> None:
-    """Raise FlashliteError unless what is plugged in can run a model. The neurons that exercises multiply are OPT's;
-    only those of an elective are about other families."""
-    if not plugged.plugs or (kind := store.config.model_type) == "opt":
+    """Raise FlashliteError unless what is plugged in can run a model. The neurons that exercises multiply are OPT's, in
+    floating-point numbers; only those of an elective are about other families."""
+    kind = store.config.model_type
+    if not plugged.plugs or (kind == "opt" and not store.quantized):
         return
     course, run = find_course(), functions_of(plugged.plugs)
     slots = {e.slot for e in course.exercises if e.id in run and not course.is_elective(e.id)}
     if slots:
         raise FlashliteError(
-            f"the exercises {', '.join(sorted(slots))} run OPT, and {store.path} is of type {kind}: leave them out of "
-            "--impl"
+            f"the exercises {', '.join(sorted(slots))} run OPT in fp32, bf16 or fp16, and {store.path} is "
+            f"{'in int8' if kind == 'opt' else f'of type {kind}'}: leave them out of --impl"
         )
 
 

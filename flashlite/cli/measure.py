@@ -109,7 +109,7 @@ def bench(
     from flashlite.engine.device.place import place_of
     from flashlite.engine.predictors.choice import automatic
 
-    place_of(device)  # before anything is packed
+    place_of(device).check_dtype(dtype)  # before anything is packed
     store = open_store(plugged.model, dtype, plugged.revision)
     check_exercises(store, plugged)
     if predictor == "auto" and max(numbers) >= stage_number("predictor"):

@@ -66,12 +66,13 @@ def run(
     import torch
     from transformers import TextStreamer
 
-    from flashlite.bench.ladder import check_stage
+    from flashlite.bench.compare import check_stage
     from flashlite.engine.device.place import place_of
     from flashlite.engine.model import load
     from flashlite.storage.tokenizer import encode, load_tokenizer, settings_named, tokenizer_in
 
     place = place_of(device)  # before anything is packed
+    place.check_dtype(dtype)
     store = open_store(plugged.model, dtype, plugged.revision, tokenizer_in)
     check_exercises(store, plugged)
     tokenizer = load_tokenizer(store)

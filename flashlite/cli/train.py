@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flashlite.arguments import is_store
 from flashlite.cli import calibrate, checks, unsolved
 from flashlite.cli.options import (
     MORE_FILES,
@@ -42,6 +43,13 @@ HELD_OUT_TOKENS = 32_768  # the most that are read of files that are held out
 HeldOutOption = Annotated[
     list[Path] | None, typer.Option("--held-out", help="files to measure on; the last tenth of --text if not given")
 ]
+OriginalOption = Annotated[
+    str | None,
+    typer.Option(
+        "--original", help="what a store in int8 was rounded from, to compare with",
+        callback=checked(checks.check_model),
+    ),
+]  # fmt: skip
 RunBudgetOption = Annotated[
     str | None,
     typer.Option(
@@ -112,9 +120,13 @@ def evaluate(
     predictor: PredictorOption = "auto",
     dtype: DtypeOption = None,
     revision: RevisionOption = None,
+    original: OriginalOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Perplexity of the dense model and of the predicted one, and how good each layer's predictor is, on a text."""
+    """Perplexity of the dense model and of the predicted one, and how good each layer's predictor is, on a text.
+
+    With --dtype int8 the model is compared with itself in its own dtype, which is packed too if need be.
+    """
     texts = [*text, *map(Path, context.args)]
     checks.check_texts(texts)
     check_outputs(json_file, None)
@@ -123,13 +135,19 @@ def evaluate(
     from flashlite.training.evaluate import evaluate as measure_predictors
 
     opened = open_store(model, dtype, revision)
-    result = measure_predictors(opened, token_windows(read_files(texts), opened, tokens), predictor)
+    if original is None and opened.quantized and not is_store(model):
+        original = model
+    beside = open_store(original, None, revision) if original else None
+    result = measure_predictors(opened, token_windows(read_files(texts), opened, tokens), predictor, beside)
     show_table(tables.predictor_table(list(result.layers)))
     change = result.predicted_perplexity / result.dense_perplexity - 1
     print(
         f"perplexity on {result.tokens} tokens: dense {result.dense_perplexity:.4f}, "
         f"predicted {result.predicted_perplexity:.4f} ({change:+.2%})"
     )
+    if beside is not None and (before := result.original_perplexity) is not None:
+        rounded, change = result.dense_perplexity, result.dense_perplexity / before - 1
+        print(f"dense in {opened.dtype_name} {rounded:.4f}, in {beside.dtype_name} {before:.4f} ({change:+.2%})")
     show_json(json_file, result.to_json())
 
 

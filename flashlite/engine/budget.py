@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flashlite.arguments import parse_budget
+from flashlite.engine.int8.neurons import bias_bytes
 from flashlite.engine.predictor_file import PredictorSet
 from flashlite.engine.resident import ResidentWeights
 from flashlite.engine.window import largest_window
@@ -139,6 +140,8 @@ def plan_budget(
     """
     total = parse_budget(budget, store.weight_bytes)
     resident = ResidentWeights.bytes_needed(store, stage.resident)
+    if store.quantized and stage.predictor:
+        resident += store.layers * store.shape.neurons * bias_bytes(store.shape)
     record, neurons = store.shape.record_bytes, store.shape.neurons
     fewest = min(FEWEST_ROWS, neurons)
     least_rows = 2 * fewest + (fewest * (store.layers + stage.memory.spare) if stage.predictor else 0)

@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from flashlite.engine.kernels import threads
+from flashlite.engine.kernels.rows import FEW
 from flashlite.engine.resident import EMBEDDINGS
 from flashlite.engine.timing import REST, CallCost, Clock, Meter
 from flashlite.errors import FlashliteError
@@ -57,6 +59,7 @@ class Calls:
         self._turns = OneAtATime(forget)
         self.costs: list[CallCost] = []
         self.sequences = self.tokens = 1
+        self._borrowed = False  # whether the call under way has torch's threads
 
     def intercept(self, model: PreTrainedModel, family: Family) -> None:
         """Route every call of a model and of its decoder through this object."""
@@ -90,7 +93,12 @@ class Calls:
         def decode() -> Any:
             if self._read_group:
                 self._read_group(EMBEDDINGS)
-            return forward(*args, **kwargs)
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                if self._borrowed:
+                    self._borrowed = False
+                    threads.give_back()
 
         return self._turns.take(decode)
 
@@ -111,11 +119,14 @@ class Calls:
         return forward(*args, position_ids=position_ids, **kwargs)
 
     def _layer(self, i: int, forward: Forward, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Note the shape of a call, and read the attention weights of layer i unless they stay in DRAM.
+        """Note the shape of a call, and read the attention weights of layer i unless they stay in DRAM. Calls of few
+        tokens leave torch one thread, see kernels/threads.py.
 
         hidden: [sequences, tokens, d_model]
         """
         self.sequences, self.tokens = hidden.shape[:2]
+        if i == 0 and self.sequences * self.tokens <= FEW and hidden.device.type == "cpu":
+            self._borrowed = threads.borrow()
         if self._read_group:
             self._read_group(f"layers.{i}")
         return forward(hidden, *args, **kwargs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -17,7 +17,9 @@ from flashlite.engine.stream import CopyOut, Stream
 from flashlite.engine.timing import IO, MEMORY, PRODUCT, REST, Clock
 from flashlite.engine.window import Step, Window
 from flashlite.errors import FlashliteError
+from flashlite.storage.int8.resident import scale_name
 from flashlite.storage.neurons import NeuronFile
+from flashlite.storage.store import Store
 
 log = logging.getLogger("flashlite")
 
@@ -30,19 +32,42 @@ class StreamedFFN(nn.Module):
     up_bias: [ffn], of the projection that decides which neurons fire
     down_bias: [d_model]
     second_bias: [ffn], of the other projection of gated neurons
+    scales: [ffn] of each matrix in int8, in the order of a record
     """
 
     def __init__(
-        self, layer: int, stream: Stream, up_bias: Tensor, down_bias: Tensor, second_bias: Tensor | None = None
-    ) -> None:
+        self, layer: int, stream: Stream, up_bias: Tensor, down_bias: Tensor, second_bias: Tensor | None = None,
+        scales: Sequence[Tensor] = (),
+    ) -> None:  # fmt: skip
         super().__init__()
         self.layer, self.stream = layer, stream
-        self.up_bias, self.down_bias, self._second_bias = up_bias, down_bias, second_bias
+        self.up_bias, self.down_bias = up_bias, down_bias
+        self._others = [*([] if second_bias is None else [second_bias]), *scales]
+
+    @classmethod
+    def of(
+        cls, layer: int, store: Store, stream: Stream, tensors: Mapping[str, Tensor], device: torch.device
+    ) -> StreamedFFN:
+        """One layer's, with its biases and scales among the resident tensors; a bias that a model lacks is 0."""
+        family, shape = store.family, store.shape
+
+        def bias(pattern: str, size: int) -> Tensor:
+            found = tensors.get(pattern.format(layer))
+            return torch.zeros(size, dtype=store.compute_dtype, device=device) if found is None else found
+
+        biases = [bias(pattern, shape.neurons) for pattern in family.biases]
+        second = biases[1] if len(biases) > 1 else None
+        matrices = family.matrices if store.quantized else ()
+        scales = [tensors[scale_name(matrix.format(layer))] for matrix in matrices]
+        return cls(layer, stream, biases[0], bias(family.down_bias, shape.d_model), second, scales)
 
     @property
     def bias(self) -> Tensor:
-        """Of all rows: [ffn], or [2, ffn] of gated neurons, put together anew, because stage 0 reads biases anew."""
-        return self.up_bias if self._second_bias is None else torch.stack([self.up_bias, self._second_bias])
+        """Of all rows: [ffn], or [2, ffn] of gated neurons, and in int8 with the scales, see int8/neurons.py.
+
+        Several are put together anew, because stage 0 reads them anew.
+        """
+        return torch.stack([self.up_bias, *self._others]) if self._others else self.up_bias
 
     def forward(self, x: Tensor, keep: Tensor | None = None, copy_out: CopyOut | None = None) -> Tensor:
         """The FFN's contribution to the residual stream: [tokens, d_model].

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from flashlite.arguments import check_window, stage_number
@@ -20,6 +20,7 @@ from flashlite.engine.budget import Budget, longest_window, plan_budget
 from flashlite.engine.calls import Calls, check_process, refuse_copies
 from flashlite.engine.device.place import HERE, Place, place_of
 from flashlite.engine.ffn import FlashFFN, StreamedFFN
+from flashlite.engine.int8.modules import install_int8
 from flashlite.engine.kernels.linear import use_rows
 from flashlite.engine.policies.kept import keeper
 from flashlite.engine.predictor import Predictor
@@ -31,7 +32,7 @@ from flashlite.errors import FlashliteError
 from flashlite.families.configured import empty_model, install, move_buffers
 from flashlite.storage.find import open_model
 from flashlite.storage.neurons import NeuronFile
-from flashlite.storage.safetensors_file import DTYPES
+from flashlite.storage.safetensors_file import STORED
 from flashlite.storage.store import Store
 from flashlite.storage.tokenizer import generation_config
 from flashlite.storage.verified import VerifiedStore
@@ -67,23 +68,13 @@ class Engine:
         patterns = (*store.family.biases, store.family.down_bias)
         biases = {pattern.format(i) for i in range(store.layers) for pattern in patterns}
         self.weights = {name: tensor for name, tensor in tensors.items() if name not in biases}
-        streamed = [self._streamed_ffn(i, tensors) for i in range(store.layers)]
+        streamed = [StreamedFFN.of(i, store, self.stream, tensors, place.device) for i in range(store.layers)]
         self.ffns: list[nn.Module] = [*streamed]
         if stage.predictor:  # all are made first: what that takes is free again when neurons get their memory
             made = [predictors.make(ffn.layer, ffn.up_bias) for ffn in streamed]
             self.ffns = [self._flash_ffn(ffn, predictor) for ffn, predictor in zip(streamed, made, strict=True)]
         self.sparse = [ffn for ffn in self.ffns if isinstance(ffn, FlashFFN)]
         self.early_file = stage.ffn.connect(self.sparse)
-
-    def _streamed_ffn(self, i: int, tensors: dict[str, Tensor]) -> StreamedFFN:
-        family, shape = self.store.family, self.store.shape
-
-        def bias(pattern: str, size: int) -> Tensor:
-            found = tensors.get(pattern.format(i))
-            return torch.zeros(size, dtype=self.store.dtype, device=self.place.device) if found is None else found
-
-        up_bias, *second = (bias(pattern, shape.neurons) for pattern in family.biases)
-        return StreamedFFN(i, self.stream, up_bias, bias(family.down_bias, shape.d_model), *second)
 
     def _flash_ffn(self, streamed: StreamedFFN, predictor: Predictor) -> FlashFFN:
         rows = self.budget.layer_rows[streamed.layer]
@@ -137,10 +128,12 @@ class Engine:
         layers = model.get_submodule(family.layers)
         for layer, ffn in zip(layers, self.ffns, strict=True):
             install(family, layer, ffn)
-        if self.place.device.type == "cpu":
-            use_rows(model)
         if self.stage.resident:
             leave_embedding(model, self.store, self.resident.file, self.clock, self.place.device)
+        if self.store.quantized:
+            install_int8(model, family, self.weights)
+        elif self.place.device.type == "cpu":
+            use_rows(model)
         model.load_state_dict(self.weights, strict=False, assign=True)
         model.tie_weights()
         model.requires_grad_(False).eval()
@@ -149,7 +142,7 @@ class Engine:
         if (norm := family.early_norm(self.store.config)) is not None:
             for layer, ffn in zip(layers, self.sparse, strict=False):  # stages without a predictor have none
                 ffn.hear(layer.get_submodule(norm))
-        refuse_copies(model, self.store.dtype, self.place.device)
+        refuse_copies(model, self.store.compute_dtype, self.place.device)
 
     def _read_group(self, name: str) -> None:
         self.clock.switch(IO)
@@ -188,7 +181,7 @@ def load(
     predictor: "trained", "copy" (a rounded copy of the weights that decide, which needs no training), "oracle", or one
         Predictor a layer; "auto" is "trained" where the store has a trained one, else "copy"
     window: tokens whose neurons stay in DRAM, where a stage has a window, or "auto": as many as the budget has room for
-    dtype: fp32, bf16 or fp16
+    dtype: fp32, bf16, fp16, or int8, which is computed in float32
     verify_reads: compare everything with its checksum when it is read; see VerifiedStore for what that costs
     revision: of a hub model, a branch, a tag or a commit
     device: "cpu", or "cuda" or "cuda:1" for a GPU in whose memory weights lie and are multiplied; generate() then takes
@@ -201,9 +194,10 @@ def load(
         name = getattr(model, "name_or_path", "") or "opt-mini"
         raise FlashliteError(f"load() takes a name or a folder, not a {type(model).__name__}: write load({name!r})")
     if isinstance(dtype, torch.dtype):
-        dtype = next((name for name, kind in DTYPES.items() if kind == dtype), str(dtype))
+        dtype = next((name for name, kind in STORED.items() if kind == dtype), str(dtype))
     stage_number(stage), check_window(window)  # so that what can't work is refused before anything is packed
     place = place_of(device)
+    place.check_dtype(dtype)
     store = open_model(model, dtype, revision)
     if verify_reads:
         store = VerifiedStore(store.path)
@@ -255,6 +249,7 @@ def plan(
     No weights are read to find out. Raises FlashliteError if the model can't be loaded so.
     """
     store.check_layout(stage.layout)
+    place.check_dtype(store.dtype_name)
     chosen = place.predictors(choose(store, stage, predictor))
     budget = plan_budget(store, stage, dram_budget, chosen.nbytes, chosen.needs, chosen.advice)
     return chosen, place.budget(budget, store, stage)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from flashlite.engine.device.memory import HOST, Memory
-from flashlite.engine.product import OfRows, Picked, any_product_of, down_product, ffn_product, values_of
+from flashlite.engine.int8.neurons import int8_products
+from flashlite.engine.product import OfRows, Picked, RowProducts, any_product_of, down_product, ffn_product, values_of
 from flashlite.families.activation import RELU, Activation
 from flashlite.storage.bundle import FFNShape
 
@@ -25,6 +26,14 @@ COPIED_BYTES = 4 * 2**20  # of scattered rows that a device copies at a time to 
 def product_of(activation: Activation, gated: bool) -> OfRows:
     """How such neurons are multiplied where they lie: OPT's by ffn_product. For rows and bias see `values_of`."""
     return ffn_product if activation == RELU and not gated else any_product_of(activation)
+
+
+def products_of(dtype: torch.dtype, activation: Activation, gated: bool) -> RowProducts:
+    """How such neurons with weights of this dtype are multiplied, in whole and in part."""
+    if dtype == torch.int8:
+        return int8_products(activation)
+    product, values = product_of(activation, gated), values_of(activation)
+    return RowProducts(values, product, lambda h, rows, bias, d_model, picked: down_product(h, rows, d_model, picked))
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,7 @@ class Pool:
     capacity: how many neurons it has room for
     shape: of the layer's FFN
     dtype: of the weights
-    bias: [neurons], the up projection's, or [2, neurons] of gated neurons
+    bias: [neurons], the up projection's, or [2, neurons] of gated neurons; in int8 with scales, see int8/neurons.py
     activation: what the neurons compute
     memory: where the rows lie
     """
@@ -91,12 +100,14 @@ class Pool:
         memory: Memory = HOST,
     ) -> None:  # fmt: skip
         self.capacity, self._d_model = capacity, shape.d_model
-        self._values, self._product = values_of(activation), product_of(activation, bias.ndim > 1)
-        self._decisive = shape.d_model * (1 if bias.ndim == 1 else 3)  # columns of a row that its value follows from
+        gated = shape.matrices > 2
+        products = products_of(dtype, activation, gated)
+        self._values, self._product, self._down = products.values, products.product, products.down
+        self._decisive = shape.d_model * (3 if gated else 1)  # columns of a row that its value follows from
         self._buffer = memory.rows(capacity, shape.record_bytes)
         self._buffer[:] = 0  # takes the memory now: otherwise the first prompt would wait for every page of it
         self._matrix = torch.as_tensor(self._buffer).view(dtype)  # the same memory as weights
-        self._bias = torch.zeros(*bias.shape[:-1], capacity, dtype=dtype, device=memory.device)  # by row
+        self._bias = torch.zeros(*bias.shape[:-1], capacity, dtype=bias.dtype, device=memory.device)  # by row
         self._bias_of_row, self._bias_of_neuron = memory.whole(self._bias), memory.whole(bias)
         self._neuron_of_row = np.full(capacity, -1, np.int64)  # valid for rows below num_used
         self._row_of_neuron = np.full(shape.neurons, -1, np.int64)  # -1: not in the pool
@@ -174,7 +185,7 @@ class Pool:
         most = max(1, COPIED_BYTES // (self._decisive * self._matrix.itemsize))
         for part in (late[begin : begin + most] for begin in range(0, len(late), most)):
             h[:, part] = self._values(x, self._matrix, self._bias, self._d_model, rows[part])
-        return down_product(h, self._matrix, self._d_model, needed)
+        return self._down(h, self._matrix, self._bias, self._d_model, needed)
 
     def _needed(self, neurons: np.ndarray) -> Picked:
         """The rows to multiply: on a device all that are in use, which takes it less time than to pick some."""
@@ -202,7 +213,7 @@ class RebuiltMatrix:
         self, capacity: int, shape: FFNShape, dtype: torch.dtype, bias: Tensor, activation: Activation = RELU,
         memory: Memory = HOST,
     ) -> None:  # fmt: skip
-        self._product, self._memory = product_of(activation, bias.ndim > 1), memory
+        self._product, self._memory = products_of(dtype, activation, shape.matrices > 2).product, memory
         self.capacity, self._shape, self._dtype, self._layer_bias = capacity, shape, dtype, bias
         self.moved = self.num_used = 0
         self._neurons: np.ndarray

@@ -6,6 +6,7 @@ Its two halves are compiled products over picked rows, see kernels/rows.py. A GP
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -19,6 +20,20 @@ from flashlite.storage.bundle import unpack_bundles
 Picked = np.ndarray | slice  # rows, [n] int64, or a stretch of them
 EVERY = slice(None)
 OfRows = Callable[..., Tensor]  # what picked neurons compute, from x, rows, bias, d_model and which rows are picked
+
+
+@dataclass(frozen=True)
+class RowProducts:
+    """How neurons are multiplied where they lie, one a row.
+
+    values: their values [tokens, n], see `values_of`
+    product: the part of an FFN that they compute, see `ffn_product`
+    down: the second half of that, from their values, rows, bias, d_model and which rows, see `down_product`
+    """
+
+    values: OfRows
+    product: OfRows
+    down: OfRows
 
 
 def ffn_product(x: Tensor, rows: Tensor, bias: Tensor, d_model: int) -> Tensor:
@@ -41,7 +56,7 @@ def up_product(x: Tensor, up: Tensor, bias: Tensor, picked: Picked = EVERY) -> T
     """
     if x.is_cuda:
         return torch.addmm(bias[picked], x, up[picked].T)
-    index = _index(picked, len(up))
+    index = rows_of(picked, len(up))
     return products(x.float(), up, index).add_(bias[picked]).to(x.dtype)
 
 
@@ -59,10 +74,11 @@ def down_product(h: Tensor, rows: Tensor, d_model: int, picked: Picked = EVERY) 
     values = h.float().numpy()
     fired = np.flatnonzero(values[0] if len(values) == 1 else values.any(0))
     weights = torch.from_numpy(values.take(fired, 1))
-    return weighted_sum(weights, down, _index(picked, len(rows))[fired], d_model).to(h.dtype)
+    return weighted_sum(weights, down, rows_of(picked, len(rows))[fired], d_model).to(h.dtype)
 
 
-def _index(picked: Picked, rows: int) -> np.ndarray:
+def rows_of(picked: Picked, rows: int) -> np.ndarray:
+    """The numbers of picked rows of so many: [n] int64."""
     return np.arange(rows)[picked] if isinstance(picked, slice) else picked
 
 

@@ -46,7 +46,7 @@ def peers(result: Result) -> Figure:
     """A token's time beside what people use today; what ran out of memory has a name and no dot."""
     times = [(row.title, OURS, row.total_ms) for row in result.stages]
     times += [(peer.name, THEIRS, peer.cost.total_ms) for peer in result.peers if peer.cost]
-    times.append(("transformers", DENSE, result.dense.total_ms))
+    times.append((result.dense_title, DENSE, result.dense.total_ms))
     rows = {name: {series: ms} for name, series, ms in sorted(times, key=lambda item: -item[2])}
     killed: dict[str, dict[str, float]] = {f"{peer.name}: out of memory": {} for peer in result.peers if not peer.cost}
     marks = {OURS: ("o", "black"), THEIRS: ("s", "0.8"), DENSE: ("*", "white")}

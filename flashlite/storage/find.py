@@ -15,7 +15,7 @@ from flashlite.errors import CheckpointError, StoreError, one_line
 from flashlite.storage.checkpoint import Checkpoint
 from flashlite.storage.hub import BUNDLED, Snapshot, find_snapshot, local_folder, model_name, say_which
 from flashlite.storage.pack import own_dtype, pack_checkpoint
-from flashlite.storage.safetensors_file import DTYPES, REPACK
+from flashlite.storage.safetensors_file import REPACK, STORED
 from flashlite.storage.shelf import home, shelf
 from flashlite.storage.side_files import CONFIG, side_files
 from flashlite.storage.store import FORMAT, PACKED_BY, Store
@@ -33,7 +33,8 @@ def open_model(
     model: a Store, the folder of a store or of a checkpoint, a bundled model's name, or the hub id of a checkpoint or
         of a store. A local folder comes first, so `opt-mini` is the model that comes with flashlite unless a folder of
         that name is at hand.
-    dtype: fp32, bf16 or fp16; None is the checkpoint's own, in which transformers would load it. A store has but one.
+    dtype: fp32, bf16, fp16 or int8; None is the checkpoint's own, in which transformers would load it. A store has but
+        one.
     revision: of a hub model, a branch, a tag or a commit; None is its main branch. Each commit is packed by itself.
     check: is given the folder of a checkpoint before it is packed, and raises FlashliteError if there is no use in that
 
@@ -44,8 +45,8 @@ def open_model(
     if is_store(model):
         say_which(model)
         return _as_asked(Store(model), dtype, revision)
-    if dtype is not None and dtype not in DTYPES:
-        raise StoreError(f"unknown dtype {dtype!r}: choose from {list(DTYPES)}")
+    if dtype is not None and dtype not in STORED:
+        raise StoreError(f"unknown dtype {dtype!r}: choose from {list(STORED)}")
     if (folder := local_folder(model, revision)) is None:
         return _open_hub_model(str(model), dtype, revision, check)
     if not (folder / CONFIG).exists():
@@ -148,7 +149,7 @@ def _digest(checkpoint: Path) -> str:
 
 def _packed(name: str, dtype: str | None) -> Store | None:
     """A checkpoint's packed form in this dtype, or in the checkpoint's own if none is named; None if there is none."""
-    for kind in [dtype] if dtype else DTYPES:
+    for kind in [dtype] if dtype else STORED:
         if is_store(path := _place(name, kind)):
             store = _of_the_engine(Store(path))
             if dtype or store.manifest.get("own_dtype") == kind:

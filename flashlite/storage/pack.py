@@ -22,11 +22,14 @@ from flashlite.storage.atomic import new_folder, write_file
 from flashlite.storage.bundle import FFNShape, pack_bundles, pieces
 from flashlite.storage.checkpoint import ADAPTER, Checkpoint
 from flashlite.storage.hub import find_checkpoint, model_name, origin_of
-from flashlite.storage.safetensors_file import DTYPES, Specs, digest_of, new_safetensors
+from flashlite.storage.int8 import resident as int8
+from flashlite.storage.int8.rounding import quantize_neurons
+from flashlite.storage.safetensors_file import STORED, Specs, digest_of, new_safetensors
 from flashlite.storage.side_files import copy_files, side_files
 from flashlite.storage.store import (
     CHECKSUMS,
     FORMAT,
+    INT8_FORMAT,
     PACKED_BY,
     PACKED_FROM,
     PREDICTOR,
@@ -56,7 +59,7 @@ def pack(
     """Write a checkpoint to `out` as a store, one tensor at a time, and open it.
 
     model: `opt-mini`, a checkpoint folder or a hub id.
-    dtype: fp32, bf16 or fp16; None is the checkpoint's own, which config.json says, or else its first weights.
+    dtype: fp32, bf16, fp16 or int8; None is the checkpoint's own, which config.json says, or else its first weights.
     layouts: those of LAYOUTS that the FFN is written in.
     replace: whether a store at `out` may be replaced.
     progress: told of each step.
@@ -119,20 +122,21 @@ def write_store(
     finish: is given the folder and the digest of the up projections; writes whatever else belongs into the folder, and
         returns whatever else belongs into the manifest.
     """
-    if dtype not in DTYPES or not layouts or not set(layouts) <= set(LAYOUTS):
+    if dtype not in STORED or not layouts or not set(layouts) <= set(LAYOUTS):
         raise StoreError(
-            f"unknown dtype {dtype!r} or layouts {layouts}: choose from {list(DTYPES)} and {list(LAYOUTS)}"
+            f"unknown dtype {dtype!r} or layouts {layouts}: choose from {list(STORED)} and {list(LAYOUTS)}"
         )
     out = Path(out)
     if replace and not _may_be_replaced(out):
         raise StoreError(f"{out} is not a store, so it isn't replaced: choose another name")
     with new_folder(out, replace) as folder:
         alignment = _grid_of(folder)
-        shape = shape_of(source.settings, source.family, DTYPES[dtype], alignment)
-        files = {RESIDENT: _write_resident(source, folder, DTYPES[dtype])}
-        ffn, up_projections = _write_ffn(source, folder, DTYPES[dtype], layouts, shape, progress)
+        shape = shape_of(source.settings, source.family, STORED[dtype], alignment)
+        ffn, up_projections, scales = _write_ffn(source, folder, STORED[dtype], layouts, shape, progress)
+        files = {RESIDENT: _write_resident(source, folder, STORED[dtype], scales)}
         manifest = {
-            "format": FORMAT, "name": name, "dtype": dtype, "layouts": list(layouts), "alignment": alignment,
+            "format": INT8_FORMAT if dtype == "int8" else FORMAT, "name": name,
+            "dtype": dtype, "layouts": list(layouts), "alignment": alignment,
             "config": source.config, "files": files | ffn, "up_projections": up_projections,
             **finish(folder, up_projections),
             "copied": {name: digest_of(folder / name) for name in side_files(folder)},
@@ -165,8 +169,12 @@ def _grid_of(folder: Path) -> int:
     return grid
 
 
-def _write_resident(source: Source, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
-    """Returns what the manifest says of the file."""
+def _write_resident(source: Source, folder: Path, dtype: torch.dtype, scales: dict[str, Tensor]) -> dict[str, Any]:
+    """Returns what the manifest says of the file. scales: those of the FFNs where matrices are int8."""
+    if dtype == torch.int8:
+        shapes = {name: source.shape(name) for name in source.names}
+        specs = int8.resident_specs(shapes, source.family, source.settings.num_hidden_layers)
+        return int8.write_resident(source, folder / RESIDENT, specs, scales)
     layers, group_of = source.settings.num_hidden_layers, source.family.group_of
     order = {EMBEDDINGS: -1} | {f"layers.{i}": i for i in range(layers)}
     resident = set(source.names) - source.family.streamed(layers)
@@ -179,9 +187,10 @@ def _write_resident(source: Source, folder: Path, dtype: torch.dtype) -> dict[st
 
 def _write_ffn(
     source: Source, folder: Path, dtype: torch.dtype, layouts: tuple[str, ...], shape: FFNShape, progress: Progress
-) -> tuple[dict[str, dict[str, Any]], str]:
-    """Returns what the manifest says of each file, and the digest of the up projections."""
+) -> tuple[dict[str, dict[str, Any]], str, dict[str, Tensor]]:
+    """Returns what the manifest says of each file, the digest of the up projections, and the scales of int8."""
     checksums: dict[str, Tensor] = {}
+    scales: dict[str, Tensor] = {}
     family, layers, digest = source.family, source.settings.num_hidden_layers, hashlib.sha256()
     with contextlib.ExitStack() as open_files:
         files = {
@@ -189,10 +198,14 @@ def _write_ffn(
         }
         writers = {layout: open_files.enter_context(file) for layout, file in files.items()}
         for i in range(layers):
-            matrices = [source.tensor(name.format(i)) for name in family.matrices]
+            names = [name.format(i) for name in family.matrices]
+            matrices = [source.tensor(name) for name in names]
             digest.update(_rounded(matrices[0]))
             if (bias := family.biases[0].format(i)) in source.names:
                 digest.update(_rounded(source.tensor(bias)))
+            if dtype == torch.int8:
+                matrices, steps = quantize_neurons(names, matrices)
+                scales |= dict(zip(map(int8.scale_name, names), steps, strict=True))
             matrices = [matrix.to(dtype) for matrix in matrices]
             for layout, writer in writers.items():
                 for piece, rows in _records(layout, matrices, shape).items():
@@ -200,7 +213,7 @@ def _write_ffn(
                     checksums[f"{layout}.layers.{i}.{piece}"] = torch.from_numpy(record_checksums(rows.numpy()))
             progress(f"layer {i + 1} of {layers}")
     entries = {ffn_file(layout): writer.entry for layout, writer in writers.items()}
-    return entries | {CHECKSUMS: _write_checksums(folder / CHECKSUMS, checksums)}, digest.hexdigest()
+    return entries | {CHECKSUMS: _write_checksums(folder / CHECKSUMS, checksums)}, digest.hexdigest(), scales
 
 
 def _rounded(weights: Tensor) -> memoryview:

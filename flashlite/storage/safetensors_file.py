@@ -19,9 +19,11 @@ from flashlite.drive.direct import PAGE
 from flashlite.errors import StoreError, one_line
 from flashlite.storage.strict_json import LARGEST, parse_object
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # that weights are published in
+STORED = {**DTYPES, "int8": torch.int8}  # that a store may have
 _SAFETENSORS_DTYPE = {
-    torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8", torch.uint32: "U32"
+    torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8", torch.uint32: "U32",
+    torch.int8: "I8",
 }  # fmt: skip
 _TORCH_DTYPE = {name: dtype for dtype, name in _SAFETENSORS_DTYPE.items()}
 Specs = dict[str, tuple[torch.dtype, tuple[int, ...]]]

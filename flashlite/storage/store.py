@@ -31,11 +31,13 @@ from flashlite.families.configured import expected_shapes, read_config
 from flashlite.families.family import Family
 from flashlite.families.known import activation_of, family_of
 from flashlite.storage.bundle import FFNShape, pieces
-from flashlite.storage.safetensors_file import DTYPES, REPACK, Extent, digest_of, read_extents
+from flashlite.storage.int8.resident import resident_specs, scale_name
+from flashlite.storage.safetensors_file import REPACK, STORED, Extent, digest_of, read_extents
 from flashlite.storage.side_files import is_side_file
 from flashlite.storage.strict_json import parse_object, read_bounded
 
 FORMAT, OLDEST = 3, 2  # of the stores that are written, and of the oldest that are read
+INT8_FORMAT = NEWEST = 4  # of stores in int8, which flashlite reads since then
 LARGEST_GRID = 2**20  # bytes
 RESIDENT, PREDICTOR = "resident.safetensors", "predictor.safetensors"
 CHECKSUMS = "checksums.safetensors"
@@ -85,7 +87,8 @@ class Store:
     config: transformers' own configuration.
     family: what its weights are called.
     activation: what its neurons compute.
-    dtype, dtype_name: the weights' torch.dtype, and what flashlite calls it.
+    dtype, dtype_name: the matrices' torch.dtype, and what flashlite calls it.
+    compute_dtype: the torch.dtype that a model computes in: the same, or float32 where matrices are int8.
     shape: FFNShape of one layer.
     layouts: those that it has, in LAYOUTS' order.
     groups: the resident weights, in the order in which a token needs them.
@@ -101,7 +104,8 @@ class Store:
             self.config = read_config(self.manifest["config"], self.family)
             self.activation = activation_of(self.config, self.family)
             self.dtype_name: str = self.manifest["dtype"]
-            self.dtype = DTYPES[self.dtype_name]
+            self.dtype = STORED[self.dtype_name]
+            self.compute_dtype = torch.float32 if self.quantized else self.dtype
             self.layouts: tuple[str, ...] = tuple(sorted(self.manifest["layouts"], key=LAYOUTS.index))
             self.layers = int(self.config.num_hidden_layers)
             grid = _grid(self.manifest["alignment"])
@@ -109,6 +113,8 @@ class Store:
             self._extents = {name: self._check_file(name, entry) for name, entry in self.manifest["files"].items()}
             if not self.layouts or not isinstance(self.manifest["name"], str):
                 raise ValueError("it names no layout, or no model")
+            if (self.manifest["format"] == INT8_FORMAT) != self.quantized:
+                raise ValueError(f"format {INT8_FORMAT} and int8 belong together")
             for layout in self.layouts:
                 self._check_layout(layout)
             self._check_resident()
@@ -140,8 +146,8 @@ class Store:
         return manifest
 
     def _check_format(self, found: object) -> None:
-        if type(found) is int and found > FORMAT:
-            raise StoreError(f"{self.path} has the newer format {found}, this one reads {FORMAT}: update flashlite")
+        if type(found) is int and found > NEWEST:
+            raise StoreError(f"{self.path} has the newer format {found}, this one reads {NEWEST}: update flashlite")
         if type(found) is not int or found < OLDEST:
             raise StoreError(f"{self.path} has format {found!r:.40}, this flashlite reads {FORMAT}{REPACK}")
 
@@ -169,14 +175,14 @@ class Store:
                     raise StoreError(f"{self.path / CHECKSUMS} does not have one checksum a record{REPACK}")
 
     def _check_resident(self) -> None:
-        streamed = self.family.streamed(self.layers)
-        expected = {
-            name: shape for name, shape in expected_shapes(self.config, self.family).items() if name not in streamed
-        }
+        shapes, streamed = expected_shapes(self.config, self.family), self.family.streamed(self.layers)
+        specs = {name: (self.dtype, shape) for name, shape in shapes.items() if name not in streamed}
+        if self.quantized:
+            specs = resident_specs(shapes, self.family, self.layers)
         found = self._extents[RESIDENT]
-        if {name: extent.shape for name, extent in found.items()} != expected:
+        if {name: extent.shape for name, extent in found.items()} != {name: spec[1] for name, spec in specs.items()}:
             raise StoreError(f"{self.path / RESIDENT} holds other weights than the manifest's configuration asks for")
-        if any(extent.dtype != self.dtype for extent in found.values()):
+        if any(extent.dtype != specs[name][0] for name, extent in found.items()):
             raise StoreError(f"{self.path / RESIDENT} is not {self.dtype_name} throughout{REPACK}")
 
     def _group_resident(self) -> list[Group]:
@@ -184,6 +190,11 @@ class Store:
         for name, extent in sorted(self._extents[RESIDENT].items(), key=lambda item: item[1].begin):
             groups.setdefault(self.family.group_of(name), {})[name] = extent
         return [Group.of(name, tensors) for name, tensors in groups.items()]
+
+    @property
+    def quantized(self) -> bool:
+        """Whether matrices are int8, with scales."""
+        return self.dtype == torch.int8
 
     @property
     def looked_up(self) -> str | None:
@@ -221,6 +232,12 @@ class Store:
     def open_resident(self, backend: Backend | None = None) -> FlashFile:
         """The resident weights' file, open for direct reads."""
         return FlashFile(self.path / RESIDENT, backend)
+
+    def scales(self, matrix: str) -> Tensor:
+        """The scales of a matrix in int8, read by themselves: [rows] float32; of an FFN's matrix [ffn]."""
+        extent = self._extents[RESIDENT][scale_name(matrix)]
+        with one_line(self.path / RESIDENT, StoreError):
+            return torch.from_numpy(np.fromfile(self.path / RESIDENT, "<f4", extent.shape[0], offset=extent.begin))
 
     def check_read(self, group: Group, views: Callable[[Group], dict[str, Tensor]]) -> None:
         """Called for each group of resident weights that was read, with the function that gives its tensors.

@@ -21,6 +21,7 @@ from flashlite.drive.backends import Backend
 from flashlite.drive.flash import FlashFile, Ticket
 from flashlite.errors import ReadError
 from flashlite.storage.bundle import pieces
+from flashlite.storage.int8.resident import scale_name
 from flashlite.storage.safetensors_file import REPACK
 from flashlite.storage.store import CHECKSUMS, RESIDENT, Group, Store, ffn_file
 
@@ -135,9 +136,18 @@ class VerifiedStore(Store):
             self._checksums[layout] = Checksums(self, layout)
         return CheckedFile(self.path / ffn_file(layout), self._checksums[layout], backend)
 
+    def scales(self, matrix: str) -> Tensor:
+        """See Store. Raises ReadError that names the tensor."""
+        found, name = super().scales(matrix), scale_name(matrix)
+        self._compare({name: found})
+        return found
+
     def check_read(self, group: Group, views: Callable[[Group], dict[str, Tensor]]) -> None:
         """Compare resident weights with the manifest's checksums. Raises ReadError that names the tensor."""
+        self._compare(views(group))
+
+    def _compare(self, tensors: dict[str, Tensor]) -> None:
         expected = self.manifest["files"][RESIDENT]["sha256"]
-        for name, tensor in views(group).items():
+        for name, tensor in tensors.items():
             if hashlib.sha256(tensor.view(-1).view(torch.uint8).numpy().data).hexdigest() != expected[name]:
                 raise ReadError(f"{self.path / RESIDENT}: {name} was altered{REPACK}")

@@ -20,6 +20,7 @@ from flashlite.engine.predictor_file import LayerReport
 from flashlite.engine.predictors.choice import Chosen, choose
 from flashlite.engine.stages import PREDICTOR, RESIDENT
 from flashlite.engine.window import LONGEST_UNION, union_sizes
+from flashlite.errors import StoreError
 from flashlite.families.configured import install
 from flashlite.storage.neurons import NeuronFile
 from flashlite.storage.store import Store
@@ -111,25 +112,36 @@ def loss(model: PreTrainedModel, windows: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a text says of a model's predictors: perplexity, dense and with them, and a report a layer."""
+    """What a text says of a model's predictors: perplexity, dense and with them, and a report a layer.
+
+    original_perplexity: the dense perplexity of what the store was rounded from, if that was asked for
+    """
 
     tokens: int
     dense_perplexity: float
     predicted_perplexity: float
     layers: tuple[LayerReport, ...]
+    original_perplexity: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a JSON file."""
         return asdict(self)
 
 
-def evaluate(store: Store, windows: Tensor, predictor: Chosen = "auto") -> Evaluation:
+def evaluate(store: Store, windows: Tensor, predictor: Chosen = "auto", original: Store | None = None) -> Evaluation:
     """Measure predictors on windows of tokens [windows, length]; each layer's on what enters it in the dense model.
 
-    predictor: as `load` takes it. Raises PredictorError if the store has none such.
+    predictor: as `load` takes it
+    original: the same model in another dtype, to be compared with
+
+    Raises PredictorError if the store has none such, and StoreError if `original` holds another model.
     """
+    if original is not None and original.up_projections != store.up_projections:
+        raise StoreError(f"{original.path} holds another model than {store.path}, so they can't be compared")
     model, choice = streamed_model(store), choose(store, PREDICTOR, predictor)
-    return judge(store, windows, [choice.make(i, ffn.up_bias) for i, ffn in enumerate(model.flash.ffns)])
+    found = judge(store, windows, [choice.make(i, ffn.up_bias) for i, ffn in enumerate(model.flash.ffns)])
+    before = None if original is None else math.exp(loss(streamed_model(original), windows))
+    return replace(found, original_perplexity=before)
 
 
 def judge(store: Store, windows: Tensor, predictors: Sequence[Predictor]) -> Evaluation:

@@ -215,7 +215,7 @@ def synth(
 
     name: of a published model, such as opt-6.7b or phi-2
     out: the store's folder
-    dtype: fp32, bf16 or fp16
+    dtype: fp32, bf16, fp16 or int8
     layouts: how neurons lie on flash; the store has a file for each layout
     seed: of all random numbers
     progress: is told of each step

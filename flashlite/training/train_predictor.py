@@ -222,5 +222,5 @@ def _line(layer: int, layers: int, quality: LayerReport, cost: float) -> str:
 
 def up_projection(store: Store, layer: int) -> Tensor:
     """A layer's up projection, or whichever matrix decides what fires, in float32, read from flash: [ffn, d_model]."""
-    parts = NeuronFile(store, store.layouts[0]).first_rows(layer, store.dtype)
+    parts = NeuronFile(store, store.layouts[0]).first_rows(layer, store.compute_dtype)
     return torch.cat([rows.float() for _, rows in parts])

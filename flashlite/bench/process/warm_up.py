@@ -22,10 +22,8 @@ def warm_up(store: Store, prompt: list[int], device: torch.device) -> None:
     config = copy.deepcopy(store.config)
     config.num_hidden_layers, config.vocab_size, config.pad_token_id = 1, SMALL_VOCABULARY, None
     setattr(config, store.family.neurons, config.hidden_size)
-    one_layer = empty_model(config, store.family)
-    sizes = {
-        name: torch.randn(part.shape, dtype=store.dtype, device=device) for name, part in one_layer.named_parameters()
-    }
+    one_layer, kind = empty_model(config, store.family), store.compute_dtype
+    sizes = {name: torch.randn(part.shape, dtype=kind, device=device) for name, part in one_layer.named_parameters()}
     one_layer.load_state_dict(sizes, strict=False, assign=True)
     one_layer.tie_weights()
     one_layer.eval()

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from flashlite.bench.row import PeerCost
 from flashlite.bench.tables.summary import summary_lines
 from flashlite.bench.tables.table import BAD, GOOD, NEARLY, Table, number, numbers, sign
 
 if TYPE_CHECKING:  # so that tables need no torch
     from flashlite.bench.result import Result
-    from flashlite.bench.row import MeasuredStage, PeerCost, StageRow, StageRun
+    from flashlite.bench.row import MeasuredStage, StageRow, StageRun
 
 SHOWN = ("stage", "I/O ms", "memory ms", "total ms", "MB/token", "same tokens")  # in 80 characters
 PUBLISHED = ("stage", "I/O ms", "memory ms", "compute ms", "total ms", "MB/token", "same tokens")
@@ -84,7 +85,7 @@ def _peer_columns(result: Result) -> dict[str, list[str]]:
     measured += [(peer.name, peer.cost) for peer in result.peers if peer.cost]
     ms = [dense.total_ms, *(row.total_ms for _, row in measured)]
     columns = {
-        "beside": [f"transformers in {result.memory}, no cap", *(name for name, _ in measured)],
+        "beside": [f"{result.dense_title}, no cap", *(name for name, _ in measured)],
         "one token, ms": numbers(ms),
         "of dense": numbers(each / dense.total_ms for each in ms),
         "prompt, s": numbers(each / 1e3 for each in (dense.prompt_ms, *(row.prompt_ms for _, row in measured))),
@@ -93,13 +94,20 @@ def _peer_columns(result: Result) -> dict[str, list[str]]:
             each / 1e6 for each in (dense.dram_bytes, *(row.peak_rss_bytes for _, row in measured))
         ),
         "device MB": [_device_mb(row.device_peak_bytes) for row in (dense, *(row for _, row in measured))],
-        "same tokens": [sign(True), *(sign(row.tokens_equal) for _, row in measured)],
+        "same tokens": [sign(True), *(_same(row) for _, row in measured)],
     }  # fmt: skip
     killed = [peer.name for peer in result.peers if not peer.cost]
     return {
         name: [*cells, *(killed if name == "beside" else [f"{BAD} killed" if "ms" in name else "–"] * len(killed))]
         for name, cells in columns.items()
     }
+
+
+def _same(row: StageRun | PeerCost) -> str:
+    """Whether tokens are the dense model's: those of a stage's oracle, or how many of a peer's."""
+    if isinstance(row, PeerCost) and row.agreement < 1:
+        return f"{BAD} {row.agreement:.0%}"
+    return sign(row.tokens_equal)
 
 
 def peer_table(result: Result, wide: bool = False) -> Table:

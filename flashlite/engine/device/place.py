@@ -63,6 +63,9 @@ class Place(Protocol):
     device: torch.device
     int8_bytes: int
 
+    def check_dtype(self, dtype: str | None) -> None:
+        """Raise FlashliteError if weights of this dtype can't be multiplied here."""
+
     def predictors(self, choice: Choice) -> Choice:
         """Predictors as they are here."""
 
@@ -77,6 +80,9 @@ class HostPlace:
     """The host's memory, and its processor."""
 
     device, int8_bytes = HOST.device, 1
+
+    def check_dtype(self, dtype: str | None) -> None:
+        """See Place: all of them can."""
 
     def predictors(self, choice: Choice) -> Choice:
         """See Place."""
@@ -124,6 +130,11 @@ class DevicePlace:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+
+    def check_dtype(self, dtype: str | None) -> None:
+        """See Place."""
+        if dtype == "int8":
+            raise FlashliteError("weights in int8 are multiplied on the CPU alone: leave device out, or use dtype bf16")
 
     def predictors(self, choice: Choice) -> Choice:
         """See Place."""

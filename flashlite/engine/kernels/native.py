@@ -14,7 +14,7 @@ BF16, FP16 = types.int16, types.uint16  # the integers that stand for the bits o
 HALF = 16  # bits
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def pointer(typing: Any, address: Any) -> Any:
     """The memory at an address, for `carray`."""
 
@@ -24,7 +24,7 @@ def pointer(typing: Any, address: Any) -> Any:
     return types.voidptr(types.int64), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def widened(typing: Any, weight: Any) -> Any:
     """A weight as float32: int8, float32, or the bits of bf16 and fp16."""
 
@@ -42,7 +42,7 @@ def widened(typing: Any, weight: Any) -> Any:
     return types.float32(weight), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def fetch_add(typing: Any, address: Any, value: Any) -> Any:
     """Add to the int64 at an address, as one step for all threads. Returns what it was before."""
 

@@ -24,7 +24,7 @@ KINDS = {torch.float32: types.float32, torch.bfloat16: BF16, torch.float16: FP16
 any_order = njit(fastmath={"reassoc", "contract", "nsz"})  # sums in whichever order suits the processor
 
 
-@any_order  # type: ignore[untyped-decorator]
+@any_order
 def _multiply(matrix: Any, x: Any, rows: Any, out: Any, begin: int, end: int) -> None:
     i = begin
     while i + 4 <= end:  # four rows at a time: their sums don't wait for each other
@@ -50,7 +50,7 @@ def _multiply(matrix: Any, x: Any, rows: Any, out: Any, begin: int, end: int) ->
         i += 1
 
 
-@any_order  # type: ignore[untyped-decorator]
+@any_order
 def _add_up(matrix: Any, h: Any, rows: Any, out: Any, begin: int, end: int) -> None:
     out[:] = 0
     i = begin

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numba import carray, cfunc, njit, types
 
+from flashlite.engine.kernels import threads
 from flashlite.engine.kernels.native import fetch_add, pointer
 
 PARTS, FIRST, WORDS = 2, 3, 16  # a job is so many numbers: the part to take, those done, how many, and arguments
@@ -28,25 +28,25 @@ PAUSE = 2e-5  # seconds
 Body = Callable[[int, int], None]  # a compiled function of the addresses of a job and of a matrix
 
 
-@njit(inline="always")  # type: ignore[untyped-decorator]
+@njit(inline="always")
 def job_at(address: int) -> Any:
     """The numbers of a job: [WORDS] int64."""
     return carray(pointer(address), WORDS, types.int64)
 
 
-@njit(inline="always")  # type: ignore[untyped-decorator]
+@njit(inline="always")
 def take(address: int) -> int:
     """The next part of a job that nobody has taken; its number is PARTS or more if none is left."""
     return fetch_add(address, 1)
 
 
-@njit(inline="always")  # type: ignore[untyped-decorator]
+@njit(inline="always")
 def note_done(address: int) -> None:
     """Note that one more part is done."""
     fetch_add(address + ITEM, 1)
 
 
-@cfunc(types.int64(types.int64), cache=True)  # type: ignore[untyped-decorator]
+@cfunc(types.int64(types.int64), cache=True)
 def _missing(address: int) -> int:
     parts = job_at(address)[PARTS]
     for _ in range(SPINS):
@@ -96,7 +96,7 @@ os.register_at_fork(after_in_child=_helpers.clear)  # threads don't survive a fo
 
 
 def run(body: Body, matrix: int, parts: int, arguments: tuple[int, ...], alive: Any) -> None:
-    """Do all parts of a job, with as many threads as torch has.
+    """Do all parts of a job, with as many threads as torch has outside of such calls.
 
     body: the compiled function; it takes parts until none is left
     matrix: its address
@@ -106,7 +106,7 @@ def run(body: Body, matrix: int, parts: int, arguments: tuple[int, ...], alive: 
     """
     numbers = np.array((0, 0, parts, *arguments), np.int64)
     job = _Job(body, numbers.ctypes.data, matrix, (numbers, alive))
-    helping = min(torch.get_num_threads(), parts) - 1
+    helping = min(threads.count(), parts) - 1
     while len(_helpers) < helping:
         _helpers.append(_Helper())
     for helper in _helpers[:helping]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from flashlite.arguments import PredictorKind
+from flashlite.engine.int8.exact_copy import ExactCopy
 from flashlite.engine.predictor import LowRankPredictor, OraclePredictor, Predictor
 from flashlite.engine.predictor_file import PredictorSet
 from flashlite.engine.predictors.copy_predictor import CopyPredictor
@@ -61,10 +62,11 @@ def choose(store: Store, stage: Stage, predictor: Chosen) -> Choice:
     if predictor == "oracle":
         return Choice(0, equal, _from_flash(store, OraclePredictor))
     if predictor == "copy":
-        nbytes = store.layers * CopyPredictor.bytes_needed(store.shape)
+        copy = ExactCopy if store.quantized else CopyPredictor
+        nbytes = store.layers * copy.bytes_needed(store.shape)
         advice = f"; a trained predictor is smaller: run `flashlite train-predictor {store.path} --text FILES`"
-        weights = store.layers * CopyPredictor.int8_weights(store.shape)
-        return Choice(nbytes, equal, _from_flash(store, CopyPredictor.read), advice, weights)
+        weights = store.layers * copy.int8_weights(store.shape)
+        return Choice(nbytes, equal, _from_flash(store, copy.read), advice, weights)
     if predictor == "trained":
         trained = PredictorSet.load(store)
         k = max(1, stage.window)
