@@ -305,7 +305,7 @@ def test_exercises_that_a_command_needs_are_those_that_it_calls(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     said = done.stdout + done.stderr  # words go to the error stream where JSON goes to stdout
-    assert set(re.findall(r"^(\d\.\d) +\w.* [1-9]\d*$", said, re.M)) == needed
+    assert set(re.findall(r"^(\d+\.\d) +\w.* [1-9]\d*$", said, re.M)) == needed
 
 
 @pytest.mark.parametrize("device", ["/dev/null", "/dev/stdout"])

@@ -301,7 +301,7 @@ def test_exercises_that_multiply_floats_are_refused(tiny: Store) -> None:
 
     with pytest.raises(FlashliteError, match=r"the exercises ex05 run OPT in fp32, bf16 or fp16, and .* is in int8"):
         check_exercises(tiny, Plugged())
-    Plugged.plugs = ("flashlite.engine.early",)
+    Plugged.plugs = ("flashlite.engine.early", "flashlite.engine.int8.product", "flashlite.storage.int8.rounding")
     check_exercises(tiny, Plugged())
 
 

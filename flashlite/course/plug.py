@@ -25,7 +25,7 @@ from types import ModuleType
 from flashlite.course import counting
 from flashlite.course.classroom.beside import forget_imports, let_import_from
 from flashlite.course.generate import find_function
-from flashlite.course.manifest import Course, Exercise, find_course
+from flashlite.course.manifest import Course, Exercise, find_course, place
 from flashlite.course.open_clean import open_clean
 from flashlite.course.source import parse_source
 from flashlite.errors import FlashliteError
@@ -200,7 +200,8 @@ class Plugged:
 
     def total(self) -> dict[str, int]:
         """How often each exercise was called so far, by its id."""
-        return dict(sorted(self.calls.total().items())) if self.calls else {}
+        calls = self.calls.total() if self.calls else {}
+        return {exercise: calls[exercise] for exercise in sorted(calls, key=place)}
 
     def show_calls(self) -> None:
         """Print how often each exercise was called so far."""
@@ -232,7 +233,7 @@ def plug_in(impl: str, model: str = "", dtype: str | None = None, revision: str 
 def functions_of(plugs: dict[str, Plug]) -> dict[str, str]:
     """The functions that are counted, by their exercises' ids, in order."""
     found = {exercise: name for plug in plugs.values() for name, exercise in plug.counted.items()}
-    return dict(sorted(found.items()))
+    return {exercise: found[exercise] for exercise in sorted(found, key=place)}
 
 
 def command(plugs: dict[str, Plug], module: str) -> list[str]:
