@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -58,6 +59,15 @@ def test_untouched_exercises_are_not_run(
     printed = capsys.readouterr().out
     assert "exercises/ex03_window.py is untouched" in printed
     assert "exercises/ex07_speculative.py is untouched" in printed
+
+
+def test_a_chapters_model_in_another_dtype_is_that_model(
+    tiny_checkpoint: Path, tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLASHLITE_HOME", str(tmp_path))
+    monkeypatch.setenv(chapter.MODEL, str(tiny_checkpoint))
+    store = chapter.in_dtype("int8")
+    assert (store.dtype_name, store.up_projections) == ("int8", tiny_store.up_projections)
 
 
 def test_what_your_function_gives_is_shown_beside_the_engines(

@@ -25,7 +25,7 @@ from flashlite.course import chapter
 from flashlite.course.generate import find_function, generated_files
 from flashlite.course.grade import Grade, exercise_tests, grade, grade_one, totals
 from flashlite.course.manifest import STUBS, Course, find_course, read_course
-from flashlite.course.plug import choose, describe, load
+from flashlite.course.plug import choose, describe, functions_of, load
 from flashlite.errors import FlashliteError
 from flashlite.storage.store import Store
 
@@ -226,6 +226,11 @@ def test_what_a_file_has_without_its_body_is_the_engines(clone: Course) -> None:
     window._history.append(np.array([1, 2]))
     with pytest.raises(NotImplementedError, match=r"exercise 3\.2"):  # which the engine's amend calls
         window.amend(np.array([1, 2]))
+
+
+def test_exercises_are_counted_in_the_courses_order(course: Course) -> None:
+    names = functions_of(choose(course, "mine"))
+    assert list(names) == [exercise.id for exercise in course.exercises]
 
 
 # Files as editors, git and archives leave them
