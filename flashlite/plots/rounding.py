@@ -26,9 +26,8 @@ def steps(weights: np.ndarray, scales: Mapping[str, float], title: str) -> Figur
         rounded = scale * np.rint(weights / scale)
         axes.vlines(columns, weights, rounded, color="black", lw=1)
         axes.plot(columns, rounded, "s", color="black", ms=3.5, ls="", label="rounded to a whole step")
-        axes.plot(columns, weights, "o", mfc="white", mec="black", ms=5.5, ls="", zorder=3, label="weight")
-        error = np.sqrt(np.mean((rounded - weights) ** 2) / np.mean(weights**2))
-        finish(axes, f"{name}: error {error:.1%}", "weight of the row", "", legend=False)
+        axes.plot(columns, weights, "o", mfc="none", mec="black", ms=6, ls="", zorder=3, label="weight")
+        finish(axes, f"{name}: steps of {scale:.2g}", "weight of the row", "", legend=False)
         axes.set_ylim(-1.1 * highest, 1.1 * highest)
     outside_legend(figure, np.atleast_1d(panels)[0])
     return figure
