@@ -36,7 +36,7 @@ def quantize(name: str, matrix: Tensor) -> tuple[Tensor, Tensor]:
     Each value times its row's scale is the weight, but for half a step. A row of zeros has the scale 0. Little more
     than the result needs memory. Raises CheckpointError, which says the matrix's name, if a weight is not finite.
     """
-    # TODO 10.1  a row in steps of its own (5 points, 20 minutes, paper none: its weights have 16 bits)
+    # TODO 10.1  a row in steps of its own (5 points, 20 minutes, paper none: this is a step beyond it)
     # Round a matrix to int8, each row in steps of its own. matrix: [n, width], float32, bfloat16 or float16. Return two
     # tensors:
     #   values   [n, width] int8
