@@ -20,14 +20,17 @@ from flashlite.bench.cost import Speeds, Work, io_ms
 from flashlite.bench.speculative import expected_tokens
 from flashlite.drive.probe import Curve
 from flashlite.engine.budget import FEWEST_ROWS, Candidate, _smallest
+from flashlite.engine.kernels.rows import FEW, weighted_sum
 from flashlite.engine.overlap import Begun
 from flashlite.engine.pool import Landing, ffn_product
 from flashlite.engine.predictor import active_set
 from flashlite.engine.predictors.copy_predictor import ERRORS, STEP_ERROR
+from flashlite.engine.product import rows_of
 from flashlite.engine.timing import REST
 from flashlite.engine.window import LONGEST_UNION, Step
-from flashlite.errors import ReadError
+from flashlite.errors import CheckpointError, ReadError
 from flashlite.storage.bundle import unpack_bundles
+from flashlite.storage.int8.rounding import LARGEST, blocks
 from flashlite.storage.neurons import wait_all
 from flashlite.training.train_predictor import BATCH, balanced_loss, initial_factors
 
@@ -729,3 +732,29 @@ def waits_for_what_was_broken_off(self: Any, x: Tensor) -> None:
     self._begun = self.window.step(active_set(self.predictor, x))
     self._under_way, self._rows = self._submit(self._begun, self.early)
     self._clock.switch(REST)
+
+
+@answers("10.1")
+def each_row_alone(name: str, matrix: Tensor) -> tuple[Tensor, Tensor]:
+    values, scale = [], []
+    for row in matrix:
+        step = row.float().abs().max() / LARGEST
+        if not torch.isfinite(step):
+            raise CheckpointError(f"{name}: a weight is NaN or infinite")
+        scaled = row.float() / step if step > 0 else torch.zeros(len(row))
+        values.append(scaled.round().clamp(-LARGEST, LARGEST).to(torch.int8))
+        scale.append(step)
+    return torch.stack(values), torch.stack(scale)
+
+
+@answers("10.2")
+def numbers_first(h: Tensor, rows: Tensor, scale: Tensor, picked: Any = slice(None)) -> Tensor:
+    numbers = torch.from_numpy(rows_of(picked, len(rows)))
+    fires = (h != 0).sum(0) > 0
+    scaled, numbers = (h * scale[numbers])[:, fires], numbers[fires]
+    if len(h) <= FEW:
+        return weighted_sum(scaled, rows, numbers.numpy(), rows.shape[1])
+    total = torch.zeros(len(h), rows.shape[1])
+    for part in blocks(len(numbers), rows.shape[1]):
+        total = total + scaled[:, part] @ rows[numbers[part]].to(torch.float32)
+    return total

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 import flashlite
 from flashlite.arguments import DTYPE_NAMES, STAGES, parse_stages
 from flashlite.cli import options
-from flashlite.cli.unsolved import CALIBRATE, CHOOSE, ESTIMATE, PACK, STAGES_OF, TRAIN
+from flashlite.cli.unsolved import CALIBRATE, CHOOSE, ESTIMATE, INT8_STAGES, PACK, STAGES_OF, TRAIN, of_pack
 from flashlite.course.manifest import Course
 from flashlite.course.open_clean import open_clean
 from flashlite.errors import FlashliteError
@@ -116,6 +116,9 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     (("estimate", "opt-6.7b", "--impl", "mine"), "exercise 0.2: delete"),
     (("probe", "--impl", "ref,ex00=mine"), "exercise 0.1: delete"),
     (("pack", "opt-mini", "out", "--impl", "mine"), "exercise 4.1: delete"),
+    (("pack", "opt-mini", "out", "--dtype", "int8", "--impl", "ref,ex10=mine"), "exercise 10.1: delete"),
+    (("bench", "--dtype", "int8", "--impl", "ref,ex10=mine"), "exercise 10.2: delete"),
+    (("run", "--dtype", "int8", "--impl", "ref,ex10=mine"), "exercise 10.2: delete"),
     (("train-predictor", "store", "--text", "a file", "--impl", "ref,ex02=mine"), "exercise 2.2: delete"),
     (("train-predictor", "store", "--text", "a file", "--out", "empty"), "empty is a folder"),
     (("train-predictor", "store", "--text", "a file", "--out", "a file/x"), "is not a folder"),
@@ -247,27 +250,45 @@ def test_stages_are_parsed() -> None:
 
 @pytest.mark.parametrize("stage", range(len(STAGES)))
 def test_exercises_that_a_stage_needs_are_those_that_it_calls(stage: int, tiny_store: Store, course: Course) -> None:
+    assert called(tiny_store, stage, course) == {
+        id for id, stages in STAGES_OF.items() if stage in parse_stages(stages)
+    }
+
+
+@pytest.mark.parametrize("stage", range(len(STAGES)))
+def test_every_stage_of_int8_calls_the_exercise_that_is_about_it(stage: int, int8_store: Store, course: Course) -> None:
+    about = {exercise.id for exercise in course.exercises if ".int8." in exercise.module}
+    assert called(int8_store, stage, course) & about == INT8_STAGES
+
+
+@pytest.fixture(scope="module")
+def int8_store(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return flashlite.pack(tiny_checkpoint, tmp_path_factory.mktemp("int8") / "store", "int8")
+
+
+def called(store: Store, stage: int, course: Course) -> set[str]:
+    """The exercises that a stage calls while a model is loaded and writes a few tokens."""
     exercise_of: dict[CodeType, str] = {}
     for exercise in course.exercises:
         function = import_module(exercise.module)
         for name in exercise.qualname.split("."):
             function = getattr(function, name)
         exercise_of[function.__code__] = exercise.id
-    called = set()
+    found = set()
 
     def note(frame: FrameType, event: str, argument: object) -> None:
         if event == "call" and frame.f_code in exercise_of:
-            called.add(exercise_of[frame.f_code])
+            found.add(exercise_of[frame.f_code])
 
     threading.setprofile(note)
     sys.setprofile(note)
     try:
-        model = flashlite.load(tiny_store, stage=stage, dram_budget="90%")
+        model = flashlite.load(store, stage=stage, dram_budget="2MB")
         model.generate(torch.arange(3, 23)[None], max_new_tokens=8, do_sample=False)
     finally:
         sys.setprofile(None)
         threading.setprofile(None)  # type: ignore[arg-type]
-    assert called == {id for id, stages in STAGES_OF.items() if stage in parse_stages(stages)}
+    return found
 
 
 @pytest.mark.slow
@@ -275,7 +296,8 @@ def test_exercises_that_a_stage_needs_are_those_that_it_calls(stage: int, tiny_s
     ("arguments", "needed"),
     [
         (("pack", "{checkpoint}", "{out}/store"), PACK),
-        (("pack", "{checkpoint}", "{out}/split", "--layout", "split"), set()),
+        (("pack", "{checkpoint}", "{out}/split", "--layout", "split"), of_pack("split", None)),
+        (("pack", "{checkpoint}", "{out}/int8", "--dtype", "int8"), of_pack("bundled,split", "int8")),
         (("estimate", "opt-125m", "--drive", "870", "--plot", "{out}/estimate.png"), ESTIMATE),
         (
             ("train-predictor", "{store}", "--text", "course.toml", "--tokens", "6000", "--steps", "1",
@@ -293,7 +315,7 @@ def test_exercises_that_a_stage_needs_are_those_that_it_calls(stage: int, tiny_s
             CALIBRATE,
         ),
     ],
-    ids=["pack", "pack split", "estimate", "train-predictor", "train-predictor for a budget", "calibrate"],
+    ids=["pack", "pack split", "pack int8", "estimate", "train-predictor", "train-predictor for a budget", "calibrate"],
 )  # fmt: skip
 def test_exercises_that_a_command_needs_are_those_that_it_calls(
     arguments: tuple[str, ...], needed: set[str], tiny_checkpoint: Path, opt_mini: Store, tmp_path: Path
@@ -305,7 +327,7 @@ def test_exercises_that_a_command_needs_are_those_that_it_calls(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     said = done.stdout + done.stderr  # words go to the error stream where JSON goes to stdout
-    assert set(re.findall(r"^(\d\.\d) +\w.* [1-9]\d*$", said, re.M)) == needed
+    assert set(re.findall(r"^(\d+\.\d) +\w.* [1-9]\d*$", said, re.M)) == needed
 
 
 @pytest.mark.parametrize("device", ["/dev/null", "/dev/stdout"])

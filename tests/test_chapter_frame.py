@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -58,6 +59,15 @@ def test_untouched_exercises_are_not_run(
     printed = capsys.readouterr().out
     assert "exercises/ex03_window.py is untouched" in printed
     assert "exercises/ex07_speculative.py is untouched" in printed
+
+
+def test_a_chapters_model_in_another_dtype_is_that_model(
+    tiny_checkpoint: Path, tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLASHLITE_HOME", str(tmp_path))
+    monkeypatch.setenv(chapter.MODEL, str(tiny_checkpoint))
+    store = chapter.in_dtype("int8")
+    assert (store.dtype_name, store.up_projections) == ("int8", tiny_store.up_projections)
 
 
 def test_what_your_function_gives_is_shown_beside_the_engines(
@@ -230,13 +240,15 @@ def test_each_exercise_of_a_chapter_is_called_by_its_cell(
             stand_in(name)
         fired = torch.rand(64, store.shape.neurons) < 0.05
         names = {"chapter": chapter, "store": store, "np": np, "fired": fired}
+        if number == 10:
+            names["int8"] = chapter.in_dtype("int8")
         exec(run_yours_cell(number), names | {"acceptance": 0.5, "DRAFT": 4, "check_cost": 1.5})
     captured = capsys.readouterr()
     (table,) = tables
     assert table is not None, captured.err
     assert ("870 EVO" in captured.out) == ("$ flashlite estimate" in captured.out), "what the command says is shown"
     assert '{"' not in captured.out
-    calls = {e: int(n) for e, n in re.findall(r"^\| (\d\.\d) \| `[\w.]+` \| (\d+) \|$", table.data, re.MULTILINE)}
+    calls = {e: int(n) for e, n in re.findall(r"^\| (\d+\.\d) \| `[\w.]+` \| (\d+) \|$", table.data, re.MULTILINE)}
     assert set(calls) == {e.id for e in course.exercises if e.chapter == number}
     assert all(calls.values()), f"never called: {[exercise for exercise, n in calls.items() if not n]}"
     for exercise, ours, theirs in re.findall(r"^(\S+) \w+: yours (.+), the engine's (.+)$", captured.out, re.MULTILINE):

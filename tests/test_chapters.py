@@ -30,7 +30,7 @@ def prose(path: Path) -> str:
 
 def test_there_is_a_notebook_for_every_chapter_of_the_course() -> None:
     course = read_course(ROOT)
-    assert [int(path.name[:2]) for path in CHAPTERS] == list(range(10))
+    assert [int(path.name[:2]) for path in CHAPTERS] == list(range(11))
     for number, title in course.chapters.items():
         assert prose(CHAPTERS[number]).startswith(f"# {number}. {title.split(' on top')[0].split(' in half')[0]}")
 

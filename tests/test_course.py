@@ -26,7 +26,7 @@ from flashlite.cli.unsolved import check_solved
 from flashlite.course import chapter
 from flashlite.course.generate import find_function, generated_files, stub
 from flashlite.course.grade import Grade, exercise_tests, grade, grade_one, totals
-from flashlite.course.impl.choose import choose, describe
+from flashlite.course.impl.choose import choose, describe, functions_of
 from flashlite.course.manifest import STUBS, Course, find_course, read_course
 from flashlite.course.plug import load
 from flashlite.errors import FlashliteError
@@ -141,7 +141,7 @@ def test_each_stub_fails_by_its_own_error_alone(clone: Course) -> None:
 def test_solutions_earn_every_point(course: Course) -> None:
     grades = grade(course, ROOT / "solutions", course.exercises, seed=2)
     assert [g for g in grades if g.status != "PASS"] == []
-    assert totals(course, grades) == {"total": (MOST, MOST), "elective 9": (15, 15)}
+    assert totals(course, grades) == {"total": (MOST, MOST), "elective 9": (15, 15), "elective 10": (10, 10)}
     assert {g.id: len(g.reached) for g in grades if g.reached} == dict.fromkeys(DESIGNS, 1)
 
 
@@ -235,6 +235,11 @@ def test_what_a_file_has_without_its_body_is_the_engines(clone: Course) -> None:
     window._history.append(np.array([1, 2]))
     with pytest.raises(NotImplementedError, match=r"exercise 3\.2"):  # which the engine's amend calls
         window.amend(np.array([1, 2]))
+
+
+def test_exercises_are_counted_in_the_courses_order(course: Course) -> None:
+    names = functions_of(choose(course, "mine"))
+    assert list(names) == [exercise.id for exercise in course.exercises]
 
 
 # Files as editors, git and archives leave them
@@ -388,7 +393,7 @@ def test_grade_of_unsolved_exercises_fails(clone: Course, monkeypatch: pytest.Mo
     done = run(clone, monkeypatch, "grade")
     assert done.exit_code == 1
     assert f"total 0/{MOST} →" in done.output
-    assert done.output.splitlines()[-1] == "elective 9 0/15"
+    assert done.output.splitlines()[-2:] == ["elective 9 0/15", "elective 10 0/10"]
     assert done.output.count("TODO") == len(clone.exercises)
 
 
@@ -396,9 +401,9 @@ def test_grade_of_unsolved_exercises_fails(clone: Course, monkeypatch: pytest.Mo
 
 
 def test_an_elective_counts_apart_from_the_hundred(clone: Course, monkeypatch: pytest.MonkeyPatch) -> None:
-    hand_in(clone.root / "mine", *[name for name in clone.files if not name.startswith("ex09")])
+    hand_in(clone.root / "mine", *[name for name in clone.files if not name.startswith(("ex09", "ex10"))])
     for name in clone.files:
-        if not name.startswith("ex09"):
+        if not name.startswith(("ex09", "ex10")):
             shutil.copyfile(clone.root / "mine" / name, clone.root / "exercises" / name)
     monkeypatch.setattr("flashlite.cli.course.grade", judged_by_what_is_written)
     done = run(clone, monkeypatch, "grade", "--json", "out.json")
@@ -407,7 +412,7 @@ def test_an_elective_counts_apart_from_the_hundred(clone: Course, monkeypatch: p
     assert (result["total"], result["max"], result["electives"]) == (
         MOST,
         MOST,
-        {"elective 9": {"total": 0, "max": 15}},
+        {"elective 9": {"total": 0, "max": 15}, "elective 10": {"total": 0, "max": 10}},
     )
     asked = run(clone, monkeypatch, "grade", "9")
     assert asked.exit_code == 1
@@ -416,7 +421,7 @@ def test_an_elective_counts_apart_from_the_hundred(clone: Course, monkeypatch: p
     shutil.copyfile(ROOT / "solutions/ex09_early.py", clone.root / "exercises/ex09_early.py")
     done = run(clone, monkeypatch, "grade")
     assert done.exit_code == 0
-    assert done.output.splitlines()[-1] == "elective 9 7/15"
+    assert done.output.splitlines()[-2:] == ["elective 9 7/15", "elective 10 0/10"]
     done = run(clone, monkeypatch, "progress")
     assert f"{MOST}/{MOST} points" in done.output
     assert "(elective)" in done.output
@@ -437,9 +442,9 @@ def test_a_class_has_a_column_for_an_elective(clone: Course, monkeypatch: pytest
     monkeypatch.setattr("flashlite.cli.teach.grade_folders", judged_all)
     done = run(clone, monkeypatch, "grade", "--class", tmp_path / "class", "--csv", tmp_path / "grades.csv")
     first, ada = ((tmp_path / "grades.csv").read_text()).splitlines()
-    assert first.endswith(",9.1,9.2,9.3,total,elective 9,hints")
-    assert ada.endswith(",0,0,7,7,7,0")
-    assert f"7/{MOST}  elective 9 7/15" in done.output
+    assert first.endswith(",9.1,9.2,9.3,10.1,10.2,total,elective 9,elective 10,hints")
+    assert ada.endswith(",0,0,7,0,0,7,7,0,0")
+    assert f"7/{MOST}  elective 9 7/15  elective 10 0/10" in done.output
 
 
 def judged_all(course: Course, folders: list[Path], exercises: Any, *_: object) -> Iterator[list[Grade]]:

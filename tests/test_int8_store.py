@@ -19,6 +19,7 @@ from transformers import OPTForCausalLM
 
 import flashlite
 from flashlite.bench import cost
+from flashlite.bench.compare import compare_dtypes
 from flashlite.bench.decoding import exactness, forced, greedy
 from flashlite.bench.dense import load_dense
 from flashlite.bench.estimate import estimate
@@ -301,7 +302,7 @@ def test_exercises_that_multiply_floats_are_refused(tiny: Store) -> None:
 
     with pytest.raises(FlashliteError, match=r"the exercises ex05 run OPT in fp32, bf16 or fp16, and .* is in int8"):
         check_exercises(tiny, Plugged())
-    Plugged.plugs = ("flashlite.engine.early",)
+    Plugged.plugs = ("flashlite.engine.early", "flashlite.engine.int8.product", "flashlite.storage.int8.rounding")
     check_exercises(tiny, Plugged())
 
 
@@ -332,6 +333,21 @@ def test_a_benchmark_of_int8(tiny_checkpoint: Path, mini: dict[str, Store]) -> N
         assert stage.peak_rss_bytes <= result.budget_bytes + result.base.total
         assert stage.linear_ms > 0
         assert stage.predicted_ms > 0
+
+
+def test_dtypes_side_by_side_read_the_same_neurons(mini: dict[str, Store]) -> None:
+    """Each is compared with its own dense model, and all are fed the text of the first one."""
+    stores = [mini["fp32"], mini["int8"]]
+    naive, pool, other_naive, other_pool = compare_dtypes(stores, [0, 5], tokens=12, prompt_tokens=8, budget="85%")
+    assert [row.stage for row in (naive, pool, other_naive, other_pool)] == [0, 5, 0, 5]
+    assert all(row.tokens_equal for row in (naive, pool, other_naive, other_pool))
+    assert (naive.agreement, other_naive.agreement > 0.7) == (1.0, True)
+    assert other_naive.bytes_per_token / naive.bytes_per_token == pytest.approx(
+        stores[1].weight_bytes / stores[0].weight_bytes, rel=0.01
+    )
+    assert other_pool.reads_per_token == pytest.approx(pool.reads_per_token, rel=0.1)
+    share = stores[1].shape.record_bytes / stores[0].shape.record_bytes
+    assert other_pool.bytes_per_token == pytest.approx(share * pool.bytes_per_token, rel=0.1)
 
 
 # Planted models

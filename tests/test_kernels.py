@@ -66,8 +66,8 @@ def test_every_half_precision_number_is_read_as_torch_reads_it(kind: torch.dtype
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_the_same_bits_with_any_number_of_threads(count: int, threads: Callable[[int], None]) -> None:
-    matrix, rows = weights(900, 2048, torch.bfloat16), np.arange(0, 900, 2)
-    x, h = torch.randn(1, 2048), torch.randn(1, 450)
+    matrix, rows = weights(1800, 2048, torch.bfloat16), np.arange(0, 1800, 2)
+    x, h = torch.randn(1, 2048), torch.randn(1, 900)
     threads(1)
     alone = products(x, matrix, rows), weighted_sum(h, matrix, rows, 2048)
     threads(count)
@@ -103,8 +103,8 @@ def test_a_thread_that_comes_late_changes_nothing(
 
 def test_several_callers_share_the_threads(threads: Callable[[int], None]) -> None:
     threads(3)
-    matrix, rows = weights(900, 1024, torch.int8), np.arange(900)
-    inputs = [torch.randn(1, 1024) for _ in range(6)]
+    matrix, rows = weights(900, 4096, torch.int8), np.arange(900)
+    inputs = [torch.randn(1, 4096) for _ in range(6)]
     expected = [products(x, matrix, rows) for x in inputs]
     wrong = []
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -164,6 +165,23 @@ def test_a_gated_neuron_is_three_pieces_or_one_record_in_its_order_on_flash() ->
     assert split == ["g0", "g1", "d0", "d1", "u0", "u1"]
     assert bundled == ["g0", "d0", "u0", "g1", "d1", "u1"]
     assert cells(plots.layouts(wanted=[1], neurons=2)) == [["u0", "u1", "d0", "d1"], ["u0", "d0", "u1", "d1"]]
+
+
+def test_rounded_weights_lie_on_the_steps_of_their_panel_and_the_strokes_are_their_errors() -> None:
+    weights, scales = np.array([0.3, -1.26, 2.0, 0.0]), {"fine": 0.25, "coarse": 1.0}
+    figure = plots.steps(weights, scales, "title")
+    for axes, (name, scale) in zip(figure.axes, scales.items(), strict=True):
+        *grid, squares, circles = axes.lines
+        most = int(2.0 / scale) + 1
+        assert [line.get_ydata()[0] for line in grid] == [k * scale for k in range(-most, most + 1)]
+        rounded = scale * np.rint(weights / scale)
+        assert list(circles.get_ydata()) == list(weights)
+        assert list(squares.get_ydata()) == list(rounded)
+        (strokes,) = axes.collections
+        ends = [segment[:, 1].tolist() for segment in strokes.get_segments()]
+        assert ends == [list(pair) for pair in zip(weights, rounded, strict=True)]
+        assert axes.get_title() == f"{name}: steps of {scale:.2g}"
+    assert names(figure) == ["rounded to a whole step", "weight"]
 
 
 def test_a_timeline_has_a_bar_for_each_moment_where_and_as_long_as_it_was() -> None:

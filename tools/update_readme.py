@@ -20,18 +20,17 @@ from flashlite.course import paper
 from flashlite.drive.published import find_drive
 
 ROOT = Path(__file__).parent.parent
-MINI, SCALE = "bench-opt-mini-fp32", "bench-opt-6.7b-bf16"
+MINI, SCALE, INT8 = "bench-opt-mini-fp32", "bench-opt-6.7b-bf16", "bench-opt-6.7b-int8"
 SIZES = ("bench-opt-1.3b-bf16", "bench-opt-2.7b-bf16", SCALE)
 SLOWER = "Samsung 870 EVO"
 
 
 def updated(text: str) -> str:
     """The README with what the newest results say between their markers, and every module in its house."""
-    scale = result(SCALE)
-    first, *rest = summary_lines(scale)
     texts = {
-        "scale": "\n".join([f"{first}.", "", peer_markdown(scale), "", *(f"- {line}" for line in rest)]),
+        "scale": beside(result(SCALE)),
         "families": families(),
+        "int8": few_lines(beside(result(INT8)), 3),
         "results": few_lines(ladder_markdown(result(MINI))),
         "slower": predictor_line(result(MINI)),
         "verified": verified_line(),
@@ -44,6 +43,12 @@ def updated(text: str) -> str:
     above, below = text.split("## The house")
     said, tree, after = below.split("```", 2)
     return f"{above}## The house{said}```\n{house(tree, ROOT)}\n```{after}"
+
+
+def beside(measured: Result) -> str:
+    """A benchmark with what people use today: its table, and the lines around it."""
+    first, *rest = summary_lines(measured)
+    return "\n".join([f"{first}.", "", peer_markdown(measured), "", *(f"- {line}" for line in rest)])
 
 
 def result(name: str) -> Result:

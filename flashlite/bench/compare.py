@@ -14,7 +14,7 @@ from flashlite.bench.dense import load_dense
 from flashlite.bench.ladder import prompt_ids
 from flashlite.bench.process.run import run_worker
 from flashlite.bench.process.task import DenseTask, Setup, StageTask
-from flashlite.bench.row import StageRow
+from flashlite.bench.row import Exactness, StageRow
 from flashlite.engine.model import load
 from flashlite.engine.predictors.choice import Chosen
 from flashlite.engine.stages import NAMES
@@ -36,20 +36,40 @@ def compare(
     timed, every stage must give the dense model's tokens with the oracle predictor. Raises FlashliteError if one
     doesn't.
     """
-    prompt = prompt_ids(store, prompt_tokens)
-    expected, logits = greedy(load_dense(store), prompt, tokens)
-    checked = []
-    for stage in stages:
-        oracle = load(store, dram_budget=budget, stage=stage, predictor="oracle", window=window)
-        checked.append(exactness(oracle, stage, prompt, expected[:CHECKED], logits[:CHECKED]))
-    models = [load(store, dram_budget=budget, stage=stage, predictor=predictor, window=window) for stage in stages]
+    return compare_dtypes(
+        [store], stages, tokens=tokens, prompt_tokens=prompt_tokens, budget=budget, window=window, predictor=predictor
+    )
+
+
+def compare_dtypes(
+    stores: Sequence[Store], stages: Sequence[int], *, tokens: int = 48, prompt_tokens: int = 32,
+    budget: int | str = "50%", window: int = 5, predictor: Chosen = "auto",
+) -> list[StageRow]:  # fmt: skip
+    """`compare` for one model in several dtypes, all of which are fed the text that the first one's dense model writes.
+
+    Returns a row for each stage of each store, a store's stages together. Each is compared with its own dense model;
+    only its `agreement` is with the tokens of the first one.
+    """
+    prompt = prompt_ids(stores[0], prompt_tokens)
+    pairs = [(store, stage) for store in stores for stage in stages]
+    expected: list[int] = []
+    checked: list[Exactness] = []
+    for store in stores:
+        written, logits = greedy(load_dense(store), prompt, tokens)
+        expected = expected or written
+        for stage in stages:
+            oracle = load(store, dram_budget=budget, stage=stage, predictor="oracle", window=window)
+            checked.append(exactness(oracle, stage, prompt, written[:CHECKED], logits[:CHECKED]))
+    models = [
+        load(store, dram_budget=budget, stage=stage, predictor=predictor, window=window) for store, stage in pairs
+    ]
     return [
         StageRow(
             stage=stage, name=NAMES[stage], agreement=agreement(chosen, expected), **vars(exact),
             **vars(per_token(model.flash)),
         )
-        for stage, exact, model, chosen in zip(
-            stages, checked, models, _take_turns(models, prompt, expected), strict=True
+        for (_, stage), exact, model, chosen in zip(
+            pairs, checked, models, _take_turns(models, prompt, expected), strict=True
         )
     ]  # fmt: skip
 

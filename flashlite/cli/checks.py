@@ -129,7 +129,7 @@ def check_figure(plot: Path, name: str) -> None:
 
 def check_exercises(store: Store, plugged: Plugged) -> None:
     """Raise FlashliteError unless what is plugged in can run a model. The neurons that exercises multiply are OPT's, in
-    floating-point numbers; only those of an elective are about other families."""
+    floating-point numbers; only those of an elective are about other families, or about int8."""
     kind = store.config.model_type
     if not plugged.plugs or (kind == "opt" and not store.quantized):
         return

@@ -103,7 +103,7 @@ def bench(
     numbers, window_tokens = parse_stages(stages), parse_window(window)
     check_outputs(json_file, plot)
     check_policy(impl, numbers)
-    unsolved.check_solved(impl, unsolved.of_stages(numbers) | unsolved.COST_MODEL)
+    unsolved.check_solved(impl, unsolved.of_stages(numbers, dtype) | unsolved.COST_MODEL)
     plugged = plug.plug_in(impl, model, dtype, revision)
     from flashlite.bench import ladder
     from flashlite.engine.device.place import place_of

@@ -60,7 +60,7 @@ def run(
     """
     tokens, number = parse_window(window), stage_number(stage)
     check_policy(impl, [number])
-    check_solved(impl, of_stages([number]))
+    check_solved(impl, of_stages([number], dtype))
     text = read_prompt(prompt, prompt_file)
     plugged = plug.plug_in(impl, model, dtype, revision)
     import torch

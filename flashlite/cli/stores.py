@@ -57,7 +57,7 @@ def pack(
     What exercises pack says so in its manifest, and never lands where the engine's own code would look for it.
     """
     checks.check_new_folder(out, force, "choose another name, or replace it with --force")
-    unsolved.check_solved(impl, unsolved.PACK if "bundled" in layout else set())
+    unsolved.check_solved(impl, unsolved.of_pack(layout, dtype))
     plugged = plug.plug_in(impl)
     from flashlite.storage.find import check_apart
     from flashlite.storage.pack import pack as pack_model

@@ -15,16 +15,24 @@ STAGES_OF = {  # the stages that call an exercise's function, of OPT; tests/test
     "4.2": "2-6", "5.1": "5-6", "5.2": "5-6", "5.3": "5", "6.1": "2-6", "8.1": "6", "9.1": "6",
 }  # fmt: skip
 COST_MODEL = {"0.2", "0.3"}
-PROBE, PACK = {"0.1"}, {"4.1"}
+PROBE = {"0.1"}
+PACK, INT8_PACK, INT8_STAGES = {"4.1"}, {"10.1"}, {"10.2"}  # of pack, and in int8 of pack and of every stage as well
 ESTIMATE = COST_MODEL | {"1.1", "1.3", "2.5", "4.2"}
 TRAIN = {"0.1", "1.1", "1.2", "2.2", "2.3", "2.4", "2.7", "3.1", "4.2"}
 CALIBRATE = {"0.1", "1.1", "1.2", "2.2", "2.4", "2.6", "3.1", "4.2"}
 CHOOSE = {"6.1", "6.2"}  # by train-predictor with a budget, beside those of TRAIN
+INT8 = "int8"
 
 
-def of_stages(stages: Iterable[int]) -> set[str]:
-    """The exercises, by id, that at least one of these stages of the ladder calls."""
-    return {exercise for exercise, of in STAGES_OF.items() if not set(stages).isdisjoint(parse_stages(of))}
+def of_stages(stages: Iterable[int], dtype: str | None = None) -> set[str]:
+    """The exercises, by id, that at least one of these stages calls. dtype: the model's, if it is named."""
+    found = {exercise for exercise, of in STAGES_OF.items() if not set(stages).isdisjoint(parse_stages(of))}
+    return found | INT8_STAGES if dtype == INT8 else found
+
+
+def of_pack(layouts: str, dtype: str | None) -> set[str]:
+    """The exercises, by id, that packing calls. layouts: as `--layout` has them; dtype: the store's, if named."""
+    return (PACK if "bundled" in layouts else set()) | (INT8_PACK if dtype == INT8 else set())
 
 
 def check_solved(impl: str, called: set[str]) -> None:

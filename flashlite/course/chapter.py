@@ -39,6 +39,7 @@ __all__ = [
     "exercises",
     "gain",
     "held_out",
+    "in_dtype",
     "result",
     "run_yours",
     "table",
@@ -64,6 +65,11 @@ def begin(number: int) -> Store:
         f"{store.shape.neurons} neurons a layer, {store.weight_bytes / 1e6:.1f} MB of weights"
     )
     return store
+
+
+def in_dtype(dtype: str) -> Store:
+    """The chapter's model in another dtype, packed if need be. Raises FlashliteError."""
+    return open_model(os.environ.get(MODEL, "opt-mini"), dtype)
 
 
 def held_out(store: Store, tokens: int) -> Tensor:

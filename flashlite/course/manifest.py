@@ -136,6 +136,11 @@ class Course:
             raise FlashliteError(message) from None
 
 
+def place(exercise: str) -> tuple[int, ...]:
+    """An exercise's place among the others, from its id: 9.3 comes before 10.1."""
+    return tuple(map(int, exercise.split(".")))
+
+
 def find_course(start: Path | None = None) -> Course:
     """The course whose clone we are in. Raises FlashliteError outside one."""
     here = (start or Path.cwd()).resolve()

@@ -26,7 +26,7 @@ from flashlite.course import counting
 from flashlite.course.classroom.beside import forget_imports, let_import_from
 from flashlite.course.generate import find_function
 from flashlite.course.impl.choose import Plug, choose, describe, functions_of
-from flashlite.course.manifest import find_course
+from flashlite.course.manifest import find_course, place
 from flashlite.course.open_clean import open_clean
 from flashlite.course.source import parse_source
 from flashlite.errors import FlashliteError
@@ -133,7 +133,8 @@ class Plugged:
 
     def total(self) -> dict[str, int]:
         """How often each exercise was called so far, by its id."""
-        return dict(sorted(self.calls.total().items())) if self.calls else {}
+        calls = self.calls.total() if self.calls else {}
+        return {exercise: calls[exercise] for exercise in sorted(calls, key=place)}
 
     def show_calls(self) -> None:
         """Print how often each exercise was called so far."""

@@ -4,6 +4,7 @@ from flashlite.plots.contest import contest, leaderboard
 from flashlite.plots.drive import drive_curve, read_times
 from flashlite.plots.ladder import ladder, parts
 from flashlite.plots.neurons import layouts, pool_steps, raster
+from flashlite.plots.rounding import steps
 from flashlite.plots.scale import budgets, estimates, peers, sizes
 from flashlite.plots.style import bars, dots, heat, lines, save, scatter, stacked
 from flashlite.plots.timeline import timeline
@@ -12,5 +13,5 @@ from flashlite.plots.training import relufication
 __all__ = [
     "bars", "budgets", "contest", "dots", "drive_curve", "estimates", "heat", "ladder", "layouts", "leaderboard",
     "lines", "parts", "peers", "pool_steps", "raster", "read_times", "relufication", "save", "scatter", "sizes",
-    "stacked", "timeline",
+    "stacked", "steps", "timeline",
 ]  # fmt: skip

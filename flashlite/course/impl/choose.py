@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flashlite.course.manifest import Course, Exercise
+from flashlite.course.manifest import Course, Exercise, place
 from flashlite.errors import FlashliteError
 
 CONTEST, POLICY = "contest", "flashlite.engine.policies.entry"  # its slot, and the module that its policy replaces
@@ -98,4 +98,4 @@ def describe(course: Course, plugs: dict[str, Plug]) -> list[str]:
 def functions_of(plugs: dict[str, Plug]) -> dict[str, str]:
     """The functions that are counted, by their exercises' ids, in order."""
     found = {exercise: name for plug in plugs.values() for name, exercise in plug.counted.items()}
-    return dict(sorted(found.items()))
+    return {exercise: found[exercise] for exercise in sorted(found, key=place)}

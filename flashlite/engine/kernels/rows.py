@@ -18,7 +18,7 @@ from flashlite.engine.kernels.native import BF16, FP16, pointer, widened
 from flashlite.engine.kernels.team import FIRST, PARTS, Body, compiled, job_at, note_done, run, take
 
 FEW = 8  # tokens; where torch has a product for more of them, it is faster
-PART_BYTES, MOST_PARTS = 2**18, 16  # of rows that a thread takes at a time, and how many parts there are at most
+PART_BYTES, MOST_PARTS = 2**20, 16  # of rows in a part, because less ends before a thread wakes; most parts
 ROWS, STRIDE, X, WIDTH, PICKED, COUNT, OUT, TOKENS = range(FIRST, FIRST + 8)  # of a job's numbers
 KINDS = {torch.float32: types.float32, torch.bfloat16: BF16, torch.float16: FP16, torch.int8: types.int8}
 any_order = njit(fastmath={"reassoc", "contract", "nsz"})  # sums in whichever order suits the processor
