@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numba import cfunc, types
 from torch import Tensor, nn
 
 import flashlite
-from flashlite.engine.kernels import team
+from flashlite.engine.kernels import native, team
 from flashlite.engine.kernels import threads as lent
 from flashlite.engine.kernels.linear import RowsLinear, use_rows
 from flashlite.engine.kernels.rows import FEW, products, weighted_sum
@@ -99,6 +102,21 @@ def test_a_thread_that_comes_late_changes_nothing(
         job.body(job.address, job.matrix)
     assert late
     assert torch.equal(found, before)
+
+
+def test_code_that_can_be_kept_nowhere_is_compiled_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def refuse(signature: Any, cache: bool = False) -> Any:
+        asked.append(cache)
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return cfunc(signature)
+
+    monkeypatch.setattr(native, "cfunc", refuse)
+    code = native.native(types.int64(types.int64), lambda number: number + 1)
+    assert ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(code.address)(4) == 5
+    assert asked == [True, False]
 
 
 def test_several_callers_share_the_threads(threads: Callable[[int], None]) -> None:

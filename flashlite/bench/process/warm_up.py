@@ -31,6 +31,8 @@ def warm_up(store: Store, prompt: list[int], device: torch.device) -> None:
     ids = [token % SMALL_VOCABULARY for token in prompt]
     forced(one_layer, ids, ids[:WARM_UP])
     rows = torch.zeros(1, store.shape.record_bytes // store.shape.itemsize, dtype=store.dtype, device=device)
-    ffn_product(rows[:, : store.shape.d_model], rows, rows[:, 0], store.shape.d_model)  # it is compiled once
+    predictors = {torch.int8} if device.type == "cpu" else set()
+    for dtype in {store.dtype} | predictors:  # what multiplies weights, and what trained predictors, is compiled once
+        ffn_product(rows[:, : store.shape.d_model], rows.to(dtype), rows[:, 0], store.shape.d_model)
     del one_layer, rows
     gc.collect()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import cfunc, types
 from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
@@ -51,3 +51,15 @@ def fetch_add(typing: Any, address: Any, value: Any) -> Any:
         return builder.atomic_rmw("add", place, arguments[1], "seq_cst")
 
     return types.int64(types.int64, types.int64), generate
+
+
+def native(signature: Any, function: Any) -> Any:
+    """A function compiled for a signature, to be called by its address; without Python's lock, if by ctypes.
+
+    The code is kept beside the source or in the user's cache folder, so that it is compiled once; where neither can be
+    written, each process compiles it.
+    """
+    try:
+        return cfunc(signature, cache=True)(function)
+    except RuntimeError:  # there is nowhere to keep it
+        return cfunc(signature)(function)

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import carray, cfunc, njit, types
+from numba import carray, njit, types
 
 from flashlite.engine.kernels import threads
-from flashlite.engine.kernels.native import fetch_add, pointer
+from flashlite.engine.kernels.native import fetch_add, native, pointer
 
 PARTS, FIRST, WORDS = 2, 3, 16  # a job is so many numbers: the part to take, those done, how many, and arguments
 ITEM = 8  # bytes of each number
@@ -46,7 +46,6 @@ def note_done(address: int) -> None:
     fetch_add(address + ITEM, 1)
 
 
-@cfunc(types.int64(types.int64), cache=True)
 def _missing(address: int) -> int:
     parts = job_at(address)[PARTS]
     for _ in range(SPINS):
@@ -55,7 +54,8 @@ def _missing(address: int) -> int:
     return 1
 
 
-_is_missing = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(_missing.address)  # whether parts aren't done for long
+_missing_code = native(types.int64(types.int64), _missing)
+_is_missing = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(_missing_code.address)  # whether parts take long
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,9 @@ def run(body: Body, matrix: int, parts: int, arguments: tuple[int, ...], alive: 
 def compiled(function: Any, kind: Any) -> Body:
     """A function of a job's address and a pointer to a matrix, compiled for weights of one kind.
 
-    The compiled code is kept beside the source. While it runs, Python's other threads run too.
+    While it runs, Python's other threads run too.
     """
-    code = cfunc(types.void(types.int64, types.CPointer(kind)), cache=True)(function)
+    code = native(types.void(types.int64, types.CPointer(kind)), function)
     body: Any = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_void_p)(code.address)
     body.code = code
     return body  # type: ignore[no-any-return]
