@@ -25,6 +25,9 @@ from flashlite.bench.dense import load_dense
 from flashlite.bench.estimate import estimate
 from flashlite.bench.ladder import bench
 from flashlite.cli.checks import check_exercises
+from flashlite.course.impl.choose import choose
+from flashlite.course.manifest import find_course
+from flashlite.course.plug import Plugged
 from flashlite.drive.published import find_drive
 from flashlite.engine.device.place import STAGED
 from flashlite.engine.int8.exact_copy import ExactCopy
@@ -297,13 +300,10 @@ def test_a_device_is_refused_in_one_line_before_anything_is_packed(
 
 
 def test_exercises_that_multiply_floats_are_refused(tiny: Store) -> None:
-    class Plugged:
-        plugs = ("flashlite.engine.pool",)
-
+    course = find_course()
     with pytest.raises(FlashliteError, match=r"the exercises ex05 run OPT in fp32, bf16 or fp16, and .* is in int8"):
-        check_exercises(tiny, Plugged())
-    Plugged.plugs = ("flashlite.engine.early", "flashlite.engine.int8.product", "flashlite.storage.int8.rounding")
-    check_exercises(tiny, Plugged())
+        check_exercises(tiny, Plugged(choose(course, "ref,5.2=solutions")))
+    check_exercises(tiny, Plugged(choose(course, "ref,ex09=solutions,ex10=solutions")))
 
 
 def test_the_default_budget_of_opt_mini_names_one_that_works(mini: dict[str, Store]) -> None:

@@ -180,6 +180,8 @@ def test_torch_has_one_thread_in_calls_of_few_tokens_only(
         model(torch.arange(5, 5 + tokens)[None])
         assert torch.get_num_threads() == 3
     assert seen == [(1, 3), (1, 3), (3, 3)]
+    model.get_submodule("model.decoder.layers.0")(torch.zeros(1, 1, 64))  # a layer by itself has nobody to give back
+    assert (torch.get_num_threads(), lent.count()) == (3, 3)
     norm.register_forward_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         model(torch.tensor([[5]]))

@@ -59,7 +59,7 @@ class Calls:
         self._turns = OneAtATime(forget)
         self.costs: list[CallCost] = []
         self.sequences = self.tokens = 1
-        self._borrowed = False  # whether the call under way has torch's threads
+        self._decoding = self._borrowed = False  # whether a call is under way, and whether it has torch's threads
 
     def intercept(self, model: PreTrainedModel, family: Family) -> None:
         """Route every call of a model and of its decoder through this object."""
@@ -94,8 +94,10 @@ class Calls:
             if self._read_group:
                 self._read_group(EMBEDDINGS)
             try:
+                self._decoding = True
                 return forward(*args, **kwargs)
             finally:
+                self._decoding = False
                 if self._borrowed:
                     self._borrowed = False
                     threads.give_back()
@@ -125,7 +127,7 @@ class Calls:
         hidden: [sequences, tokens, d_model]
         """
         self.sequences, self.tokens = hidden.shape[:2]
-        if i == 0 and self.sequences * self.tokens <= FEW and hidden.device.type == "cpu":
+        if i == 0 and self._decoding and self.sequences * self.tokens <= FEW and hidden.device.type == "cpu":
             self._borrowed = threads.borrow()
         if self._read_group:
             self._read_group(f"layers.{i}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flashlite.course.checks import Call, expect, expect_each, require, rng
+from flashlite.engine.kernels.rows import FEW
 from flashlite.engine.predictor import Int8Matrix, LowRankPredictor, active_set
 
 TOKENS, D_MODEL, RANK, NEURONS = 6, 64, 32, 96
@@ -142,12 +144,12 @@ def test_scores_of_several_tokens() -> None:
 
 
 @pytest.mark.points("2.2", 0)
-def test_scores_of_one_token_in_each_dtype_are_bfloat16() -> None:
+def test_scores_of_few_and_many_tokens_in_each_dtype_are_bfloat16() -> None:
     predictor = exact_predictor()
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        x = whole_numbers(1, D_MODEL).to(dtype)
+    for tokens, dtype in itertools.product((1, 2 * FEW), (torch.float32, torch.float16, torch.bfloat16)):
+        x = whole_numbers(tokens, D_MODEL).to(dtype)
         found, (expected, mistakes) = predictor.scores(x), plain_scores(predictor, x)
-        expect(found, expected, f"scores of one token in {dtype}", mistakes)
+        expect(found, expected, f"scores of {tokens} tokens in {dtype}", mistakes)
         require(found.dtype == torch.bfloat16, f"scores are {found.dtype}", "torch.bfloat16")
 
 
