@@ -57,8 +57,8 @@ def choose_levels(
     # Points, on models of 8 to 16 layers with 12 levels: 1 for answers within the budget and the calls; 2 if they read
     # no more than the best level that is common to all layers; 2 if they save half of what can be saved below that, on
     # average over the models, and 2 if 80 %; 1 for half of it with five calls a layer, and with noisy losses. What can
-    # be saved is known from a bound that no choice can pass. Time isn't judged, but all of the models, some hundred
-    # calls of your function, must be done within a minute.
+    # be saved is known from a bound that no choice can pass. Time isn't judged, but all of the models, some fifty calls
+    # of your function, must be done within a minute: about a second a call.
     # Example: two layers, three levels, budget 0.010, in bytes and nats:
     #   nbytes = [[10 20 40], [100 200 400]]
     #   measure([1, 1]) -> 0.009       the lowest common level: reads 20 + 200 = 220

@@ -137,8 +137,8 @@ def fit(
     # Example: up [256, 64], bias [256], rank 32 -> a [32, 64], b [256, 32], bias [256]
     #   the share of neurons that is predicted on new tokens at a recall of 97 %, mean over two layers:
     #   about 45 % without training; at most 30, 15 and 12 % for the points, while 2 % of them fire
-    # Provided: initial_factors and balanced_loss (exercise 2.3), above; BATCH; torch, F and np. Your caller may have
-    # switched gradients off: train under torch.enable_grad().
+    # Provided: initial_factors and balanced_loss (exercise 2.3; until yours is there, ours runs in its place), above;
+    # BATCH; torch, F and np. Your caller may have switched gradients off: train under torch.enable_grad().
     # In the engine: flashlite train-predictor my-store --text flashlite/*/*.py --tokens 2048 --steps 20 --out
     # predictor.safetensors --impl ref,2.7=mine
     raise NotImplementedError("exercise 2.7: delete this line and write fit, see the TODO above")

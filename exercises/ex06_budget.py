@@ -82,12 +82,12 @@ def choose_predictors(layers: Sequence[Sequence[Candidate]], room: int, record: 
     # a token reads s_agg(k + 1) - s_agg(k) of them: those that the last k tokens didn't use. Rows may be fractions
     # here, because they are averages.
     # Return the window k and, as a tuple in the order of `layers`, which candidate each layer takes (0 is its first).
-    # All layers together must fit in `room` bytes, and a token should read as few neurons as possible in all layers
-    # together. k is at least 1, and s_agg(k + 1) must be known.
+    # All layers together must fit in `room` bytes (which may be 0), and a token should read as few neurons as possible
+    # in all layers together. k is at least 1, and s_agg(k + 1) must be known.
     # If no choice fits, return a window of 1 and for each layer the candidate that takes least DRAM with it.
     # How you find it is up to you. You are graded by what you choose, on models of up to 14 layers. 1 point: it fits.
-    # 2: it reads no more than the best of three simple rules does (the smallest predictor everywhere, or the best one,
-    # or the one that takes least DRAM with a window of 5, and then the longest window that fits). 2: on average it
+    # 2: it reads no more than the best of three simple rules does (the smallest predictor everywhere, or the largest
+    # one, or the one that takes least DRAM with a window of 5, and then the longest window that fits). 2: on average it
     # reads at most 1 % more than must be. 3: the same 1 % where it is hard, in models of little room in which a few
     # large steps are all that fits, and in which to begin with the smallest predictors, or with what a price for DRAM
     # chooses, and always to make the change that saves most for a byte, reads at least 2 % more. There are billions of

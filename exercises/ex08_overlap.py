@@ -77,7 +77,7 @@ class OverlappedFFN(FlashFFN):
         # TODO 8.1  read while you multiply (8 points, 45 minutes, paper none: this is a step beyond it)
         # A token's whole way through a layer of stage 6. x is [sequences, d_model], one token of each sequence. Move
         # the window on by this token, exactly once, with the neurons that the predictor names for x. See that they are
-        # in DRAM, and return what all neurons there add to the output, [sequences, d_model], and the step's overflow:
+        # in DRAM, and return what these neurons add to the output, [sequences, d_model], and the step's overflow:
         # neurons that DRAM has no room for, which the caller will see to. And begin the reads of the next layer.
         # In which order you do all this is up to you. You are graded by values and counts, on a drive whose reads land
         # when they like: some at once, others not before somebody waits for them. Until then their rows hold garbage.

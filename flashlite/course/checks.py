@@ -37,9 +37,14 @@ class Wrong(AssertionError):
 
 
 def require(condition: bool, measured: str, allowed: str, mistake: str = "") -> None:
-    """Raise Wrong unless the condition holds. measured, allowed: with units; mistake: one sentence."""
+    """Raise Wrong unless the condition holds.
+
+    measured: with units
+    allowed: with units; empty where what was measured says it all
+    mistake: one sentence
+    """
     if not condition:
-        raise Wrong(diagnosed(f"{measured}, allowed {allowed}", [mistake]))
+        raise Wrong(diagnosed(f"{measured}, allowed {allowed}" if allowed else measured, [mistake]))
 
 
 def expect(

@@ -127,7 +127,7 @@ def check_threshold(threshold: float, scores: Tensor, fired: Tensor, missed: int
     needed = sum(score >= lowest for score in firing)
     found = sum(score > threshold for score in firing)
     if found != needed:
-        text = f"{what}: of {n} fired entries above the threshold: found {found}, expected {needed}"
+        text = f"{what}: of {n} fired entries, {found} are above the threshold, expected {needed}"
         share = every[int((missed + 0.75) / n * len(every))]
         raise Wrong(diagnosed(text, [usual_mistake(threshold, lowest, firing[n - 1 - missed], share, found < needed)]))
     superfluous = int((scores[~fired] > threshold).sum())

@@ -31,13 +31,13 @@ def check_begun(layer: Layer, following: Layer, by_file: bool) -> None:
     """What must hold when a layer was called whose next layer will need new neurons. by_file: whether `file` read."""
     what = f"{layer.what}: the next layer's reads"
     require(not by_file, f"{what} went through file", "early alone", "Early reads go through following.early.")
-    require(bool(following.early.loaded), f"{what} weren't begun", "begun", EARLY)
+    require(bool(following.early.loaded), f"{what} weren't begun", "", EARLY)
     text = "Begin them before the last product: the drive must read while this layer multiplies."
     text = text if following.early.under_way else "Don't wait for them: the next layer does, when its input is known."
-    require(all(layer.next_under_way), f"{what} weren't under way during its product", "under way", text)
+    require(all(layer.next_under_way), f"{what} weren't under way during its product", "", text)
     begun = following.ffn.begun
     noted = begun is not None and list(begun.tickets) == following.early.under_way
-    require(noted, f"{what} aren't those in following.begun", "the same", NOTED)
+    require(noted, f"{what} aren't those in following.begun", "", NOTED)
 
 
 @pytest.mark.points("8.1", 1)
@@ -49,7 +49,7 @@ def test_a_layers_own_reads_go_on_while_it_multiplies() -> None:
             layer.call(x)
             if lacked := sum(map(len, layer.flash.loaded)):
                 text = "Multiply what is in DRAM while the missing neurons are read."
-                require(layer.read_meanwhile, f"{layer.what}: all reads had ended before it multiplied", "reads", text)
+                require(layer.read_meanwhile, f"{layer.what}: all reads had ended before it multiplied", "", text)
                 found, needed = f"{layer.what}: the values of {layer.multiplied} neurons", len(layer.window.newest)
                 text = (
                     "What was computed while reads were under way must be used: only what has landed is computed again."
@@ -118,7 +118,7 @@ def test_a_call_that_is_broken_off_leaves_no_wrong_token() -> None:
 def test_what_is_read_for_nothing_is_counted_and_little(record_property: Callable[[str, object], None]) -> None:
     model = Model()
     wasted, useful, limits = early_reads(model)
-    require(useful + wasted > 0, "nothing was read early", "something", EARLY)
+    require(useful + wasted > 0, "nothing was read early", "", EARLY)
     require(2 * useful >= limits[1], f"of what was read early, {useful} neurons were needed", f"{limits[1] / 2:g}")
     most = (limits[0] + limits[2]) / 2
     text = (
@@ -128,7 +128,7 @@ def test_what_is_read_for_nothing_is_counted_and_little(record_property: Callabl
     counted = sum(layer.ffn.wasted for layer in model.layers)
     text = "Count in self.wasted what was read early and isn't needed." if not counted else ""
     text = "All that was read early was counted, also what was needed." if counted == wasted + useful else text
-    require(counted == wasted, f"self.wasted adds up to {counted} neurons", f"{wasted}", text)
+    require(counted == wasted, f"self.wasted adds up to {counted} neurons instead of {wasted}", "", text)
     by_reference, needed, _ = early_reads(Model(ffn=engines_own("flashlite.engine.overlap").OverlappedFFN))
     theirs = f"of the engine's own {needed} of {needed + by_reference}"
     record_property("read early", f"{useful} of {useful + wasted} neurons were needed, {theirs}")
