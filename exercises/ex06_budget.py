@@ -86,12 +86,12 @@ def choose_predictors(layers: Sequence[Sequence[Candidate]], room: int, record: 
     # in all layers together. k is at least 1, and s_agg(k + 1) must be known.
     # If no choice fits, return a window of 1 and for each layer the candidate that takes least DRAM with it.
     # How you find it is up to you. You are graded by what you choose, on models of up to 14 layers. 1 point: it fits.
-    # 2: it reads no more than the best of three simple rules does (the smallest predictor everywhere, or the largest
-    # one, or the one that takes least DRAM with a window of 5, and then the longest window that fits). 2: on average it
-    # reads at most 1 % more than must be. 3: the same 1 % where it is hard, in models of little room in which a few
-    # large steps are all that fits, and in which to begin with the smallest predictors, or with what a price for DRAM
-    # chooses, and always to make the change that saves most for a byte, reads at least 2 % more. There are billions of
-    # choices, and a minute for all models.
+    # 2: it reads no more than the best of three simple rules does (the smallest predictor everywhere, or the one that
+    # names the fewest neurons, or the one that takes least DRAM with a window of 5, and then the longest window that
+    # fits). 2: on average it reads at most 1 % more than must be. 3: the same 1 % where it is hard, in models of little
+    # room in which a few large steps are all that fits, and in which to begin with the smallest predictors, or with
+    # what a price for DRAM chooses, and always to make the change that saves most for a byte, reads at least 2 % more.
+    # There are billions of choices, and a minute for all models.
     # Example: one layer, record = 100; candidate 0: nbytes 1000, window_rows (10, 18, 24, 29); candidate 1: 3000, (8,
     # 14, 18, 20)
     #   candidate 0 takes 2000, 2800 or 3400 bytes with k = 1, 2, 3, and a token reads 8, 6 or 5 neurons
