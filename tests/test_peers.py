@@ -228,7 +228,8 @@ def test_peers_of_int8_take_turns_with_the_stages(tmp_path: Path) -> None:
     assert [row.name for row in found.peers] == list(PEERS)
     for row in found.peers:
         assert row.cost is not None
-        assert row.cost.agreement > 0.9
+        assert row.cost.max_logit_error < 1.0
+        assert row.cost.agreement >= 0.75, "of 8 tokens, two may be as likely as others"
     order = [line for line in lines if "round" in line]
     assert ["stage" in line for line in order] == [True, False, False, False, False, True]
     assert "flashlite, all in DRAM, no cap" in tables.peer_markdown(found)
