@@ -9,7 +9,9 @@ import fcntl
 import gc
 import logging
 import os
+import queue
 import sys
+import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from flashlite.drive import aio as native
 from flashlite.drive import backends, flash
 from flashlite.drive.aio import NativeAio
 from flashlite.drive.backends import Backend, Serial, Threads
+from flashlite.drive.background import Background
 from flashlite.drive.direct import aligned_buffer, direct_alignment
 from flashlite.drive.flash import Counters, FlashFile
 from flashlite.drive.reads import IOVEC, LARGEST_READ, MOST_PARTS, Reads
@@ -34,6 +37,7 @@ from flashlite.storage.bundle import round_up
 CONTENT = np.random.default_rng(0).integers(0, 256, 100 * 4096 + 777, np.uint8)
 SIZE = len(CONTENT)
 FILLED = 0xA5  # what buffers hold before
+HANGS = 60  # seconds after which a thread is taken to hang
 QUICK = settings(deadline=None, max_examples=60)
 needs_o_direct = pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="this system has no O_DIRECT")
 
@@ -309,20 +313,43 @@ def test_dropped_ticket_writes_nothing_outside_its_rows_and_disturbs_no_other(pa
         assert (dropped[[0, n + 1]] == FILLED).all()
 
 
-def test_dropped_ticket_waits_before_its_memory_is_freed(path: Path) -> None:
-    waited = []
+def test_dropped_ticket_leaves_its_reads_to_the_batch(path: Path) -> None:
+    left = []
 
     class Watched(Serial):
         class _Batch(Serial._Batch):
-            def wait(self) -> np.ndarray:
-                waited.append(True)
-                return super().wait()
+            def let_go(self) -> None:
+                left.append(True)
 
     ticket = FlashFile(path, Watched()).submit(np.array([0]), 4096, aligned_buffer(1, 4096), np.array([0]))
-    assert not waited
+    assert not left
     del ticket
     gc.collect()
-    assert waited
+    assert left
+
+
+@pytest.mark.parametrize("offset", [0, 3])
+def test_ticket_that_its_own_reading_thread_collects_keeps_file_and_memory(offset: int, path: Path) -> None:
+    """The garbage collector runs in any thread. One that waited for itself there would wait for ever, and with it all
+    later collections of the process."""
+    dropped, landed = threading.Event(), queue.SimpleQueue[bytes]()
+
+    class Collecting(Serial):
+        class _Batch(Serial._Batch):
+            def wait(self) -> np.ndarray:
+                dropped.wait(HANGS)
+                gc.collect()
+                results = super().wait()
+                landed.put(bytes(self._reads.alive[1].reshape(-1)[offset % 512 :][:16]))
+                return results
+
+    expected = path.read_bytes()[offset:][:16]
+    file = FlashFile(path, Background(Collecting()))
+    ticket = file.submit(np.array([offset]), 4096, aligned_buffer(1, 4096), np.array([0]))
+    ticket.itself = ticket  # so that only the garbage collector finds it
+    del ticket, file
+    dropped.set()
+    assert landed.get(timeout=HANGS) == expected
 
 
 @pytest.mark.parametrize("offset", [0, 3])

@@ -5,6 +5,7 @@ The kernel reads the structures below, so a whole batch is one NumPy array of co
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -181,6 +182,11 @@ class _AioBatch:
             raise
         self._leave(self._aio.idle.append)
         return self._results
+
+    def let_go(self) -> None:
+        """See Batch. The drive writes to the memory until the reads have ended, and no thread holds it."""
+        with contextlib.suppress(ReadError):
+            self.wait()
 
     def _leave(self, queue_to: Callable[[_Queue], None]) -> None:
         """Give up the queue, unless that was done before. Afterwards nothing is under way."""

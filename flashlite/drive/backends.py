@@ -1,8 +1,8 @@
 """Backends, which carry out batches of reads: with threads, or one read at a time. The fastest one is in aio.py.
 
 A backend starts a batch with `submit(fd, reads)` and returns it. `batch.wait()` gives one result a read: the bytes
-read, or minus an error number. The memory that reads land in must stay alive until `wait` returns. If an interrupt
-breaks `wait` off, reads may still be under way, and `wait` can be called again.
+read, or minus an error number. The memory that reads land in must stay alive until `wait` or `let_go` returns. If an
+interrupt breaks `wait` off, reads may still be under way, and `wait` can be called again.
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ class Batch(Protocol):
 
     def wait(self) -> np.ndarray:
         """Wait for all reads. Returns their results in order: [reads] int64, bytes read or minus an error number."""
+
+    def let_go(self) -> None:
+        """Leave the reads to the batch, because nobody will ask for their results: it waits for them, or sees to it
+        that `reads.alive` lives until they have ended. The garbage collector calls this, in whatever thread it runs:
+        it must not wait for a thread, which may be this one."""
 
 
 class Backend(Protocol):
@@ -69,6 +74,9 @@ class Serial:
         def wait(self) -> np.ndarray:
             return np.array([_read_one(self._fd, self._reads, i) for i in range(self._reads.number)], np.int64)
 
+        def let_go(self) -> None:
+            """Nothing is under way, because only `wait` reads."""
+
     def submit(self, fd: int, reads: Reads) -> Batch:
         return self._Batch(fd, reads)
 
@@ -88,6 +96,9 @@ class Threads:
 
         def wait(self) -> np.ndarray:
             return np.array([done for part in self._parts for done in part.wait()], np.int64)
+
+        def let_go(self) -> None:
+            """Each thread holds the reads until its part is over."""
 
     def submit(self, fd: int, reads: Reads) -> Batch:
         def read_part(part: range) -> list[int]:

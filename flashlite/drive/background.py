@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from flashlite.drive.backends import Backend, Batch
 from flashlite.drive.jobs import Job, Workers
 from flashlite.drive.reads import Reads
@@ -24,4 +26,17 @@ class Background:
         except BaseException:
             job.call_off()
             raise
-        return job
+        return _Later(job)
+
+
+class _Later:
+    """A batch that the thread carries out when it comes to it."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def wait(self) -> np.ndarray:
+        return self._job.wait()  # type: ignore[no-any-return]
+
+    def let_go(self) -> None:
+        """The job holds the reads until it is over."""

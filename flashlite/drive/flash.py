@@ -166,6 +166,7 @@ class Ticket:
         self._failure: ReadError | None = None
         self._batch: Batch | None = None
         self._process = os.getpid()
+        reads.alive = file, out
         file.under_way.add(self)
         try:
             if reads.number:
@@ -213,8 +214,7 @@ class Ticket:
     def __del__(self) -> None:
         batch = getattr(self, "_batch", None)
         if batch is not None and self._process == os.getpid():  # never free memory that the drive still writes to
-            with contextlib.suppress(ReadError):
-                batch.wait()
+            batch.let_go()
 
 
 class _BouncedTicket(Ticket):
