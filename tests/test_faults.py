@@ -329,7 +329,7 @@ def test_background_interrupted_as_it_begins_leaves_no_read_under_way(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The thread has the reads already, but nobody has the batch."""
-    slow, row = Slow(), np.zeros(1, np.int64)
+    slow, rows = Slow(), np.arange(2)  # two reads, more than the backend takes at once
     backend = Background(slow)
     submit = backend._thread.submit
 
@@ -341,7 +341,7 @@ def test_background_interrupted_as_it_begins_leaves_no_read_under_way(
     monkeypatch.setattr(backend._thread, "submit", interrupted)
     file = store.open_ffn("bundled", backend)
     with pytest.raises(KeyboardInterrupt):
-        file.read(row, file.alignment, direct.aligned_buffer(1, file.alignment), row)
+        file.read(2 * file.alignment * rows, file.alignment, direct.aligned_buffer(2, file.alignment), rows)
     assert slow.ended == 1
 
 

@@ -345,7 +345,8 @@ def test_ticket_that_its_own_reading_thread_collects_keeps_file_and_memory(offse
 
     expected = path.read_bytes()[offset:][:16]
     file = FlashFile(path, Background(Collecting()))
-    ticket = file.submit(np.array([offset]), 4096, aligned_buffer(1, 4096), np.array([0]))
+    offsets = np.array([offset, 3 * 4096 + offset])  # two reads, more than a backend without depth takes at once
+    ticket = file.submit(offsets, 4096, aligned_buffer(2, 4096), np.arange(2))
     ticket.itself = ticket  # so that only the garbage collector finds it
     del ticket, file
     dropped.set()

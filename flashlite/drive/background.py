@@ -1,4 +1,4 @@
-"""Reads that go on while the caller computes, because a thread waits for them in the caller's place."""
+"""Reads that go on while the caller computes, because a thread hands over those that the drive has no room for yet."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ from flashlite.drive.reads import Reads
 
 
 class Background:
-    """A backend that has another one carry out its batches, in a thread of its own, one after the other. `submit`
-    returns at once, and reads go on while the caller computes."""
+    """A backend that has another one carry out its batches. `submit` returns at once, and reads go on while the caller
+    computes.
+
+    The drive gets a batch that fits the other's depth at once. Of a larger one, the rest is handed over as reads end:
+    a thread does that, one batch after the other.
+    """
 
     name = "background"
 
@@ -20,6 +24,8 @@ class Background:
         self._backend, self._thread = backend, Workers(1, "flash-early")
 
     def submit(self, fd: int, reads: Reads) -> Batch:
+        if reads.number <= self.depth:
+            return self._backend.submit(fd, reads)
         job = Job(lambda: self._backend.submit(fd, reads).wait())
         try:
             self._thread.submit(job)
