@@ -46,6 +46,7 @@ class Calls:
     meter: says what the engine has spent so far
     forget: drops all neurons after a call that was broken off, because some of them may be incomplete
     read_group: reads a group of resident weights; None where all of them stay in DRAM
+    compiled: whether the compiled products multiply all weights of a few tokens, so that torch needs one thread
 
     costs: the cost of each call, in order
     sequences, tokens: how many sequences the call under way has, and how many tokens each of them
@@ -53,9 +54,9 @@ class Calls:
 
     def __init__(
         self, clock: Clock, meter: Callable[[], Meter], forget: Callable[[], None],
-        read_group: Callable[[str], None] | None,
+        read_group: Callable[[str], None] | None, compiled: bool,
     ) -> None:  # fmt: skip
-        self._clock, self._meter, self._read_group = clock, meter, read_group
+        self._clock, self._meter, self._read_group, self._compiled = clock, meter, read_group, compiled
         self._turns = OneAtATime(forget)
         self.costs: list[CallCost] = []
         self.sequences = self.tokens = 1
@@ -122,12 +123,13 @@ class Calls:
 
     def _layer(self, i: int, forward: Forward, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Note the shape of a call, and read the attention weights of layer i unless they stay in DRAM. Calls of few
-        tokens leave torch one thread, see kernels/threads.py.
+        tokens may leave torch one thread, see kernels/threads.py.
 
         hidden: [sequences, tokens, d_model]
         """
         self.sequences, self.tokens = hidden.shape[:2]
-        if i == 0 and self._decoding and self.sequences * self.tokens <= FEW and hidden.device.type == "cpu":
+        few = self.sequences * self.tokens <= FEW
+        if i == 0 and few and self._compiled and self._decoding and hidden.device.type == "cpu":
             self._borrowed = threads.borrow()
         if self._read_group:
             self._read_group(f"layers.{i}")

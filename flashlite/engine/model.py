@@ -63,7 +63,8 @@ class Engine:
         self.resident = self._parts.resident()
         self.file = NeuronFile(store, stage.layout)
         self.stream = self._parts.stream(self.file)
-        self.way_in = Calls(self.clock, self.meter, self._forget, None if stage.resident else self._read_group)
+        read_group = None if stage.resident else self._read_group
+        self.way_in = Calls(self.clock, self.meter, self._forget, read_group, stage.predictor or store.quantized)
         tensors = self.resident.tensors()
         patterns = (*store.family.biases, store.family.down_bias)
         biases = {pattern.format(i) for i in range(store.layers) for pattern in patterns}

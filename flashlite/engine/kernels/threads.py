@@ -2,7 +2,7 @@
 
 What is left to torch in such a call (norms, attention over the cache, sums) is so little that two threads gain nothing
 over one. But torch's threads meet at the end of each operation, and beside a busy process they wait there for the one
-that was put aside.
+that was put aside. Where torch multiplies weights that stream, at the stages without a predictor, it keeps its threads.
 """
 
 from __future__ import annotations
