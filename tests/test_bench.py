@@ -14,6 +14,7 @@ from flashlite import plots
 from flashlite.bench import tables
 from flashlite.bench.compare import compare
 from flashlite.bench.ladder import bench, prompt_ids
+from flashlite.bench.process import larger
 from flashlite.bench.process.run import run_worker
 from flashlite.bench.process.task import LOGITS, DenseTask, Setup, StageTask
 from flashlite.bench.result import Result
@@ -67,6 +68,26 @@ def test_result_is_shown_and_drawn(result: Result, tmp_path: Path) -> None:
     assert Result.from_json(json.loads(json.dumps(result.to_json()))) == result
     markdown = tables.ladder_markdown(result)
     assert all(name in markdown for name in ("0 naive", "5 pool", "never passes", "random reads"))
+    assert plots.save(plots.ladder(result), tmp_path / "ladder.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_a_model_larger_than_the_machine_is_compared_with_naive_loading(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which gives the dense model's tokens, read in whichever layout the store has."""
+    written = []
+    for streamed in (False, True):
+        (folder := tmp_path / str(streamed)).mkdir()
+        setup = Setup(str(store.path), str(folder), prompt_ids(store, 8), 12)
+        assert run_worker(DenseTask(setup, streamed)).streamed == streamed
+        written.append(load_file(folder / LOGITS))
+    assert torch.equal(written[0]["tokens"], written[1]["tokens"])
+    monkeypatch.setattr(larger, "SPARE", 2**60)  # bytes: nothing fits
+    result = bench(store, stages=[5], tokens=12, prompt_tokens=8, rounds=1, capped=True)
+    assert result.stages[0].tokens_equal
+    assert "the dense model doesn't fit this machine" in tables.ladder_markdown(result)
+    assert "naive loading" in tables.peer_markdown(result)
     assert plots.save(plots.ladder(result), tmp_path / "ladder.png").stat().st_size > 10_000
 
 

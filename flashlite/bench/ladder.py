@@ -18,6 +18,7 @@ from flashlite.bench.peers import PEERS, missing_of, peers_of
 from flashlite.bench.peers.checkpoint import export
 from flashlite.bench.peers.run import run_peer
 from flashlite.bench.process.device import device_info
+from flashlite.bench.process.larger import fits
 from flashlite.bench.process.run import WORKER, Step, run_steps, run_worker
 from flashlite.bench.process.task import CHECKPOINT, DenseTask, PeerTask, Setup, StageTask, Task
 from flashlite.bench.result import Result, mean_dense, median_peer, median_run
@@ -32,6 +33,7 @@ from flashlite.storage.store import Store, ffn_file
 from flashlite.storage.tokenizer import first_token, load_tokenizer
 
 Kind = TypeVar("Kind", bound=Task[Any])
+DENSE, LARGER = "the dense model", "naive loading in the place of the dense model, which this machine has no memory for"
 PROMPT = '''def read_table(path, separator=","):
     """Read a table of numbers from a text file.
 
@@ -155,7 +157,7 @@ class _Benchmark:
 
     def steps(self, capped: bool) -> list[Step]:
         """All that is to be done. Every stage runs once a round, the order turned round each time."""
-        dense = Step("dense", "the dense model", self._run_dense)
+        dense = Step("dense", DENSE if fits(self.store) else LARGER, self._run_dense)
         steps = [Step("drive", "what the drive gives", self._measure_drive), dense]
         if self.rivals:
             steps.insert(0, Step("checkpoint", "the same weights as a checkpoint, for the peers", self._export))
@@ -189,7 +191,7 @@ class _Benchmark:
         self.drive = measure_ceiling(self.path, self.store.shape.record_bytes)
 
     def _run_dense(self) -> None:
-        self.dense.append(run_worker(DenseTask(self.wish.setup)))
+        self.dense.append(run_worker(DenseTask(self.wish.setup, streamed=not fits(self.store))))
 
     def _run_stage(self, stage: int) -> None:
         """One round of a stage, checked for exactness in the first."""
@@ -221,12 +223,12 @@ class _Benchmark:
             return
         runs = [run for runs in self.runs.values() for run in runs]
         peak = self.group.peak_bytes if self.cap.how != HOW else max(run.device_peak_bytes or 0 for run in runs)
-        fits = True
+        dense_fits = True
         try:
             run_worker(self._limited(DenseTask(self.wish.setup)), self.worker)
         except KilledError:  # as it must be under a cap that is worth something
-            fits = False
-        self.cap = replace(self.cap, peak_bytes=peak, dense_fits=fits)
+            dense_fits = False
+        self.cap = replace(self.cap, peak_bytes=peak, dense_fits=dense_fits)
 
     def result(self, others: float | None) -> Result:
         """What is complete; there must be a stage. others: cores that other processes used before the run."""

@@ -37,6 +37,7 @@ from flashlite.bench.decoding import (
 from flashlite.bench.dense import load_dense
 from flashlite.bench.peers import PEERS
 from flashlite.bench.process.device import device_peak, forget_device_peak, limit, wait_for
+from flashlite.bench.process.larger import measure_naive
 from flashlite.bench.process.memory import bytes_from_drive, forget_peak, free, memory_status
 from flashlite.bench.process.task import (
     CHECKPOINT,
@@ -71,6 +72,8 @@ def measure_idle(task: IdleTask, store: Store) -> IdleCost:
 
 def measure_dense(task: DenseTask, store: Store) -> DenseCost:
     """The dense model: its tokens and logits, for the stages to be compared with, and its time."""
+    if task.streamed:
+        return measure_naive(task, store)
     setup, before, device = task.setup, memory_status("VmRSS"), _device(task)
     forget_device_peak(device)
     model = load_dense(store, device)

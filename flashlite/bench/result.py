@@ -64,6 +64,8 @@ class Result(Record):
     @property
     def dense_title(self) -> str:
         """Whose products the dense model's are: transformers', but flashlite's where the weights are int8."""
+        if self.dense.streamed:
+            return "flashlite, naive loading"
         return "flashlite, all in DRAM" if self.dtype == "int8" else f"transformers in {self.memory}"
 
     @property

@@ -182,13 +182,14 @@ class IdleCost(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class DenseCost(Record):
-    """The dense model, all of it in DRAM.
+    """The dense model, all of it in DRAM, or what takes its place.
 
     total_ms, prompt_ms: time of a token, and of the prompt
     rest_ms: time of a token without its FFNs
     dram_bytes, base_rss_bytes: what the model takes, and what the process took before
     scatter: width of the middle half of the tokens' times, as a share of their median; None in results that lack it
     device_peak_bytes: with a GPU, the most that was in use of its memory
+    streamed: whether it is naive loading, because the model is larger than the machine's memory
     """
 
     total_ms: float
@@ -196,6 +197,7 @@ class DenseCost(Record):
     rest_ms: float
     dram_bytes: int
     base_rss_bytes: int
+    streamed: bool = False
     scatter: float | None = None
     device_peak_bytes: int | None = None
 

@@ -44,7 +44,9 @@ def ladder(result: Result) -> Figure:
     )  # fmt: skip
     *_, last = panels.values()
     for axes, (name, rows) in zip(grid[0], panels.items(), strict=True):
-        _predictions(axes, rows, result.dense.total_ms)
+        _predictions(axes, rows)
+        if not result.dense.streamed:
+            axes.axhline(result.dense.total_ms, color="black", ls=":", lw=1, zorder=2.5, label="dense, all in DRAM")
         _draw(axes, rows, labelled=[row for row in rows if rows is last or row not in last])
         finish(axes, name, "", "one token, ms", legend=False)
     title = f"{result.title} in {result.budget_share:.0%} of its memory: one token's time and reads"
@@ -70,9 +72,8 @@ def _draw(axes: Axes, rows: Sequence[StageRow], labelled: Sequence[StageRow]) ->
     axes.tick_params(axis="x", labelsize=9)
 
 
-def _predictions(axes: Axes, rows: Sequence[MeasuredStage], dense_ms: float) -> None:
+def _predictions(axes: Axes, rows: Sequence[MeasuredStage]) -> None:
     names = [row.title for row in rows]
     predicted = [row.predicted_ms for row in rows]
     axes.plot(names, predicted, "w_", ms=30, mew=5, zorder=3)  # so that the stroke shows on dark bars
     axes.plot(names, predicted, "k_", ms=26, mew=2, zorder=4, label="predicted, cost model")
-    axes.axhline(dense_ms, color="black", ls=":", lw=1, zorder=2.5, label="dense, all in DRAM")

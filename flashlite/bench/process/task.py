@@ -55,7 +55,12 @@ class IdleTask(Task[IdleCost]):
 
 @dataclass(frozen=True)
 class DenseTask(Task[DenseCost]):
-    """Run the dense model, and leave its tokens and logits in the folder; all other models are compared with them."""
+    """Run the dense model, and leave its tokens and logits in the folder; all other models are compared with them.
+
+    streamed: whether naive loading takes its place, see larger.py
+    """
+
+    streamed: bool = False
 
     def read(self, answer: Any) -> DenseCost:
         """What the dense model costs."""

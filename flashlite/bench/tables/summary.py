@@ -19,7 +19,7 @@ LEGEND = (
 
 def summary_lines(result: Result) -> list[str]:
     """What was measured, whether its times can be trusted, and then the machine, the dense model and the memory."""
-    host, ceiling, dense = result.host, result.ceiling, result.dense
+    host, ceiling = result.host, result.ceiling
     return [
         f"{result.title} {result.dtype}, {_mb(result.weight_bytes)} of weights, budget {_mb(result.budget_bytes)} "
         f"({result.budget_share:.0%}), {result.new_tokens} tokens after a prompt of {result.prompt_tokens}",
@@ -27,13 +27,22 @@ def summary_lines(result: Result) -> list[str]:
         f"{host.processor}, {host.cores} cores, {host.memory_bytes / 2**30:.0f} GiB; drive {result.drive.device}: "
         f"{ceiling.random_mb_s:.0f} MB/s in random reads of {ceiling.record_bytes} bytes, {ceiling.depth} in flight, "
         f"{ceiling.sequential_mb_s:.0f} MB/s sequential",
-        f"dense, all weights in {result.memory}: {number(dense.total_ms)} ms a token in {_mb(dense.dram_bytes)}",
+        _dense_line(result),
         *_device_lines(result),
         *([_memory_line(result)] if result.device == "cpu" else []),
         *[_work_line(stage, ceiling) for stage in result.stages if stage.name == "pool" and result.device == "cpu"],
         *[_ahead_line(stage) for stage in result.stages if stage.prefetched_bytes],
         *_cap_lines(result),
     ]
+
+
+def _dense_line(result: Result) -> str:
+    """What stages are compared with, and its time."""
+    dense = result.dense
+    cost = f"{number(dense.total_ms)} ms a token in {_mb(dense.dram_bytes)}"
+    if dense.streamed:
+        return f"the dense model doesn't fit this machine, and stages are compared with naive loading: {cost}"
+    return f"dense, all weights in {result.memory}: {cost}"
 
 
 def _mb(nbytes: float) -> str:
