@@ -21,6 +21,7 @@ from flashlite.drive.published import find_drive
 
 ROOT = Path(__file__).parent.parent
 MINI, SCALE, INT8 = "bench-opt-mini-fp32", "bench-opt-6.7b-bf16", "bench-opt-6.7b-int8"
+LARGER = "bench-opt-30b-int8"
 SIZES = ("bench-opt-1.3b-bf16", "bench-opt-2.7b-bf16", SCALE)
 SLOWER = "Samsung 870 EVO"
 
@@ -31,6 +32,7 @@ def updated(text: str) -> str:
         "scale": beside(result(SCALE)),
         "families": families(),
         "int8": few_lines(beside(result(INT8)), 3),
+        "larger": few_lines(beside(result(LARGER)), 3),
         "results": few_lines(ladder_markdown(result(MINI))),
         "slower": predictor_line(result(MINI)),
         "verified": verified_line(),
