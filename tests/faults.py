@@ -11,7 +11,7 @@ import contextlib
 import ctypes
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import numpy as np
 from flashlite.drive import aio as native
 from flashlite.drive.aio import NativeAio
 from flashlite.drive.backends import Backend, Batch
+from flashlite.drive.jobs import Job
 from flashlite.drive.reads import Reads
 from flashlite.errors import ReadError
 
@@ -107,9 +108,10 @@ class _FaultyBatch:
             done[self._victim] = kept or -errno.EIO
         return done
 
-    def let_go(self) -> None:
+    def let_go(self) -> Sequence[Job]:
         with contextlib.suppress(ReadError):
             self.wait()
+        return ()
 
 
 KERNEL_ERRORS = ("exhausted", "EINVAL", "lost")  # no room for ever; a read refused; no answer about reads in flight

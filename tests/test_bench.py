@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 
 import flashlite
 from flashlite import plots
-from flashlite.bench import tables
+from flashlite.bench import ladder, tables
+from flashlite.bench.cap import Cap
 from flashlite.bench.compare import compare
 from flashlite.bench.ladder import bench, prompt_ids
 from flashlite.bench.process import larger
-from flashlite.bench.process.run import run_worker
+from flashlite.bench.process.run import WORKER, run_worker
 from flashlite.bench.process.task import LOGITS, DenseTask, Setup, StageTask
 from flashlite.bench.result import Result
 from flashlite.errors import FlashliteError, KilledError
@@ -89,6 +90,23 @@ def test_a_model_larger_than_the_machine_is_compared_with_naive_loading(
     assert "the dense model doesn't fit this machine" in tables.ladder_markdown(result)
     assert "naive loading" in tables.peer_markdown(result)
     assert plots.save(plots.ladder(result), tmp_path / "ladder.png").stat().st_size > 10_000
+
+
+def test_a_model_larger_than_the_machine_is_never_loaded_without_a_limit(
+    tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even to see that it is killed under a cap, where the system grants no cap."""
+    begun: list[object] = []
+    monkeypatch.setattr(ladder, "run_worker", lambda task, command=(): begun.append(task))
+    setup = Setup(str(tiny_store.path), "", [1], 8)
+    for spare, tried in ((0, True), (2**60, False)):
+        monkeypatch.setattr(larger, "SPARE", spare)
+        benchmark = ladder._Benchmark(tiny_store, StageTask(setup, 5), {}, [], 1, WORKER)
+        benchmark.group = Cap(1)
+        benchmark._end_cap()
+        assert bool(begun) == tried
+        assert benchmark.cap.dense_fits is (True if tried else None)
+        begun.clear()
 
 
 @pytest.mark.slow

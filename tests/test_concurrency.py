@@ -7,7 +7,7 @@ import os
 import select
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from flashlite.drive.aio import NativeAio
 from flashlite.drive.backends import Serial, Threads
 from flashlite.drive.background import Background
 from flashlite.drive.direct import aligned_buffer
+from flashlite.drive.jobs import Job
 from flashlite.engine import overlap
 from flashlite.engine.model import build
 from flashlite.engine.stages import LADDER
@@ -290,8 +291,9 @@ def test_a_forked_process_waits_for_no_read_of_the_other(tiny_store: Store) -> N
 
     class Watched(Serial):
         class _Batch(Serial._Batch):
-            def let_go(self) -> None:
+            def let_go(self) -> Sequence[Job]:
                 waited.append(os.getpid())
+                return super().let_go()
 
     def drop() -> list[int]:
         tickets.clear()

@@ -13,7 +13,7 @@ import queue
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from flashlite.drive.backends import Backend, Serial, Threads
 from flashlite.drive.background import Background
 from flashlite.drive.direct import aligned_buffer, direct_alignment
 from flashlite.drive.flash import Counters, FlashFile
+from flashlite.drive.jobs import Job
 from flashlite.drive.reads import IOVEC, LARGEST_READ, MOST_PARTS, Reads
 from flashlite.errors import FlashliteError, ReadError
 from flashlite.storage.bundle import round_up
@@ -318,14 +319,36 @@ def test_dropped_ticket_leaves_its_reads_to_the_batch(path: Path) -> None:
 
     class Watched(Serial):
         class _Batch(Serial._Batch):
-            def let_go(self) -> None:
+            def let_go(self) -> Sequence[Job]:
                 left.append(True)
+                return super().let_go()
 
     ticket = FlashFile(path, Watched()).submit(np.array([0]), 4096, aligned_buffer(1, 4096), np.array([0]))
     assert not left
     del ticket
     gc.collect()
     assert left
+
+
+@pytest.mark.parametrize("wrap", [lambda threads: threads, Background], ids=["threads", "background"])
+def test_reads_of_a_dropped_ticket_are_among_those_that_are_finished(
+    wrap: Callable[[Backend], Backend], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise they would land later, where other records lie by then."""
+    read_one, begun = backends._read_one, threading.Event()
+
+    def read_late(fd: int, reads: Reads, i: int) -> int:
+        begun.wait(HANGS)
+        return read_one(fd, reads, i)
+
+    monkeypatch.setattr(backends, "_read_one", read_late)
+    file, buffer = FlashFile(path, wrap(Threads(2))), aligned_buffer(3, 4096)
+    file.submit(np.array([0, 8192, 16384]), 4096, buffer, np.arange(3))
+    assert not file.under_way
+    threading.Timer(0.1, begun.set).start()
+    file.finish_reads()
+    assert buffer.tobytes() == b"".join(CONTENT[i : i + 4096].tobytes() for i in (0, 8192, 16384))
+    assert not file.left
 
 
 @pytest.mark.parametrize("offset", [0, 3])

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from numba import cfunc, types
+from numba.core.errors import TypingError
 from torch import Tensor, nn
 
 import flashlite
@@ -119,6 +120,65 @@ def test_code_that_can_be_kept_nowhere_is_compiled_all_the_same(monkeypatch: pyt
     assert asked == [True, False]
 
 
+@pytest.mark.parametrize("why", [OSError(28, "No space left on device"), EOFError("Ran out of input")], ids=str)
+def test_code_that_can_not_be_kept_or_read_back_is_compiled_and_one_line_says_so(
+    why: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after a power cut, or on a full drive."""
+
+    def refuse(signature: Any, cache: bool = False) -> Any:
+        if cache:
+            raise why
+        return cfunc(signature)
+
+    native._say_once.cache_clear()
+    monkeypatch.setattr(native, "cfunc", refuse)
+    for _ in range(2):
+        code = native.native(types.int64(types.int64), lambda number: number + 1)
+        assert ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(code.address)(4) == 5
+    (line,) = caplog.messages
+    assert str(why) in line
+    assert "delete *.nbi and *.nbc in" in line
+
+
+def test_a_function_that_does_not_compile_is_another_error(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(TypingError):
+        native.native(types.int64(types.int64), lambda number: number.nothing)
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_torchs_default_dtype_and_that_of_x_change_nothing(kind: torch.dtype, default: torch.dtype) -> None:
+    """Compiled code writes float32, wherever the memory for it ends."""
+    matrix, x, rows = weights(300, 64, kind), torch.randn(2, 64).to(default), np.arange(300, dtype=np.int32)
+    h = torch.randn(2, 300).to(default)
+    try:
+        torch.set_default_dtype(default)
+        found, summed = products(x, matrix, rows), weighted_sum(h, matrix, rows, 64)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == summed.dtype == torch.float32
+    torch.testing.assert_close(found.double(), x.double() @ matrix.double().T, atol=0.02, rtol=1e-5)
+    torch.testing.assert_close(summed.double(), h.double() @ matrix.double(), atol=0.02, rtol=1e-5)
+
+
+def test_a_thread_that_another_caller_has_just_woken_is_left_awake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two callers may find it asleep at once, and the second one comes too late."""
+
+    class Open:
+        def locked(self) -> bool:
+            return True
+
+        def release(self) -> None:
+            raise RuntimeError("release unlocked lock")
+
+    helper = object.__new__(team._Helper)
+    helper._asleep = Open()
+    helper.wake(job := team._Job(lambda address, matrix: None, 0, 0, None))
+    assert helper._job is job
+
+
 def test_several_callers_share_the_threads(threads: Callable[[int], None]) -> None:
     threads(3)
     matrix, rows = weights(900, 4096, torch.int8), np.arange(900)
@@ -162,11 +222,84 @@ def test_a_forked_process_starts_threads_of_its_own(threads: Callable[[int], Non
 
 def test_a_call_has_torchs_threads_and_gives_them_back(threads: Callable[[int], None]) -> None:
     threads(3)
-    assert lent.borrow()
+    call, other = object(), object()
+    lent.borrow(call)
     assert (torch.get_num_threads(), lent.count()) == (1, 3)
-    assert not lent.borrow()  # a call of another model, beside this one
-    lent.give_back()
+    lent.borrow(other)  # a call of another model, beside this one
+    lent.give_back(other)
+    assert (torch.get_num_threads(), lent.count()) == (1, 3)
+    lent.give_back(call)
     assert (torch.get_num_threads(), lent.count()) == (3, 3)
+    threads(2)
+    lent.give_back(call)  # once more
+    assert (torch.get_num_threads(), lent.count()) == (2, 2)
+
+
+def threads_of_a_new_one() -> int:
+    """How many threads torch has in a thread that begins now."""
+    found: list[int] = []
+    beginner = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    beginner.start()
+    beginner.join()
+    return found[0]
+
+
+def test_a_thread_that_begins_beside_a_call_has_all_of_torchs(threads: Callable[[int], None]) -> None:
+    """Torch asks once for each thread how many it may have, and that thread keeps the answer."""
+    threads(3)
+    lent.borrow(call := object())
+    try:
+        for _ in range(1000):  # until the thread that sees to it has run
+            if threads_of_a_new_one() == 3:
+                break
+            time.sleep(0.01)
+        assert threads_of_a_new_one() == 3
+        assert torch.get_num_threads() == 1
+    finally:
+        lent.give_back(call)
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("moment", [1, 2])
+def test_an_interrupt_at_any_moment_leaves_torch_its_threads(
+    moment: int, before: bool, threads: Callable[[int], None], tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a call takes them (1), and while it gives them back (2)."""
+    model = flashlite.load(tiny_store, predictor="oracle", dram_budget=10**8)
+    threads(3)
+    set_number, main, calls = torch.set_num_threads, threading.get_ident(), []
+
+    def interrupted(number: int) -> None:
+        if threading.get_ident() == main:
+            calls.append(number)
+            if len(calls) == moment and before:
+                raise KeyboardInterrupt
+        set_number(number)
+        if threading.get_ident() == main and len(calls) == moment:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "set_num_threads", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            model(torch.tensor([[5]]))
+    assert (torch.get_num_threads(), lent.count()) == (3, 3)
+    seen: list[int] = []
+    model.lm_head.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
+    model.get_submodule("model.decoder.layers.1").register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
+    model(torch.tensor([[5]]))
+    assert seen == [1, 3]  # a later call can have them again
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_process_that_is_forked_off_beside_a_call_has_its_own_threads(threads: Callable[[int], None]) -> None:
+    threads(3)
+    lent.borrow(call := object())
+    try:
+        if not (child := os.fork()):
+            os._exit(0 if lent.count() == torch.get_num_threads() else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    finally:
+        lent.give_back(call)
 
 
 def test_torch_has_one_thread_in_calls_of_few_tokens_only(

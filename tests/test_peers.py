@@ -27,9 +27,10 @@ from flashlite.bench.decoding import forced
 from flashlite.bench.dense import load_dense, published_tensors
 from flashlite.bench.estimate import Sparsity, count_work, estimate
 from flashlite.bench.ladder import bench
-from flashlite.bench.peers import PEERS, ctranslate, missing_of, peers_of
+from flashlite.bench.peers import PEERS, ctranslate, missing_of, peers_of, too_large
 from flashlite.bench.peers.checkpoint import export
 from flashlite.bench.peers.run import run_peer
+from flashlite.bench.process import larger
 from flashlite.bench.process.run import run_worker
 from flashlite.bench.process.task import PeerTask, Setup
 from flashlite.bench.result import Result, median_peer
@@ -243,6 +244,17 @@ def test_what_is_not_installed_is_not_measured(
     assert missing_of(rounded[0], "cpu") == ["ctranslate2"]
     assert missing_of(tiny_store, "cpu") == []
     assert [name for name in peers_of(rounded[0], "cpu") if "CTranslate2" in name] == []
+
+
+def test_peers_that_would_take_the_whole_machines_memory_are_not_measured(
+    rounded: tuple[Store, Path], tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing limits what has all weights in DRAM, or makes it."""
+    assert too_large(rounded[0], "cpu") == []
+    monkeypatch.setattr(larger, "SPARE", 2**60)  # bytes: nothing fits
+    assert too_large(rounded[0], "cpu") == [name for name in PEERS if name not in EXACT]
+    assert peers_of(rounded[0], "cpu") == peers_of(tiny_store, "cpu") == EXACT
+    assert too_large(tiny_store, "cpu") == []
 
 
 def test_the_row_of_a_peer_is_that_of_median_time() -> None:

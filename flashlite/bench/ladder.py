@@ -14,7 +14,7 @@ from flashlite.arguments import parse_budget
 from flashlite.bench.cap import HOW, CapReport, counted_base, device_cap, fixed_base, memory_cap
 from flashlite.bench.cost import Speeds, Work, device_token_ms, token_ms
 from flashlite.bench.machine import Ceiling, Disturbance, cores_of_others, drive, host, measure_ceiling
-from flashlite.bench.peers import PEERS, missing_of, peers_of
+from flashlite.bench.peers import PEERS, missing_of, peers_of, too_large
 from flashlite.bench.peers.checkpoint import export
 from flashlite.bench.peers.run import run_peer
 from flashlite.bench.process.device import device_info
@@ -89,6 +89,8 @@ def bench(
     names = peers_of(store, device) if peers else []
     for package in missing_of(store, device) if peers else []:
         progress(f"{package} is not measured, because it is not installed: pip install {package}")
+    for name in too_large(store, device) if peers else []:
+        progress(f"{name} is not measured, because this machine has no memory for all weights in bf16")
     others = cores_of_others()
     with _own_folder(store, peers) as folder:
         setup = Setup(str(store.path), folder, prompt_ids(store, prompt_tokens), tokens, device)
@@ -219,8 +221,8 @@ class _Benchmark:
         self.cap = CapReport(self.budget + base, self.group.enforced, self.group.how, base)
 
     def _end_cap(self) -> None:
-        if self.wish.setup.device != "cpu" and not self.cap.enforced:
-            return
+        if not self.cap.enforced and (self.wish.setup.device != "cpu" or not fits(self.store)):
+            return  # what nothing limits takes the memory of the whole machine
         runs = [run for runs in self.runs.values() for run in runs]
         peak = self.group.peak_bytes if self.cap.how != HOW else max(run.device_peak_bytes or 0 for run in runs)
         dense_fits = True

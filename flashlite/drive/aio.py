@@ -12,13 +12,14 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from flashlite.drive.backends import Batch, libc
 from flashlite.drive.direct import address
+from flashlite.drive.jobs import Job
 from flashlite.drive.reads import IOVEC, Reads
 from flashlite.errors import ReadError
 
@@ -183,10 +184,11 @@ class _AioBatch:
         self._leave(self._aio.idle.append)
         return self._results
 
-    def let_go(self) -> None:
+    def let_go(self) -> Sequence[Job]:
         """See Batch. The drive writes to the memory until the reads have ended, and no thread holds it."""
         with contextlib.suppress(ReadError):
             self.wait()
+        return ()
 
     def _leave(self, queue_to: Callable[[_Queue], None]) -> None:
         """Give up the queue, unless that was done before. Afterwards nothing is under way."""

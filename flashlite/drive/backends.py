@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -31,10 +32,10 @@ class Batch(Protocol):
     def wait(self) -> np.ndarray:
         """Wait for all reads. Returns their results in order: [reads] int64, bytes read or minus an error number."""
 
-    def let_go(self) -> None:
+    def let_go(self) -> Sequence[Job]:
         """Leave the reads to the batch, because nobody will ask for their results: it waits for them, or sees to it
         that `reads.alive` lives until they have ended. The garbage collector calls this, in whatever thread it runs:
-        it must not wait for a thread, which may be this one."""
+        it must not wait for a thread, which may be this one. Returns the jobs that still read."""
 
 
 class Backend(Protocol):
@@ -74,8 +75,9 @@ class Serial:
         def wait(self) -> np.ndarray:
             return np.array([_read_one(self._fd, self._reads, i) for i in range(self._reads.number)], np.int64)
 
-        def let_go(self) -> None:
-            """Nothing is under way, because only `wait` reads."""
+        def let_go(self) -> Sequence[Job]:
+            """See Batch. Nothing is under way, because only `wait` reads."""
+            return ()
 
     def submit(self, fd: int, reads: Reads) -> Batch:
         return self._Batch(fd, reads)
@@ -97,8 +99,9 @@ class Threads:
         def wait(self) -> np.ndarray:
             return np.array([done for part in self._parts for done in part.wait()], np.int64)
 
-        def let_go(self) -> None:
-            """Each thread holds the reads until its part is over."""
+        def let_go(self) -> Sequence[Job]:
+            """See Batch. Each thread holds the reads until its part is over."""
+            return self._parts
 
     def submit(self, fd: int, reads: Reads) -> Batch:
         def read_part(part: range) -> list[int]:

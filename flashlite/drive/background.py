@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from flashlite.drive.backends import Backend, Batch
@@ -44,5 +46,6 @@ class _Later:
     def wait(self) -> np.ndarray:
         return self._job.wait()  # type: ignore[no-any-return]
 
-    def let_go(self) -> None:
-        """The job holds the reads until it is over."""
+    def let_go(self) -> Sequence[Job]:
+        """See Batch. The job holds the reads until it is over."""
+        return (self._job,)

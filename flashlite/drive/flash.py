@@ -26,6 +26,7 @@ from flashlite.drive.aio import NativeAio
 from flashlite.drive.backends import Backend, Batch, Threads
 from flashlite.drive.background import Background
 from flashlite.drive.direct import Descriptor, aligned_buffer, direct_alignment, open_direct
+from flashlite.drive.jobs import Job
 from flashlite.drive.reads import LARGEST_READ, Reads, merge_adjacent, plan_reads
 from flashlite.errors import ReadError
 
@@ -84,6 +85,7 @@ class FlashFile:
 
     counters: sums over all reads of this file
     under_way: the tickets that nobody has waited for
+    left: jobs that still read for tickets which are gone
 
     Raises ReadError if the file can't be opened.
     """
@@ -97,6 +99,7 @@ class FlashFile:
         self.alignment = direct_alignment(self.path) if self.direct else 1
         self.counters = Counters()
         self.under_way: weakref.WeakSet[Ticket] = weakref.WeakSet()
+        self.left: list[Job] = []
 
     def read(self, offsets: np.ndarray, sizes: np.ndarray | int, out: np.ndarray, rows: np.ndarray) -> None:
         """Read records and wait for them; see `submit`."""
@@ -147,6 +150,10 @@ class FlashFile:
         for ticket in list(self.under_way):
             with contextlib.suppress(ReadError):
                 ticket.wait()
+        for job in list(self.left):
+            with contextlib.suppress(ReadError):
+                job.wait()
+            self.left.remove(job)
 
     def __reduce__(self) -> str:
         raise ReadError(
@@ -214,7 +221,7 @@ class Ticket:
     def __del__(self) -> None:
         batch = getattr(self, "_batch", None)
         if batch is not None and self._process == os.getpid():  # never free memory that the drive still writes to
-            batch.let_go()
+            self._file.left += batch.let_go()
 
 
 class _BouncedTicket(Ticket):

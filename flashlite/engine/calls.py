@@ -60,7 +60,7 @@ class Calls:
         self._turns = OneAtATime(forget)
         self.costs: list[CallCost] = []
         self.sequences = self.tokens = 1
-        self._decoding = self._borrowed = False  # whether a call is under way, and whether it has torch's threads
+        self._decoding = False  # whether a call is under way
 
     def intercept(self, model: PreTrainedModel, family: Family) -> None:
         """Route every call of a model and of its decoder through this object."""
@@ -98,12 +98,18 @@ class Calls:
                 self._decoding = True
                 return forward(*args, **kwargs)
             finally:
-                self._decoding = False
-                if self._borrowed:
-                    self._borrowed = False
-                    threads.give_back()
+                try:
+                    self._end()
+                except BaseException:  # an interrupt came in between
+                    self._end()
+                    raise
 
         return self._turns.take(decode)
+
+    def _end(self) -> None:
+        """End a call of the decoder. To do that twice changes nothing."""
+        self._decoding = False
+        threads.give_back(self)
 
     def _embed_tokens(self, forward: Forward, ids: Tensor) -> Tensor:
         for token in map(int, ids.aminmax()):
@@ -130,7 +136,7 @@ class Calls:
         self.sequences, self.tokens = hidden.shape[:2]
         few = self.sequences * self.tokens <= FEW
         if i == 0 and few and self._compiled and self._decoding and hidden.device.type == "cpu":
-            self._borrowed = threads.borrow()
+            threads.borrow(self)
         if self._read_group:
             self._read_group(f"layers.{i}")
         return forward(hidden, *args, **kwargs)

@@ -17,6 +17,7 @@ import torch
 from flashlite.bench.decoding import Decoding, forced
 from flashlite.bench.peers import ctranslate
 from flashlite.bench.peers.offload import ffn_on_disk, in_dram, layers_on_disk, mapped
+from flashlite.bench.process.larger import fits
 from flashlite.errors import FlashliteError
 from flashlite.storage.store import Store
 
@@ -30,7 +31,7 @@ class Peer:
     load: gives the model, from a store, its checkpoint's folder and a device
     package: what must be installed for it beside flashlite's own packages
     capped: whether it runs under the stages' memory cap; what has all of its weights in DRAM takes turns with them
-    int8_alone: whether it is beside stores in int8 only
+    int8_alone: whether it is beside stores in int8 only; such a peer, or what prepares it, takes all weights in bf16
     opt_alone: whether it runs OPT only
     cpu_alone: whether there is no such way to a device
     prepare: makes of the checkpoint's folder what it reads, before anything is measured
@@ -79,13 +80,26 @@ def peers_of(store: Store, device: str) -> list[str]:
     """
     if not _installed(ACCELERATE):
         raise FlashliteError("--peers measures accelerate, which is not installed: pip install accelerate")
-    return [name for name, peer in PEERS.items() if peer.suits(store, device) and _installed(peer.package)]
+    large = too_large(store, device)
+    return [
+        name
+        for name, peer in PEERS.items()
+        if peer.suits(store, device) and _installed(peer.package) and name not in large
+    ]
 
 
 def missing_of(store: Store, device: str) -> list[str]:
     """Packages that peers of such a store need, and that aren't installed."""
     wanted = {peer.package for peer in PEERS.values() if peer.suits(store, device)}
     return sorted(package for package in wanted if package and not _installed(package))
+
+
+def too_large(store: Store, device: str) -> list[str]:
+    """The names of the peers of such a store that need more memory than this machine has: nothing limits them, so that
+    they would take the memory of everything else on it."""
+    if fits(store, copies=2):
+        return []
+    return [name for name, peer in PEERS.items() if peer.int8_alone and peer.suits(store, device)]
 
 
 def _installed(package: str | None) -> bool:

@@ -26,9 +26,9 @@ from flashlite.storage.store import Store
 SPARE = 2**30  # bytes that the system and a process need beside the weights
 
 
-def fits(store: Store) -> bool:
-    """Whether the dense model fits this machine's memory."""
-    return store.weight_bytes + SPARE <= host().memory_bytes
+def fits(store: Store, copies: int = 1) -> bool:
+    """Whether the dense model fits this machine's memory. copies: how many times the bytes of a store's weights."""
+    return copies * store.weight_bytes + SPARE <= host().memory_bytes
 
 
 def measure_naive(task: DenseTask, store: Store) -> DenseCost:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+from pathlib import Path
 from typing import Any
 
 from llvmlite import ir
@@ -9,6 +12,8 @@ from numba import cfunc, types
 from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
+
+log = logging.getLogger("flashlite")
 
 BF16, FP16 = types.int16, types.uint16  # the integers that stand for the bits of these weights
 HALF = 16  # bits
@@ -57,9 +62,21 @@ def native(signature: Any, function: Any) -> Any:
     """A function compiled for a signature, to be called by its address; without Python's lock, if by ctypes.
 
     The code is kept beside the source or in the user's cache folder, so that it is compiled once; where neither can be
-    written, each process compiles it.
+    written, each process compiles it. One line is logged where a drive is full, or what was kept is damaged.
     """
     try:
         return cfunc(signature, cache=True)(function)
     except RuntimeError:  # there is nowhere to keep it
         return cfunc(signature)(function)
+    except Exception as error:  # whatever unpickling raises
+        code = cfunc(signature)(function)  # this raises what is wrong with the function itself
+        _say_once(f"{type(error).__name__}: {error}")
+        return code
+
+
+@functools.cache
+def _say_once(why: str) -> None:
+    log.warning(
+        "flashlite: compiled code can't be kept or read back, so every start compiles it anew (%s): make room on the "
+        "drive, or delete *.nbi and *.nbc in %s and in Numba's cache folder", why, Path(__file__).parent / "__pycache__"
+    )  # fmt: skip

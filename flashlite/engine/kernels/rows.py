@@ -21,6 +21,7 @@ FEW = 8  # tokens; where torch has a product for more of them, it is faster
 PART_BYTES, MOST_PARTS = 2**20, 16  # of rows in a part, because less ends before a thread wakes; most parts
 ROWS, STRIDE, X, WIDTH, PICKED, COUNT, OUT, TOKENS = range(FIRST, FIRST + 8)  # of a job's numbers
 KINDS = {torch.float32: types.float32, torch.bfloat16: BF16, torch.float16: FP16, torch.int8: types.int8}
+FLOAT32: Any = {"dtype": torch.float32, "device": "cpu"}  # whatever a user has made torch's defaults
 any_order = njit(fastmath={"reassoc", "contract", "nsz"})  # sums in whichever order suits the processor
 
 
@@ -107,11 +108,11 @@ def _kernel(function: Any, dtype: torch.dtype) -> Body:
 def products(x: Tensor, matrix: Tensor, rows: np.ndarray) -> Tensor:
     """x times picked rows of a matrix: [tokens, n] float32, column i for row rows[i].
 
-    x: [tokens, width] float32
+    x: [tokens, width]
     matrix: [rows, at least width]; its columns are contiguous, and may be some columns of a wider matrix
     rows: [n] int64
     """
-    out = torch.empty(len(x), len(rows))
+    out = torch.empty(len(x), len(rows), **FLOAT32)
     _run(_products, matrix, x, x.shape[1], rows, out, _parts(len(rows), x.shape[1] * matrix.itemsize))
     return out
 
@@ -119,14 +120,14 @@ def products(x: Tensor, matrix: Tensor, rows: np.ndarray) -> Tensor:
 def weighted_sum(h: Tensor, matrix: Tensor, rows: np.ndarray, width: int) -> Tensor:
     """For each token the sum of picked rows of a matrix, each times its weight: [tokens, width] float32.
 
-    h: [tokens, n] float32, the weight of each row
+    h: [tokens, n], the weight of each row
     matrix, rows: see `products`
     width: how many columns count
 
     The same rows are added in the same order on every run, whatever the threads do.
     """
     parts = _parts(len(rows), width * matrix.itemsize)
-    out = torch.empty(parts, len(h), width)
+    out = torch.empty(parts, len(h), width, **FLOAT32)
     _run(_sums, matrix, h, width, rows, out, parts)
     return torch.from_numpy(out.numpy().sum(0)) if parts > 1 else out[0]  # torch would wake threads for so little
 
@@ -136,6 +137,6 @@ def _parts(rows: int, row_bytes: int) -> int:
 
 
 def _run(function: Any, matrix: Tensor, x: Tensor, width: int, rows: np.ndarray, out: Tensor, parts: int) -> None:
-    x, rows = x.contiguous(), np.ascontiguousarray(rows)
+    x, rows = x.to(**FLOAT32).contiguous(), np.ascontiguousarray(rows, np.int64)
     numbers = len(matrix), matrix.stride(0), x.data_ptr(), width, rows.ctypes.data, len(rows), out.data_ptr(), len(x)
     run(_kernel(function, matrix.dtype), matrix.data_ptr(), parts, numbers, (matrix, x, rows, out))

@@ -7,6 +7,7 @@ takes the next one. If no other thread gets a core, the caller does all parts by
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import threading
@@ -79,7 +80,7 @@ class _Helper:
 
     def wake(self, job: _Job) -> None:
         self._job = job
-        if self._asleep.locked():  # else it was woken, and hasn't looked yet
+        with contextlib.suppress(RuntimeError):  # it was woken, perhaps by another caller, and hasn't looked yet
             self._asleep.release()
 
     def _work(self) -> None:

@@ -7,31 +7,59 @@ that was put aside. Where torch multiplies weights that stream, at the stages wi
 
 from __future__ import annotations
 
+import functools
+import os
+from dataclasses import dataclass
+
 import torch
 
-_owner: dict[str, object] = {}  # the call that has the threads; `setdefault` lets one of several threads win
-_lent = 0  # how many there are, while a call has them
+from flashlite.drive.jobs import Job, Workers
+
+
+@dataclass(frozen=True)
+class _Loan:
+    """Torch's threads, while a call has them. call: that call; count: how many there are."""
+
+    call: object
+    count: int
+
+
+_loans: dict[str, _Loan] = {}  # one at most; `setdefault` lets one of several threads win
+
+
+@functools.cache
+def _keeper() -> Workers:
+    return Workers(1, "flash-threads")
+
+
+os.register_at_fork(after_in_child=_loans.clear)  # a call of another thread doesn't go on in the child
+os.register_at_fork(after_in_child=_keeper.cache_clear)
 
 
 def count() -> int:
     """How many threads a product may use."""
-    return _lent or torch.get_num_threads()
+    loan = _loans.get("now")
+    return torch.get_num_threads() if loan is None else loan.count
 
 
-def borrow() -> bool:
-    """Leave torch one thread until `give_back`. Returns whether that is to be called: not if another call has them."""
-    global _lent
-    me = object()
-    if _owner.setdefault("call", me) is not me:
-        return False
-    _lent = torch.get_num_threads()
-    torch.set_num_threads(1)
-    return True
+def borrow(call: object) -> None:
+    """Leave torch one thread until `give_back(call)`, unless another call has its threads."""
+    loan = _Loan(call, torch.get_num_threads())
+    if loan.count > 1 and _loans.setdefault("now", loan) is loan:
+        torch.set_num_threads(1)
+        _keeper().submit(Job(functools.partial(_keep_for_others, loan)))
 
 
-def give_back() -> None:
-    """End what `borrow` began."""
-    global _lent
-    torch.set_num_threads(_lent)
-    _lent = 0
-    _owner.clear()
+def _keep_for_others(loan: _Loan) -> None:
+    """Torch sets this thread's number, and the one of all threads that begin to use it later. Only the first is meant:
+    whichever thread begins beside a call would keep a single thread for ever. So another thread sets the second."""
+    if _loans.get("now") is loan:
+        torch.set_num_threads(loan.count)
+
+
+def give_back(call: object) -> None:
+    """End what `borrow` began. If this call has no threads of torch's, nothing happens, so it may be called twice."""
+    loan = _loans.get("now")
+    if loan is not None and loan.call is call:
+        torch.set_num_threads(loan.count)
+        del _loans["now"]

@@ -34,7 +34,8 @@ def quantize(name: str, matrix: Tensor) -> tuple[Tensor, Tensor]:
     Each value times its row's scale is the weight, but for half a step. A row of zeros has the scale 0. Little more
     than the result needs memory. Raises CheckpointError, which says the matrix's name, if a weight is not finite.
     """
-    values, scale = torch.empty(matrix.shape, dtype=torch.int8), torch.empty(len(matrix))
+    values = torch.empty(matrix.shape, dtype=torch.int8)
+    scale = torch.empty(len(matrix), dtype=torch.float32)
     for part in blocks(*matrix.shape):
         rows = matrix[part].float()
         scale[part] = step = rows.abs().amax(1) / LARGEST
