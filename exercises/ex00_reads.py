@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,7 @@ class Reads:
     offset, nbytes: [number] int64, bytes
     first, count: [number] int64
     iovecs: [records] of IOVEC
+    alive: whatever must not be freed before the reads have ended: the open file, and the memory in which they land
     """
 
     number: int
@@ -30,6 +32,7 @@ class Reads:
     first: np.ndarray
     count: np.ndarray
     iovecs: np.ndarray
+    alive: Any = None
 
 
 def merge_adjacent(offsets: np.ndarray, sizes: np.ndarray, most: int) -> np.ndarray:

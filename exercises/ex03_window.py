@@ -97,6 +97,10 @@ class Window:
         """The neurons of the last token, but for those that found no room: [n] int64, sorted."""
         return self._history[-1] if self._history else NONE
 
+    def lacks(self, neurons: np.ndarray) -> np.ndarray:
+        """Those of some neurons that are not in the window, in the same order. neurons: [n] int64."""
+        return neurons[self._uses[neurons] == 0]
+
     def step(self, active: np.ndarray) -> Step:
         """Move the window on by a token that uses the neurons `active` ([n] int64, sorted, no duplicates).
 

@@ -127,10 +127,10 @@ class OverlappedFFN(FlashFFN):
         if not isinstance(self.predictor, LowRankPredictor):
             return active_set(self.predictor, x)
         scores = self.predictor.scores(x).amax(0).float().numpy()
-        named = np.flatnonzero(scores > 0)
-        new = np.setdiff1d(named, self.window.held, True)
+        new = self.window.lacks(np.flatnonzero(scores > 0))
         unsure = np.argsort(scores[new])[: int((1 - SURE) * len(new))]
-        return np.setdiff1d(named, new[unsure], True)
+        scores[new[unsure]] = 0
+        return np.flatnonzero(scores > 0)
 
     def land(self, tickets: Sequence[Ticket]) -> None:
         """Wait for reads. Raises ReadError if any failed, once all have ended."""

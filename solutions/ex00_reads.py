@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,7 @@ class Reads:
     offset, nbytes: [number] int64, bytes
     first, count: [number] int64
     iovecs: [records] of IOVEC
+    alive: whatever must not be freed before the reads have ended: the open file, and the memory in which they land
     """
 
     number: int
@@ -29,6 +31,7 @@ class Reads:
     first: np.ndarray
     count: np.ndarray
     iovecs: np.ndarray
+    alive: Any = None
 
 
 def merge_adjacent(offsets: np.ndarray, sizes: np.ndarray, most: int) -> np.ndarray:

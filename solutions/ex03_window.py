@@ -84,6 +84,10 @@ class Window:
         """The neurons of the last token, but for those that found no room: [n] int64, sorted."""
         return self._history[-1] if self._history else NONE
 
+    def lacks(self, neurons: np.ndarray) -> np.ndarray:
+        """Those of some neurons that are not in the window, in the same order. neurons: [n] int64."""
+        return neurons[self._uses[neurons] == 0]
+
     def step(self, active: np.ndarray) -> Step:
         """Move the window on by a token that uses the neurons `active` ([n] int64, sorted, no duplicates).
 
@@ -99,7 +103,7 @@ class Window:
         # where two must; np.concatenate of an empty list, which raises.
         dropped = [self.clear()] if self.tokens == 0 else []
         kept, overflow = self._fit(active)
-        load = kept[self._uses[kept] == 0]
+        load = self.lacks(kept)
         self._uses[kept] += 1
         self._history.append(kept)
         self.size += len(load)
@@ -121,8 +125,9 @@ class Window:
         unused = guess[self._uses[guess] == 0]  # in DRAM for the guess alone
         self.size -= len(unused)
         step = self.step(active)
-        wrong = unused[self._uses[unused] == 0]
-        return Step(np.setdiff1d(step.load, unused, True), np.concatenate([step.drop, wrong]), step.overflow)
+        here = np.zeros(len(self._uses), bool)
+        here[unused] = True
+        return Step(step.load[~here[step.load]], np.concatenate([step.drop, self.lacks(unused)]), step.overflow)
 
     def clear(self) -> np.ndarray:
         """Empty the window. Returns the neurons that were in it."""

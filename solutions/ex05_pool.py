@@ -201,7 +201,9 @@ class Pool:
         """
         needed = self._needed(neurons)
         rows = np.arange(self.num_used) if isinstance(needed, slice) else needed
-        late = np.flatnonzero(np.isin(rows, landed))
+        is_late = np.zeros(self.capacity, bool)
+        is_late[landed] = True
+        late = np.flatnonzero(is_late[rows])
         most = max(1, COPIED_BYTES // (self._decisive * self._matrix.itemsize))
         for part in (late[begin : begin + most] for begin in range(0, len(late), most)):
             h[:, part] = self._values(x, self._matrix, self._bias, self._d_model, rows[part])

@@ -44,7 +44,8 @@ def quantize(name: str, matrix: Tensor) -> tuple[Tensor, Tensor]:
     # the negative ones; cutting instead of rounding; 128 in place of 127, so that the largest weight doesn't fit; 0
     # divided by 0, which int8 turns into whatever the processor makes of NaN; values beyond 127, which wrap around to
     # negative ones; all of the matrix in float32 at once; dividing in 16 bits.
-    values, scale = torch.empty(matrix.shape, dtype=torch.int8), torch.empty(len(matrix))
+    values = torch.empty(matrix.shape, dtype=torch.int8)
+    scale = torch.empty(len(matrix), dtype=torch.float32)
     for part in blocks(*matrix.shape):
         rows = matrix[part].float()
         scale[part] = step = rows.abs().amax(1) / LARGEST
