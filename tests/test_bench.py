@@ -88,7 +88,10 @@ def test_a_model_larger_than_the_machine_is_compared_with_naive_loading(
     result = bench(store, stages=[5], tokens=12, prompt_tokens=8, rounds=1, capped=True)
     assert result.stages[0].tokens_equal
     assert "the dense model doesn't fit this machine" in tables.ladder_markdown(result)
-    assert "naive loading" in tables.peer_markdown(result)
+    table = tables.peer_markdown(result)
+    assert "flashlite, naive loading" in table
+    assert "of naive" in table
+    assert "of naive" in tables.peer_table(result).columns
     assert plots.save(plots.ladder(result), tmp_path / "ladder.png").stat().st_size > 10_000
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # so that tables need no torch
 SHOWN = ("stage", "I/O ms", "memory ms", "total ms", "MB/token", "same tokens")  # in 80 characters
 PUBLISHED = ("stage", "I/O ms", "memory ms", "compute ms", "total ms", "MB/token", "same tokens")
 OF_DEVICES = ("copy ms", "device MB")  # columns
-PEERS_SHOWN = ("beside", "one token, ms", "of dense", "MB/token", "peak RSS MB", "same tokens")
+PEERS_WIDE = ("prompt, s", "device MB")
 
 
 def _chosen(columns: dict[str, list[str]], names: Sequence[str] | None) -> Table:
@@ -84,12 +84,13 @@ def _peer_columns(result: Result) -> dict[str, list[str]]:
     measured: list[tuple[str, StageRun | PeerCost]] = [(f"flashlite, {row.title}", row) for row in result.stages]
     measured += [(peer.name, peer.cost) for peer in result.peers if peer.cost]
     ms = [dense.total_ms, *(row.total_ms for _, row in measured)]
+    dense_bytes = float(result.weight_bytes if dense.streamed else 0)
     columns = {
         "beside": [f"{result.dense_title}, no cap", *(name for name, _ in measured)],
         "one token, ms": numbers(ms),
-        "of dense": numbers(each / dense.total_ms for each in ms),
+        "of naive" if dense.streamed else "of dense": numbers(each / dense.total_ms for each in ms),
         "prompt, s": numbers(each / 1e3 for each in (dense.prompt_ms, *(row.prompt_ms for _, row in measured))),
-        "MB/token": numbers([0.0, *(row.bytes_per_token / 1e6 for _, row in measured)]),
+        "MB/token": numbers([dense_bytes / 1e6, *(row.bytes_per_token / 1e6 for _, row in measured)]),
         "peak RSS MB": numbers(
             each / 1e6 for each in (dense.dram_bytes, *(row.peak_rss_bytes for _, row in measured))
         ),
@@ -112,7 +113,8 @@ def _same(row: StageRun | PeerCost) -> str:
 
 def peer_table(result: Result, wide: bool = False) -> Table:
     """What people use today beside the ladder, for the terminal: six columns, or with `wide` all of them."""
-    return _chosen(_here(_peer_columns(result), result), None if wide else PEERS_SHOWN)
+    columns = _here(_peer_columns(result), result)
+    return _chosen(columns, None if wide else [name for name in columns if name not in PEERS_WIDE])
 
 
 def peer_markdown(result: Result) -> str:
