@@ -103,7 +103,7 @@ class Window:
         # where two must; np.concatenate of an empty list, which raises.
         dropped = [self.clear()] if self.tokens == 0 else []
         kept, overflow = self._fit(active)
-        load = self.lacks(kept)
+        load = kept[self._uses[kept] == 0]
         self._uses[kept] += 1
         self._history.append(kept)
         self.size += len(load)

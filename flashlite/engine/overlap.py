@@ -79,7 +79,7 @@ class OverlappedFFN(FlashFFN):
             self.land(begun.tickets)
             self.begun = None
             step = self.window.amend(active)
-            self.wasted += len(self.window.lacks(begun.neurons))
+            self.wasted += int(np.isin(begun.neurons, step.drop).sum())
         tickets, rows = self._submit(step, self.file)
         try:
             h = self.activations(x)
