@@ -105,7 +105,7 @@ def predictor_line(measured: Result) -> str:
         io_ms(curve, row.reads_per_token, row.bytes_per_token, row.batches_per_token) for row in (resident, predictor)
     ]
     pieces = predictor.bytes_per_token / there[1] / 1e3  # MB/s
-    question = f"Why does stage 2 {'lose to' if slower > fewer else 'gain on'} stage 1 here?"
+    question = f"Why does stage 2 {'lose to' if predictor.total_ms > resident.total_ms else 'gain on'} stage 1 here?"
     return (
         f"{question} It reads {fewer:.0f} times fewer bytes, but in pieces of half a neuron, "
         f"which this drive gives at {predictor.read_mb_s:,.0f} MB/s instead of {resident.read_mb_s:,.0f}, "
