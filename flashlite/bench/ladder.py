@@ -156,10 +156,11 @@ class _Benchmark:
         self.peers: dict[str, list[PeerRow]] = {task.peer: [] for task in rivals}
         self.cap, self.worker, self.stack = CapReport(), worker, contextlib.ExitStack()
         self.device = place_of(wish.setup.device).device
+        self.streamed = self.device.type == "cpu" and not fits(store)  # a GPU takes the weights part by part
 
     def steps(self, capped: bool) -> list[Step]:
         """All that is to be done. Every stage runs once a round, the order turned round each time."""
-        dense = Step("dense", DENSE if fits(self.store) else LARGER, self._run_dense)
+        dense = Step("dense", LARGER if self.streamed else DENSE, self._run_dense)
         steps = [Step("drive", "what the drive gives", self._measure_drive), dense]
         if self.rivals:
             steps.insert(0, Step("checkpoint", "the same weights as a checkpoint, for the peers", self._export))
@@ -193,7 +194,7 @@ class _Benchmark:
         self.drive = measure_ceiling(self.path, self.store.shape.record_bytes)
 
     def _run_dense(self) -> None:
-        self.dense.append(run_worker(DenseTask(self.wish.setup, streamed=not fits(self.store))))
+        self.dense.append(run_worker(DenseTask(self.wish.setup, self.streamed)))
 
     def _run_stage(self, stage: int) -> None:
         """One round of a stage, checked for exactness in the first."""
@@ -221,7 +222,7 @@ class _Benchmark:
         self.cap = CapReport(self.budget + base, self.group.enforced, self.group.how, base)
 
     def _end_cap(self) -> None:
-        if not self.cap.enforced and (self.wish.setup.device != "cpu" or not fits(self.store)):
+        if not self.cap.enforced and (self.wish.setup.device != "cpu" or self.streamed):
             return  # what nothing limits takes the memory of the whole machine
         runs = [run for runs in self.runs.values() for run in runs]
         peak = self.group.peak_bytes if self.cap.how != HOW else max(run.device_peak_bytes or 0 for run in runs)

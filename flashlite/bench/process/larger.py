@@ -18,7 +18,6 @@ from flashlite.bench.machine import host
 from flashlite.bench.process.memory import memory_status
 from flashlite.bench.process.task import LOGITS, DenseTask
 from flashlite.bench.row import DenseCost
-from flashlite.engine.device.place import place_of
 from flashlite.engine.model import build
 from flashlite.engine.stages import NAIVE
 from flashlite.storage.store import Store
@@ -39,7 +38,7 @@ def measure_naive(task: DenseTask, store: Store) -> DenseCost:
     """
     setup, before = task.setup, memory_status("VmRSS")
     stage = replace(NAIVE, layout=store.layouts[0])
-    model = build(store, stage, "100%", "oracle", place_of(setup.device))
+    model = build(store, stage, "100%", "oracle")
     tokens, logits = greedy(model, setup.prompt, setup.tokens)
     save_file({"logits": logits.contiguous(), "tokens": torch.tensor(tokens)}, Path(setup.folder) / LOGITS)
     prompt, *decoded = model.flash.calls
