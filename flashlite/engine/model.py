@@ -21,6 +21,7 @@ from flashlite.engine.calls import Calls, check_process, refuse_copies
 from flashlite.engine.device.place import HERE, Place, place_of
 from flashlite.engine.ffn import FlashFFN, StreamedFFN
 from flashlite.engine.int8.modules import install_int8
+from flashlite.engine.kernels.attention import use_attention
 from flashlite.engine.kernels.linear import use_rows
 from flashlite.engine.policies.kept import keeper
 from flashlite.engine.predictor import Predictor
@@ -139,6 +140,8 @@ class Engine:
         model.tie_weights()
         model.requires_grad_(False).eval()
         move_buffers(model, self.place.device)
+        if self.place.device.type == "cpu":
+            use_attention(model)
         self.way_in.intercept(model, family)
         if (norm := family.early_norm(self.store.config)) is not None:
             for layer, ffn in zip(layers, self.sparse, strict=False):  # stages without a predictor have none

@@ -18,7 +18,9 @@ from flashlite.engine.kernels.native import BF16, FP16, pointer, widened
 from flashlite.engine.kernels.team import FIRST, PARTS, Body, compiled, job_at, note_done, run, take
 
 FEW = 8  # tokens; where torch has a product for more of them, it is faster
-PART_BYTES, MOST_PARTS = 2**20, 16  # of rows in a part, because less ends before a thread wakes; most parts
+SHARED_BYTES = 2**21  # of rows that are multiplied; fewer are done before a thread wakes
+PART_BYTES, MOST_PARTS = 2**17, 64  # of rows in a part, at least; small parts end together
+SUM_PARTS = 16  # most parts of a sum, because each has its own
 ROWS, STRIDE, X, WIDTH, PICKED, COUNT, OUT, TOKENS = range(FIRST, FIRST + 8)  # of a job's numbers
 KINDS = {torch.float32: types.float32, torch.bfloat16: BF16, torch.float16: FP16, torch.int8: types.int8}
 FLOAT32: Any = {"dtype": torch.float32, "device": "cpu"}  # whatever a user has made torch's defaults
@@ -26,7 +28,8 @@ any_order = njit(fastmath={"reassoc", "contract", "nsz"})  # sums in whichever o
 
 
 @any_order
-def _multiply(matrix: Any, x: Any, rows: Any, out: Any, begin: int, end: int) -> None:
+def multiply(matrix: Any, x: Any, rows: Any, out: Any, begin: int, end: int) -> None:
+    """Each of x's rows times picked rows of a matrix, number begin to end of them: out [tokens, picked]."""
     i = begin
     while i + 4 <= end:  # four rows at a time: their sums don't wait for each other
         a, b, c, d = matrix[rows[i]], matrix[rows[i + 1]], matrix[rows[i + 2]], matrix[rows[i + 3]]
@@ -52,7 +55,8 @@ def _multiply(matrix: Any, x: Any, rows: Any, out: Any, begin: int, end: int) ->
 
 
 @any_order
-def _add_up(matrix: Any, h: Any, rows: Any, out: Any, begin: int, end: int) -> None:
+def add_up(matrix: Any, h: Any, rows: Any, out: Any, begin: int, end: int) -> None:
+    """The sum of picked rows of a matrix, number begin to end of them, by the weights h [tokens, picked]: out."""
     out[:] = 0
     i = begin
     while i + 4 <= end:  # four rows at a time: the sum is fetched and stored once for all of them
@@ -81,7 +85,7 @@ def _products(address: int, weights: Any) -> None:
     out = carray(pointer(job[OUT]), (tokens, count), types.float32)
     part = take(address)
     while part < parts:
-        _multiply(matrix, x, rows, out, part * count // parts, (part + 1) * count // parts)
+        multiply(matrix, x, rows, out, part * count // parts, (part + 1) * count // parts)
         note_done(address)
         part = take(address)
 
@@ -95,7 +99,7 @@ def _sums(address: int, weights: Any) -> None:
     out = carray(pointer(job[OUT]), (parts, tokens, job[WIDTH]), types.float32)
     part = take(address)
     while part < parts:
-        _add_up(matrix, h, rows, out[part], part * count // parts, (part + 1) * count // parts)
+        add_up(matrix, h, rows, out[part], part * count // parts, (part + 1) * count // parts)
         note_done(address)
         part = take(address)
 
@@ -113,7 +117,8 @@ def products(x: Tensor, matrix: Tensor, rows: np.ndarray) -> Tensor:
     rows: [n] int64
     """
     out = torch.empty(len(x), len(rows), **FLOAT32)
-    _run(_products, matrix, x, x.shape[1], rows, out, _parts(len(rows), x.shape[1] * matrix.itemsize))
+    parts = parts_of(len(rows) * x.shape[1] * matrix.itemsize)
+    _run(_products, matrix, x, x.shape[1], rows, out, parts)
     return out
 
 
@@ -126,14 +131,15 @@ def weighted_sum(h: Tensor, matrix: Tensor, rows: np.ndarray, width: int) -> Ten
 
     The same rows are added in the same order on every run, whatever the threads do.
     """
-    parts = _parts(len(rows), width * matrix.itemsize)
+    parts = min(SUM_PARTS, parts_of(len(rows) * width * matrix.itemsize))
     out = torch.empty(parts, len(h), width, **FLOAT32)
     _run(_sums, matrix, h, width, rows, out, parts)
     return torch.from_numpy(out.numpy().sum(0)) if parts > 1 else out[0]  # torch would wake threads for so little
 
 
-def _parts(rows: int, row_bytes: int) -> int:
-    return max(1, min(MOST_PARTS, rows * row_bytes // PART_BYTES))
+def parts_of(nbytes: int) -> int:
+    """Into how many parts a product is cut that reads so many bytes."""
+    return min(MOST_PARTS, nbytes // PART_BYTES) if nbytes >= SHARED_BYTES else 1
 
 
 def _run(function: Any, matrix: Tensor, x: Tensor, width: int, rows: np.ndarray, out: Tensor, parts: int) -> None:
