@@ -98,6 +98,13 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tenso
     return out.to(query.dtype)
 
 
+def is_plain(query: Tensor, attention_mask: Tensor | None, said: dict[str, Any]) -> bool:
+    """Whether a call of `attention` is for one new token and asks for nothing that only torch's attention has."""
+    one = query.shape[2] == 1 and attention_mask is None and all(said.get(name) is None for name in TORCH_ONLY)
+    training = query.requires_grad or said.get("dropout") or torch.is_autocast_enabled(query.device.type)
+    return one and not training
+
+
 def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **said: Any
 ) -> tuple[Tensor, None]:
@@ -105,15 +112,8 @@ def attention(
 
     query: [sequences, heads, tokens, width]; for key and value see `attend`
     """
-    plain = query.shape[2] == 1 and attention_mask is None and not said.get("dropout")
-    plain = plain and all(said.get(name) is None for name in TORCH_ONLY)
-    held = (
-        key.stride() == value.stride()
-        and key.stride(-1) == 1
-        and query.dtype == key.dtype == value.dtype
-        and key.dtype in KINDS
-    )
-    if not (plain and held) or query.requires_grad or torch.is_autocast_enabled(query.device.type):
+    alike = query.dtype == key.dtype == value.dtype and key.stride() == value.stride() and key.stride(-1) == 1
+    if not (alike and key.dtype in KINDS and is_plain(query, attention_mask, said)):
         found: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **said)
         return found
     scaling = said.get("scaling")
