@@ -11,18 +11,22 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import ROOT, call
 
+import flashlite
 from flashlite.bench import ladder, machine
 from flashlite.bench.ladder import Interrupted, bench
 from flashlite.bench.process import run as process
-from flashlite.bench.process.run import Step, run_steps, seconds_left
+from flashlite.bench.process.run import Step, run_steps, run_worker, seconds_left
 from flashlite.bench.process.task import DenseTask, PeerTask, Setup, StageTask, Task, read_task, write_task
 from flashlite.bench.result import Result
+from flashlite.engine.kernels import others, waiting
 from flashlite.errors import BudgetError, FlashliteError
 from flashlite.storage.store import Store
 
@@ -177,9 +181,9 @@ def test_an_interrupt_ends_the_process_that_measures(tmp_path: Path) -> None:
 def test_what_other_processes_use_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     busy = iter((100.0, 103.0))
     clock = {"perf_counter": iter((10.0, 12.0)), "process_time": iter((5.0, 6.0))}
-    monkeypatch.setattr(machine, "_busy_seconds", lambda: next(busy))
+    monkeypatch.setattr(others, "_busy_seconds", lambda: next(busy))
     for name, values in clock.items():
-        monkeypatch.setattr(machine.time, name, lambda values=values: next(values))
+        monkeypatch.setattr(others.time, name, lambda values=values: next(values))
     monkeypatch.setattr(machine.time, "sleep", lambda seconds: None)
     assert machine.cores_of_others() == (3.0 - 1.0) / 2.0
 
@@ -188,7 +192,7 @@ def test_what_other_processes_use_is_counted(monkeypatch: pytest.MonkeyPatch) ->
 def test_where_there_is_no_proc_the_load_says_it(
     load: float, cores: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(machine, "_busy_seconds", lambda: None)
+    monkeypatch.setattr(others, "_busy_seconds", lambda: None)
     monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
     assert machine.cores_of_others() == cores
     monkeypatch.delattr(os, "getloadavg")
@@ -199,7 +203,63 @@ def test_ticks_of_all_kinds_of_work_are_counted(monkeypatch: pytest.MonkeyPatch)
     line = "cpu  100 20 300 9999 8888 4 5 60 7 8\ncpu0 1 1 1 1\n"
     monkeypatch.setattr(Path, "read_text", lambda path: line)
     monkeypatch.setattr(os, "sysconf", lambda name: 100, raising=False)
-    assert machine._busy_seconds() == (100 + 20 + 300 + 4 + 5 + 60) / 100
+    assert others._busy_seconds() == (100 + 20 + 300 + 4 + 5 + 60) / 100
+
+
+@pytest.mark.parametrize(
+    ("busy", "threads", "chosen", "warned"),
+    [
+        (1.0, 2, None, True), (0.3, 2, None, False), (1.0, 1, None, False), (None, 2, None, False),
+        (1.0, 2, "GOMP_SPINCOUNT", False), (1.0, 2, "OMP_WAIT_POLICY", False),
+    ],
+)  # fmt: skip
+def test_load_says_that_torchs_threads_suffer(
+    busy: float | None, threads: int, chosen: str | None, warned: bool, tiny_store: Store,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    for name in waiting.CHOICES:
+        monkeypatch.delenv(name, raising=False)
+    if chosen:
+        monkeypatch.setenv(chosen, "1")
+    monkeypatch.setattr(others.Others, "cores", lambda self: busy)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    flashlite.load(tiny_store, dram_budget="90%")
+    lines = [line for line in caplog.messages if "other programs" in line]
+    assert len(lines) == warned
+    assert not warned or "keep 1.0 of 2 cores busy, and torch's 2 threads" in lines[0]
+
+
+def test_a_moment_is_too_short_to_tell_who_is_busy() -> None:
+    assert others.Others().cores() is None
+
+
+ECHO = (
+    "/bin/sh",
+    "-c",
+    'echo "{\\"error\\": \\"spins $GOMP_SPINCOUNT\\"}"',
+)  # a process that fails with what it was told
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the process is a shell")
+@pytest.mark.parametrize(
+    ("task", "spins"),
+    [(StageTask, "1000"), (DenseTask, ""), (partial(DenseTask, streamed=True), "1000"), (PeerTask, "")],
+)
+def test_processes_that_stream_let_torchs_threads_sleep_soon(
+    task: Callable[..., Task[Any]], spins: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in waiting.CHOICES:
+        monkeypatch.delenv(name, raising=False)
+    named = {StageTask: (5,), PeerTask: ("accelerate",)}.get(task, ())  # type: ignore[call-overload]
+    with pytest.raises(FlashliteError, match=f"^spins {spins}$"):
+        run_worker(task(Setup("", str(tmp_path), [], 0), *named), ECHO)
+
+
+def test_whoever_chose_how_torchs_threads_wait_has_it_so() -> None:
+    assert waiting.waiting_briefly({"A": "1"}) == {"A": "1", "GOMP_SPINCOUNT": "1000"}
+    for chosen in ({"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "ACTIVE"}):
+        assert waiting.waiting_briefly(chosen) == chosen
 
 
 def test_a_busy_machine_is_in_the_result(

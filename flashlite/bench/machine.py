@@ -14,9 +14,9 @@ import numpy as np
 from flashlite.bench.row import Record
 from flashlite.drive.direct import direct_alignment
 from flashlite.drive.probe import DEPTHS, SIZES, Curve, probe_file, random_mb_s
+from flashlite.engine.kernels.others import Others
 
 DEPTH = 128  # reads in flight of the drive's ceiling
-BUSY_TICKS = (0, 1, 2, 5, 6, 7)  # of a line of /proc/stat: user, nice, system, interrupts, and what a host takes away
 
 # A product waits for its slowest thread: a core of which others take a fifth makes it a fifth slower.
 CORES_OF_OTHERS = 0.2
@@ -122,23 +122,7 @@ def measure_ceiling(path: Path, record_bytes: int) -> tuple[Curve, Ceiling]:
 
 
 def cores_of_others(seconds: float = 1.0) -> float | None:
-    """Cores that other processes keep busy while this one sleeps so long; None where the system doesn't say.
-
-    Where there is no /proc, it is the load of the last minute but for this process.
-    """
-    before = _busy_seconds()
-    if before is None:
-        return max(0.0, os.getloadavg()[0] - 1) if hasattr(os, "getloadavg") else None
-    began, own = time.perf_counter(), time.process_time()
+    """Cores that other processes keep busy while this one sleeps so long; None where the system doesn't say."""
+    others = Others()
     time.sleep(seconds)
-    after, used = _busy_seconds() or before, time.process_time() - own
-    return max(0.0, after - before - used) / (time.perf_counter() - began)
-
-
-def _busy_seconds() -> float | None:
-    """Seconds that all cores together have worked since the system began."""
-    try:
-        ticks = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
-        return sum(int(ticks[i]) for i in BUSY_TICKS) / os.sysconf("SC_CLK_TCK")
-    except (OSError, IndexError, ValueError, AttributeError):
-        return None
+    return others.cores()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,7 @@ from flashlite.cli.options import (
 from flashlite.cli.prompt import DEFAULT, read_prompt
 from flashlite.cli.unsolved import check_solved, of_stages
 from flashlite.course import plug
+from flashlite.engine.kernels.waiting import waiting_briefly
 
 
 def register(app: typer.Typer) -> None:
@@ -58,6 +60,7 @@ def run(
     standard input are taken as they are, with the end of the last line. With --impl the code of exercises runs as any
     program of yours, without the limits that grading sets.
     """
+    os.environ.update(waiting_briefly(os.environ))
     tokens, number = parse_window(window), stage_number(stage)
     check_policy(impl, [number])
     check_solved(impl, of_stages([number], dtype))

@@ -23,6 +23,7 @@ from flashlite.engine.ffn import FlashFFN, StreamedFFN
 from flashlite.engine.int8.modules import install_int8
 from flashlite.engine.kernels.attention import use_attention
 from flashlite.engine.kernels.linear import use_rows
+from flashlite.engine.kernels.others import Others, warn_if_busy
 from flashlite.engine.policies.kept import keeper
 from flashlite.engine.predictor import Predictor
 from flashlite.engine.predictors.choice import Choice, Chosen, choose
@@ -193,6 +194,7 @@ def load(
 
     Raises FlashliteError if anything is wrong.
     """
+    others = Others()
     check_process()
     if not isinstance(model, (str, Path, Store)):
         name = getattr(model, "name_or_path", "") or "opt-mini"
@@ -205,7 +207,9 @@ def load(
     store = open_model(model, dtype, revision)
     if verify_reads:
         store = VerifiedStore(store.path)
-    return build(store, choose_stage(store, stage, window, dram_budget, place), dram_budget, predictor, place)
+    built = build(store, choose_stage(store, stage, window, dram_budget, place), dram_budget, predictor, place)
+    warn_if_busy(others, torch.get_num_threads())
+    return built
 
 
 def choose_stage(

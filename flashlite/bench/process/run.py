@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from statistics import fmean
 from typing import Any
 
 from flashlite.bench.process.task import Answer, Task, write_task
+from flashlite.engine.kernels.waiting import waiting_briefly
 from flashlite.errors import FlashliteError, KilledError
 
 WORKER = (sys.executable, "-m", "flashlite.bench.measure_one")
@@ -32,7 +34,10 @@ def run_worker(task: Task[Answer], command: Sequence[str] = WORKER) -> Answer:
     """
     path = Path(task.setup.folder) / "task.json"
     write_task(path, task)
-    with subprocess.Popen([*command, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    environment = waiting_briefly(os.environ) if task.streams else None
+    with subprocess.Popen(
+        [*command, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
         try:
             stdout, stderr = process.communicate()
         finally:

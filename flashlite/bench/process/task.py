@@ -39,6 +39,11 @@ class Task(Record, Generic[Answer]):
 
     setup: Setup
 
+    @property
+    def streams(self) -> bool:
+        """Whether the process is flashlite's own engine, and no other program that is measured as its users have it."""
+        return False
+
     def read(self, answer: Any) -> Answer:
         """The answer that the measuring process printed."""
         raise NotImplementedError
@@ -61,6 +66,11 @@ class DenseTask(Task[DenseCost]):
     """
 
     streamed: bool = False
+
+    @property
+    def streams(self) -> bool:
+        """See Task."""
+        return self.streamed
 
     def read(self, answer: Any) -> DenseCost:
         """What the dense model costs."""
@@ -86,6 +96,11 @@ class StageTask(Task[StageRun]):
     predictor: str = "trained"
     check: int = 0
     verify_reads: bool = False
+
+    @property
+    def streams(self) -> bool:
+        """See Task."""
+        return True
 
     def read(self, answer: Any) -> StageRun:
         """What the stage costs."""
