@@ -42,7 +42,7 @@ def _softmax(scores: Any) -> None:
         scores[i] /= total
 
 
-@njit
+@njit(forceinline=True)  # see any_order
 def _attend(job: Any, keys: Any, values: Any, head: int) -> None:
     """What the queries of one head of keys and values give. keys, values: pointers to the first head's."""
     tokens, group, width = job[TOKENS], job[GROUP], job[WIDTH]
