@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import ROOT
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
@@ -129,3 +134,27 @@ def test_memory_that_is_taken_once_holds_what_a_growing_cache_holds(tiny_store: 
     assert {layer.keys.data_ptr() for layer in cache.layers} == memory
     assert cache.get_seq_length() == 9
     torch.testing.assert_close(torch.cat([begun, *rest]), at_once)
+
+
+ROUNDED = """
+import numpy as np
+import torch
+from flashlite.engine.kernels.attention import attend
+from flashlite.engine.kernels.rows import products, weighted_sum
+
+torch.manual_seed(0)
+query, kept = torch.randn(1, 32, 1, 128), torch.randn(2, 1, 32, 200, 128)
+matrix, x, rows = torch.randn(150, 999), torch.randn(1, 999), np.arange(150)
+found = [attend(query, kept[0, :, :, :n], kept[1, :, :, :n], 1.0) for n in (150, 7)]
+found += [products(x, matrix, rows), weighted_sum(x[:, :150], matrix, rows, 999)]
+print([tensor.numpy().tobytes().hex() for tensor in found])
+"""
+
+
+def test_the_process_that_compiles_a_kernel_rounds_as_those_that_read_it_back(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", ROUNDED]
+    first, second = (subprocess.run(command, env=environment, capture_output=True, check=True).stdout for _ in range(2))
+    assert list(tmp_path.rglob("*.nbc"))
+    assert len(first) > 1000
+    assert first == second

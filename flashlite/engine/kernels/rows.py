@@ -24,9 +24,9 @@ SUM_PARTS = 16  # most parts of a sum, because each has its own
 ROWS, STRIDE, X, WIDTH, PICKED, COUNT, OUT, TOKENS = range(FIRST, FIRST + 8)  # of a job's numbers
 KINDS = {torch.float32: types.float32, torch.bfloat16: BF16, torch.float16: FP16, torch.int8: types.int8}
 FLOAT32: Any = {"dtype": torch.float32, "device": "cpu"}  # whatever a user has made torch's defaults
-# Sums are in whichever order suits the processor. That order must be the same in every process, so these functions become
-# a part of whatever calls them: called by name, the process that compiles them has other code than those that read it
-# back from Numba's cache.
+# Sums are in whichever order suits the processor. That order must be the same in every process, so such a function
+# becomes a part of whatever calls it: called by name, it would be other code in the process that compiles it than in
+# those that read it back from Numba's cache.
 any_order = njit(fastmath={"reassoc", "contract", "nsz"}, forceinline=True)
 
 
