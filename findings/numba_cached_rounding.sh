@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # numba 0.68.1: a function that is kept in Numba's cache can give other bits in the process that compiles it than in all
-# later ones, which read it back. It calls a helper whose sums may be in any order (fastmath "reassoc"). In the process
-# that compiles both, the helper's name stands for the helper's own compiled code. The cache keeps a second copy of the
-# helper, optimized once more as a part of its caller, and later processes have that copy alone.
+# later ones, which read it back, if it calls a helper whose sums may be in any order (fastmath "reassoc"). The likely
+# reason: in the process that compiles both, the helper's name stands for the helper's own compiled code; the cache keeps
+# a second copy of the helper, optimized once more as a part of its caller, and later processes have that copy alone.
 # Seen: of three runs of one program on the same numbers, the first one differs from the second, the third doesn't. With
 # forceinline=True on the helper all three agree.
 # What to do: forceinline=True wherever a cached function calls a helper with fastmath; or don't compare such bits
