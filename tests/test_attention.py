@@ -114,7 +114,7 @@ def asked_torch(
 
 
 def test_a_models_tokens_take_it_and_padded_batches_do_not(tiny_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, seen = flashlite.load(tiny_store, predictor="oracle"), []
+    model, seen = flashlite.load(tiny_store, predictor="oracle", dram_budget="2MB"), []
     attends = kernel.attend
     monkeypatch.setattr(kernel, "attend", lambda *args: seen.append(args[1].shape[2]) or attends(*args))
     ids = torch.tensor([[5, 6, 7, 8]])
@@ -131,7 +131,7 @@ def test_a_models_tokens_take_it_and_padded_batches_do_not(tiny_store: Store, mo
 
 
 def test_memory_that_is_taken_once_holds_what_a_growing_cache_holds(tiny_store: Store) -> None:
-    model = flashlite.load(tiny_store, predictor="oracle")
+    model = flashlite.load(tiny_store, predictor="oracle", dram_budget="2MB")
     cache, ids = Cache(layers=[Reserved(9) for _ in range(tiny_store.layers)]), torch.arange(5, 14)[None]
     at_once = model(ids).logits[0]
     assert cache.get_seq_length() == 0
