@@ -72,13 +72,16 @@ def test_scores_far_from_zero_neither_overflow_nor_vanish() -> None:
         torch.testing.assert_close(attend(query * size, keys, values, 1.0), exact)
 
 
-SAID: list[dict[str, Any]] = [{"position_bias": torch.zeros(1, 8, 1, 40)}, {"dropout": 0.5}, {"softcap": 30.0}]
+SAID: list[dict[str, Any]] = [
+    {"position_bias": torch.zeros(1, 8, 1, 40)}, {"dropout": 0.5}, {"softcap": 30.0}, {"output_attentions": True},
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("said", SAID)
 def test_what_only_torch_has_is_left_to_it(said: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked_torch(anything(SHAPES[0], torch.float32), None, said, monkeypatch)
-    assert not asked_torch(anything(SHAPES[0], torch.float32), None, {"position_ids": torch.ones(1)}, monkeypatch)
+    for harmless in ({"position_ids": torch.ones(1)}, {"dropout": 0.0}, {"output_attentions": False}):
+        assert not asked_torch(anything(SHAPES[0], torch.float32), None, harmless, monkeypatch)
 
 
 def test_prompts_masks_and_training_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,11 +89,20 @@ def test_prompts_masks_and_training_are_left_to_torch(monkeypatch: pytest.Monkey
     mask = torch.ones(1, 1, 1, 40, dtype=torch.bool)
     assert asked_torch((query, keys, values), mask, {}, monkeypatch)
     assert asked_torch((torch.cat([query, query], 2), keys, values), None, {}, monkeypatch)
-    assert asked_torch((query.clone().requires_grad_(), keys, values), None, {}, monkeypatch)
+    for i in range(3):  # a learned beginning of a text is keys and values
+        given = [t.clone().requires_grad_(i == n) for n, t in enumerate((query, keys.clone(), values.clone()))]
+        assert asked_torch((given[0], given[1], given[2]), None, {}, monkeypatch)
     assert asked_torch((query, keys, values.transpose(2, 3).contiguous().transpose(2, 3)), None, {}, monkeypatch)
     assert asked_torch((query, keys.double(), values.double()), None, {}, monkeypatch)
     with torch.autocast("cpu"):
         assert asked_torch((query, keys, values), None, {}, monkeypatch)
+
+
+def test_what_is_not_on_the_cpu_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a dense model that is made of a streaming model's configuration: there is no such memory here to read."""
+    monkeypatch.setattr(kernel, "attend", lambda *_: (None, None))
+    query, keys, values = (tensor.to("meta") for tensor in anything(SHAPES[0], torch.float32))
+    assert asked_torch((query, keys, values), None, {}, monkeypatch)
 
 
 def asked_torch(
@@ -107,7 +119,7 @@ def asked_torch(
 
 
 def test_a_models_tokens_take_it_and_padded_batches_do_not(tiny_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, seen = flashlite.load(tiny_store, predictor="oracle"), []
+    model, seen = flashlite.load(tiny_store, predictor="oracle", dram_budget="2MB"), []
     attends = kernel.attend
     monkeypatch.setattr(kernel, "attend", lambda *args: seen.append(args[1].shape[2]) or attends(*args))
     ids = torch.tensor([[5, 6, 7, 8]])
@@ -124,7 +136,7 @@ def test_a_models_tokens_take_it_and_padded_batches_do_not(tiny_store: Store, mo
 
 
 def test_memory_that_is_taken_once_holds_what_a_growing_cache_holds(tiny_store: Store) -> None:
-    model = flashlite.load(tiny_store, predictor="oracle")
+    model = flashlite.load(tiny_store, predictor="oracle", dram_budget="2MB")
     cache, ids = Cache(layers=[Reserved(9) for _ in range(tiny_store.layers)]), torch.arange(5, 14)[None]
     at_once = model(ids).logits[0]
     assert cache.get_seq_length() == 0

@@ -72,6 +72,20 @@ def test_a_gradient_of_an_adapter_is_refused_and_its_inference_is_exact(stage: i
     assert written(model) == written(dense)
 
 
+@pytest.mark.parametrize("tokens", [3, 12])
+def test_a_gradient_of_an_adapter_in_int8_is_refused(tokens: int, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """A prompt and a few tokens are multiplied in different ways, neither of which can pass a gradient on."""
+    model = load(flashlite.pack(tiny_checkpoint, tmp_path / "store", "int8"))
+    attention, ids = model.model.decoder.layers[-1].self_attn, torch.arange(5, 5 + tokens)[None]
+    expected = model(ids).logits
+    attention.q_proj = Adapter(attention.q_proj)
+    with pytest.raises(FlashliteError, match=r"computes no gradients.*torch\.no_grad\(\)"):
+        model(ids, labels=ids)
+    with torch.no_grad():
+        attention.q_proj.b.zero_()
+        torch.testing.assert_close(model(ids).logits, expected)
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_loss_without_a_gradient_is_the_dense_models(
     stage: int, tiny_store: Store, tiny_model: OPTForCausalLM

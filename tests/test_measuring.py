@@ -181,7 +181,7 @@ def test_an_interrupt_ends_the_process_that_measures(tmp_path: Path) -> None:
 def test_what_other_processes_use_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     busy = iter((100.0, 103.0))
     clock = {"perf_counter": iter((10.0, 12.0)), "process_time": iter((5.0, 6.0))}
-    monkeypatch.setattr(others, "_busy_seconds", lambda: next(busy))
+    monkeypatch.setattr(others, "_busy_seconds", lambda cores: next(busy))
     for name, values in clock.items():
         monkeypatch.setattr(others.time, name, lambda values=values: next(values))
     monkeypatch.setattr(machine.time, "sleep", lambda seconds: None)
@@ -192,42 +192,76 @@ def test_what_other_processes_use_is_counted(monkeypatch: pytest.MonkeyPatch) ->
 def test_where_there_is_no_proc_the_load_says_it(
     load: float, cores: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(others, "_busy_seconds", lambda: None)
+    monkeypatch.setattr(others, "_busy_seconds", lambda cores: None)
     monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
     assert machine.cores_of_others() == cores
     monkeypatch.delattr(os, "getloadavg")
     assert machine.cores_of_others() is None
 
 
-def test_ticks_of_all_kinds_of_work_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    line = "cpu  100 20 300 9999 8888 4 5 60 7 8\ncpu0 1 1 1 1\n"
-    monkeypatch.setattr(Path, "read_text", lambda path: line)
+STAT = """cpu  100 20 300 9999 8888 4 5 60 7 8
+cpu0 90 10 300 1 1 4 5 10
+cpu1 9 10 0 1 1 0 0 50
+cpu7 1 0 0 9 9 0 0 0
+intr 5 6
+"""
+
+
+@pytest.mark.parametrize(
+    ("cores", "ticks"),
+    [({0, 1, 7}, 489), ({1}, 69), ({1, 7}, 70), ({4, 5}, 489)],
+    ids=["all", "one", "some", "of a container that numbers its own anew"],
+)
+def test_all_work_of_the_cores_that_a_process_may_use_is_counted(
+    cores: set[int], ticks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda path: STAT)
     monkeypatch.setattr(os, "sysconf", lambda name: 100, raising=False)
-    assert others._busy_seconds() == (100 + 20 + 300 + 4 + 5 + 60) / 100
+    assert others._busy_seconds(cores) == ticks / 100
+
+
+@pytest.mark.parametrize("said", ["", "intr 5 6\n", "cpu\n", "cpu  a b c d e f g h\n"])
+def test_what_says_nothing_of_cores_is_no_count(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda path: said)
+    assert others._busy_seconds({0}) is None
+    assert not others.Others().counted
 
 
 @pytest.mark.parametrize(
     ("busy", "threads", "chosen", "warned"),
     [
-        (1.0, 2, None, True), (0.3, 2, None, False), (1.0, 1, None, False), (None, 2, None, False),
-        (1.0, 2, "GOMP_SPINCOUNT", False), (1.0, 2, "OMP_WAIT_POLICY", False),
+        (1.0, 2, {}, True), (0.3, 2, {}, False), (1.0, 1, {}, False), (None, 2, {}, False),
+        (1.0, 2, {"GOMP_SPINCOUNT": "1"}, False), (1.0, 2, {"OMP_WAIT_POLICY": "passive"}, False),
+        (1.0, 2, {"GOMP_SPINCOUNT": "", "OMP_WAIT_POLICY": " "}, True),
     ],
 )  # fmt: skip
 def test_load_says_that_torchs_threads_suffer(
-    busy: float | None, threads: int, chosen: str | None, warned: bool, tiny_store: Store,
+    busy: float | None, threads: int, chosen: dict[str, str], warned: bool, tiny_store: Store,
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     for name in waiting.CHOICES:
         monkeypatch.delenv(name, raising=False)
-    if chosen:
-        monkeypatch.setenv(chosen, "1")
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(others.Others, "cores", lambda self: busy)
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(others, "_busy_seconds", lambda cores: 0.0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {4, 6}, raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     flashlite.load(tiny_store, dram_budget="90%")
     lines = [line for line in caplog.messages if "other programs" in line]
     assert len(lines) == warned
     assert not warned or "keep 1.0 of 2 cores busy, and torch's 2 threads" in lines[0]
+
+
+def test_a_load_that_may_be_this_processs_own_is_no_reason_for_the_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in waiting.CHOICES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(others, "_busy_seconds", lambda cores: None)
+    monkeypatch.setattr(os, "getloadavg", lambda: (9.0, 0.0, 0.0), raising=False)
+    others.warn_if_busy(others.Others(), 2)
+    assert not caplog.messages
 
 
 def test_a_moment_is_too_short_to_tell_who_is_busy() -> None:
@@ -258,6 +292,7 @@ def test_processes_that_stream_let_torchs_threads_sleep_soon(
 
 def test_whoever_chose_how_torchs_threads_wait_has_it_so() -> None:
     assert waiting.waiting_briefly({"A": "1"}) == {"A": "1", "GOMP_SPINCOUNT": "1000"}
+    assert waiting.waiting_briefly({"GOMP_SPINCOUNT": ""}) == {"GOMP_SPINCOUNT": "1000"}  # as if unset
     for chosen in ({"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "ACTIVE"}):
         assert waiting.waiting_briefly(chosen) == chosen
 

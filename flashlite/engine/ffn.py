@@ -203,17 +203,22 @@ class FlashFFN(nn.Module):
         return np.setdiff1d(after, before, True), np.setdiff1d(before, after, True)
 
 
+def refuse_gradient(x: Tensor) -> None:
+    """Raise FlashliteError where a gradient of x is asked for."""
+    if x.requires_grad:
+        raise FlashliteError(
+            "a streaming model computes no gradients, because most of its weights are on flash: call it under "
+            "torch.no_grad(), or train the dense model"
+        )
+
+
 def unlike_training(ffn: StreamedFFN | FlashFFN, x: Tensor, *args: object) -> Tensor:
     """Run an FFN where torch would train.
 
     Under autocast the FFN computes in its own dtype and returns the dtype that autocast's products have. Raises
     FlashliteError where a gradient is asked for.
     """
-    if x.requires_grad:
-        raise FlashliteError(
-            "a streaming model computes no gradients, because most of its weights are on flash: call it under "
-            "torch.no_grad(), or train the dense model"
-        )
+    refuse_gradient(x)
     kind = ffn.streamed.down_bias.dtype if isinstance(ffn, FlashFFN) else ffn.down_bias.dtype
     _say_once(f"flashlite: under torch.autocast the FFNs compute in {kind}, as they were packed")
     with torch.autocast(x.device.type, enabled=False):

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flashlite.engine.ffn import refuse_gradient
 from flashlite.engine.int8.product import row_product, row_sum
 from flashlite.engine.resident import FlashEmbedding
 from flashlite.families.family import Family
@@ -33,7 +34,11 @@ class Int8Linear(nn.Module):
             self.register_buffer(name, tensor)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [..., in]. Returns [..., out] float32, or what autocast's products are under autocast."""
+        """x: [..., in]. Returns [..., out] float32, or what autocast's products are under autocast.
+
+        Raises FlashliteError where a gradient is asked for.
+        """
+        refuse_gradient(x)
         kind = x.device.type
         with torch.autocast(kind, enabled=False):
             flat = x.reshape(-1, self.in_features).float()

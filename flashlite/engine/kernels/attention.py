@@ -98,11 +98,17 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tenso
     return out.to(query.dtype)
 
 
-def is_plain(query: Tensor, attention_mask: Tensor | None, said: dict[str, Any]) -> bool:
-    """Whether a call of `attention` is for one new token and asks for nothing that only torch's attention has."""
+def is_plain(query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, said: dict[str, Any]) -> bool:
+    """Whether a call of `attention` is for one new token, on the CPU, and asks for nothing that only torch's has.
+
+    A model's configuration names this attention, so that a dense model made of it may be trained, or run elsewhere.
+    """
+    given = (query, key, value)
+    here = all(tensor.device.type == "cpu" and tensor.dtype == key.dtype for tensor in given)
+    alike = here and key.dtype in KINDS and key.stride() == value.stride() and key.stride(-1) == 1
     one = query.shape[2] == 1 and attention_mask is None and all(said.get(name) is None for name in TORCH_ONLY)
-    training = query.requires_grad or said.get("dropout") or torch.is_autocast_enabled(query.device.type)
-    return one and not training
+    training = any(tensor.requires_grad for tensor in given) or torch.is_autocast_enabled("cpu")
+    return alike and one and not training and not any(said.get(name) for name in ("dropout", "output_attentions"))
 
 
 def attention(
@@ -112,8 +118,7 @@ def attention(
 
     query: [sequences, heads, tokens, width]; for key and value see `attend`
     """
-    alike = query.dtype == key.dtype == value.dtype and key.stride() == value.stride() and key.stride(-1) == 1
-    if not (alike and key.dtype in KINDS and is_plain(query, attention_mask, said)):
+    if not is_plain(query, key, value, attention_mask, said):
         found: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **said)
         return found
     scaling = said.get("scaling")

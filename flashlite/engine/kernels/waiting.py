@@ -13,10 +13,14 @@ from collections.abc import Mapping
 
 SPINS = "GOMP_SPINCOUNT"  # how often a thread looks before it sleeps, as GNU's OpenMP is told
 BRIEFLY = "1000"  # some microseconds
-CHOICES = (SPINS, "OMP_WAIT_POLICY")  # with one of these, a user has chosen
+CHOICES = (SPINS, "OMP_WAIT_POLICY")  # with a value for one of these, a user has chosen
+
+
+def has_chosen(environment: Mapping[str, str]) -> bool:
+    """Whether a user has chosen how long torch's threads wait. OpenMP takes an empty value for none."""
+    return any(environment.get(name, "").strip() for name in CHOICES)
 
 
 def waiting_briefly(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment of a process that streams, in which torch's threads soon sleep; what a user has chosen stays."""
-    chosen = any(name in environment for name in CHOICES)
-    return {**environment} if chosen else {**environment, SPINS: BRIEFLY}
+    return {**environment} if has_chosen(environment) else {**environment, SPINS: BRIEFLY}
