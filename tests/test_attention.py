@@ -22,7 +22,7 @@ from flashlite.engine.kernels.attention import attend, attention
 from flashlite.engine.kernels.rows import SHARED_BYTES
 from flashlite.storage.store import Store
 
-ERROR = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-3}
+ERROR = 1e-5
 SHAPES = [  # sequences, heads, heads of keys and values, tokens, width, room of the cache
     (1, 8, 8, 40, 64, 40), (2, 8, 2, 33, 16, 50), (1, 6, 1, 7, 20, 7), (3, 4, 4, 1, 80, 5), (1, 32, 32, 300, 128, 320),
 ]  # fmt: skip
@@ -36,17 +36,15 @@ def anything(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor
     return query, keys, values
 
 
-@pytest.mark.parametrize("dtype", ERROR)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_it_is_attention(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    query, keys, values = anything(shape, dtype)
+def test_it_is_attention(shape: tuple[int, ...]) -> None:
+    query, keys, values = anything(shape, torch.float32)
     for scaling in (1.0, shape[4] ** -0.5):
         exact = F.scaled_dot_product_attention(
             query.double(), keys.double(), values.double(), scale=scaling, enable_gqa=True
         )
         found = attend(query, keys, values, scaling)
-        assert found.dtype == dtype
-        torch.testing.assert_close(found.double(), exact.transpose(1, 2), atol=ERROR[dtype], rtol=ERROR[dtype])
+        torch.testing.assert_close(found.double(), exact.transpose(1, 2), atol=ERROR, rtol=ERROR)
 
 
 def test_threads_share_the_heads_of_a_long_text(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,6 +92,8 @@ def test_prompts_masks_and_training_are_left_to_torch(monkeypatch: pytest.Monkey
         assert asked_torch((given[0], given[1], given[2]), None, {}, monkeypatch)
     assert asked_torch((query, keys, values.transpose(2, 3).contiguous().transpose(2, 3)), None, {}, monkeypatch)
     assert asked_torch((query, keys.double(), values.double()), None, {}, monkeypatch)
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        assert asked_torch(anything(SHAPES[0], dtype), None, {}, monkeypatch)
     with torch.autocast("cpu"):
         assert asked_torch((query, keys, values), None, {}, monkeypatch)
 

@@ -1,7 +1,9 @@
 """Attention of a new token over the keys and values of those before it, by the same threads as the products.
 
-What it reads grows with the text, and torch has a single thread in such a call, see threads.py. A prompt, and a batch
-that needs a mask, take torch's own attention.
+What it reads grows with the text, and torch has a single thread in such a call, see threads.py. It is for float32, in
+which int8 models compute, too. In bf16 and fp16 torch rounds each weight of a value, which this attention doesn't: two
+tokens whose logits are nearly equal would change places with the dense model's. A prompt, and a batch that needs a
+mask, take torch's own attention as well.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from flashlite.engine.kernels.native import like, pointer
-from flashlite.engine.kernels.rows import FLOAT32, KINDS, add_up, any_order, multiply, parts_of
+from flashlite.engine.kernels.rows import FLOAT32, add_up, any_order, multiply, parts_of
 from flashlite.engine.kernels.team import FIRST, PARTS, Body, compiled, job_at, note_done, run, take
 
 NAME = "one_token"  # of this attention among transformers'; no name with "flash" in it can be set there
@@ -71,12 +73,12 @@ def _attends(address: int, keys: Any) -> None:
 
 
 @functools.cache
-def _kernel(dtype: torch.dtype) -> Body:
-    return compiled(_attends, KINDS[dtype])
+def _kernel() -> Body:
+    return compiled(_attends, types.float32)
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
-    """softmax(query keys^T * scaling) values, of one new token: [sequences, 1, heads, width].
+    """softmax(query keys^T * scaling) values, of one new token, all float32: [sequences, 1, heads, width].
 
     query: [sequences, heads, 1, width]
     keys, values: [sequences, heads or a part of them, tokens, width], in memory of the same strides; neighbours among
@@ -85,7 +87,7 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tenso
     """
     sequences, heads, tokens, width = keys.shape
     group = query.shape[1] // heads
-    given = query.to(**FLOAT32).mul(scaling).contiguous()
+    given = query.mul(scaling).contiguous()
     scores = torch.empty(sequences * heads * group, tokens, **FLOAT32)
     out = torch.empty(sequences, 1, heads * group, width, **FLOAT32)
     rows = np.arange(tokens)
@@ -94,18 +96,18 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tenso
         sequences * heads, heads, group, width, tokens, *keys.stride()[:3],
     )  # fmt: skip
     parts = min(sequences * heads, parts_of(2 * keys.numel() * keys.itemsize))
-    run(_kernel(keys.dtype), keys.data_ptr(), parts, numbers, (keys, values, given, scores, out, rows))
-    return out.to(query.dtype)
+    run(_kernel(), keys.data_ptr(), parts, numbers, (keys, values, given, scores, out, rows))
+    return out
 
 
 def is_plain(query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, said: dict[str, Any]) -> bool:
-    """Whether a call of `attention` is for one new token, on the CPU, and asks for nothing that only torch's has.
+    """Whether a call of `attention` is for one new token, float32 on the CPU, asking for nothing that only torch's has.
 
     A model's configuration names this attention, so that a dense model made of it may be trained, or run elsewhere.
     """
     given = (query, key, value)
-    here = all(tensor.device.type == "cpu" and tensor.dtype == key.dtype for tensor in given)
-    alike = here and key.dtype in KINDS and key.stride() == value.stride() and key.stride(-1) == 1
+    here = all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in given)
+    alike = here and key.stride() == value.stride() and key.stride(-1) == 1
     one = query.shape[2] == 1 and attention_mask is None and all(said.get(name) is None for name in TORCH_ONLY)
     training = any(tensor.requires_grad for tensor in given) or torch.is_autocast_enabled("cpu")
     return alike and one and not training and not any(said.get(name) for name in ("dropout", "output_attentions"))
