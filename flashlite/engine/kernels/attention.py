@@ -20,7 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from flashlite.engine.kernels.native import like, pointer
+from flashlite.engine.kernels.native import pointer
 from flashlite.engine.kernels.rows import FLOAT32, add_up, any_order, multiply, parts_of
 from flashlite.engine.kernels.team import FIRST, PARTS, Body, compiled, job_at, note_done, run, take
 
@@ -45,8 +45,8 @@ def _softmax(scores: Any) -> None:
 
 
 @njit(forceinline=True)  # see any_order
-def _attend(job: Any, keys: Any, values: Any, head: int) -> None:
-    """What the queries of one head of keys and values give. keys, values: pointers to the first head's."""
+def _attend(job: Any, keys: Any, head: int) -> None:
+    """What the queries of one head of keys and values give. keys: a pointer to the first head's."""
     tokens, group, width = job[TOKENS], job[GROUP], job[WIDTH]
     begin = head // job[OF_SEQUENCE] * job[SEQUENCE] + head % job[OF_SEQUENCE] * job[HEAD]
     end = begin + tokens * job[TOKEN]
@@ -58,16 +58,17 @@ def _attend(job: Any, keys: Any, values: Any, head: int) -> None:
     multiply(carray(keys, end)[begin:end].reshape(tokens, job[TOKEN]), query, rows, scores, 0, tokens)
     for of_query in scores:
         _softmax(of_query)
-    add_up(carray(values, end)[begin:end].reshape(tokens, job[TOKEN]), scores, rows, out, 0, tokens)
+    values = carray(pointer(job[VALUES]), end, types.float32)
+    add_up(values[begin:end].reshape(tokens, job[TOKEN]), scores, rows, out, 0, tokens)
 
 
 def _attends(address: int, keys: Any) -> None:
     job = job_at(address)
-    parts, heads, values = job[PARTS], job[HEADS], like(keys, job[VALUES])
+    parts, heads = job[PARTS], job[HEADS]
     part = take(address)
     while part < parts:
         for head in range(part * heads // parts, (part + 1) * heads // parts):
-            _attend(job, keys, values, head)
+            _attend(job, keys, head)
         note_done(address)
         part = take(address)
 

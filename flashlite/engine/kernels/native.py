@@ -30,16 +30,6 @@ def pointer(typing: Any, address: Any) -> Any:
 
 
 @intrinsic
-def like(typing: Any, known: Any, address: Any) -> Any:
-    """The memory at an address, as a pointer of the same type as a known one."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[1], arguments[0].type)
-
-    return known(known, types.int64), generate
-
-
-@intrinsic
 def widened(typing: Any, weight: Any) -> Any:
     """A weight as float32: int8, float32, or the bits of bf16 and fp16."""
 

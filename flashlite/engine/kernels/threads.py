@@ -1,8 +1,9 @@
 """Who has the threads in a call of few tokens: the products of this folder, and not torch's own.
 
-What is left to torch in such a call (norms, attention over the cache, sums) is so little that two threads gain nothing
-over one. But torch's threads meet at the end of each operation, and beside a busy process they wait there for the one
-that was put aside. Where torch multiplies weights that stream, at the stages without a predictor, it keeps its threads.
+What is left to torch in such a call (norms, sums, attention in bf16 and fp16) is little, and two threads gain next to
+nothing over one, except for attention over a long text. Yet torch's threads meet at the end of each operation, and
+beside a busy process they wait there for the one that was put aside. Where torch multiplies weights that stream, at the
+stages without a predictor, it keeps its threads.
 """
 
 from __future__ import annotations
